@@ -1,0 +1,390 @@
+//! The operations of the filesystem, in its own types: what each call means, without a word of how the kernel
+//! asks it.
+//!
+//! **Flow.** A call takes the present tree (an `Arc` clone), finds its node by number, and answers from it. A
+//! read finds its handle, is clamped to the end of the file, and asks the content: bytes that are at hand are
+//! answered right here, on the calling thread; for anything else the reply is parked and the thread is free.
+//! Nothing here waits for a network or a disk, and no lock is held while the content or a reply is called.
+//!
+//! **Not here.** Everything that writes is refused in the adapter. `lseek` isn't offered at all: the kernel
+//! then says "all data", so that no program takes what isn't here yet for a hole full of zeros.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use crate::attr::{Attr, AttrOptions, Kind, attr_of, kind_of};
+use crate::content::{Content, TryRead};
+use crate::errno::Errno;
+use crate::handles::{DirHandle, FileHandle, HandleId, Handles};
+use crate::inodes::{HandleKind, InodeTable};
+use crate::parked::{ParkedReads, ReadReply};
+use crate::tree::{NodeId, NodeKind, Tree};
+
+/// An entry of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirEntry<'a> {
+    /// The node.
+    pub node: NodeId,
+    /// What it is.
+    pub kind: Kind,
+    /// Its name.
+    pub name: &'a str,
+    /// Where the listing goes on after it.
+    pub next: u64,
+}
+
+/// Figures of the file system, in blocks of [`crate::attr::BLOCK_SIZE`] bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statfs {
+    /// All blocks.
+    pub blocks: u64,
+    /// Free blocks.
+    pub free: u64,
+    /// Number of files.
+    pub files: u64,
+}
+
+/// An answer to a question for an extended attribute or their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Xattr {
+    /// Its size in bytes, when that was asked.
+    Size(u32),
+    /// Its bytes.
+    Data(Vec<u8>),
+}
+
+/// How much is open or waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Inodes the kernel knows or has open.
+    pub inodes: usize,
+    /// Open handles of files and folders.
+    pub handles: usize,
+    /// Parked reads.
+    pub parked: usize,
+}
+
+/// Only attributes of users' kind are asked of the content; tools ask for `security.…` before each access.
+const XATTR_PREFIX: &str = "user.";
+
+thread_local! {
+    /// Where a read is filled before its reply; grows to the largest read of the thread (at most 1 MiB, by
+    /// the kernel's limit on a request).
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// See the module.
+pub struct Operations {
+    content: Arc<dyn Content>,
+    options: AttrOptions,
+    inodes: InodeTable,
+    handles: Handles,
+    parked: Arc<ParkedReads>,
+}
+
+impl Operations {
+    /// The operations over a content; reads wait in `parked`.
+    pub fn new(content: Arc<dyn Content>, options: AttrOptions, parked: Arc<ParkedReads>) -> Self {
+        Self { content, options, inodes: InodeTable::default(), handles: Handles::default(), parked }
+    }
+
+    /// Reads `size` bytes from `offset`, less only at the end of the file, for thread `tid` (0 if unknown).
+    /// Returns at once; `reply` is called once, by then or later, and possibly from another thread.
+    pub fn read(&self, handle: HandleId, offset: u64, size: u32, tid: u32, reply: ReadReply) {
+        let Some(file) = self.handles.file(handle) else { return reply(Err(Errno::EBADF)) };
+        if self.parked.is_refusing() {
+            return reply(Err(Errno::EIO));
+        }
+        let len = u64::from(size).min(file.size.saturating_sub(offset)) as usize;
+        if len == 0 {
+            return reply(Ok(&[]));
+        }
+        let reply = BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let Some(buffer) = buffer.get_mut(..len) else { return Some(reply) };
+            match file.stream.try_read(offset, buffer) {
+                TryRead::Filled => reply(Ok(buffer)),
+                TryRead::Failed(error) => reply(Err(Errno::from(&error))),
+                TryRead::NotNow => return Some(reply),
+            }
+            None
+        });
+        if let Some(reply) = reply {
+            self.parked.park(file.stream.as_ref(), file.node, offset, len, tid, reply);
+        }
+    }
+
+    /// Finds a name in a folder. The kernel now holds one more reference to the node.
+    ///
+    /// # Errors
+    /// ENOENT, ENOTDIR, ESTALE for a folder that went away.
+    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, Errno> {
+        let tree = self.content.tree();
+        // All names are text; what isn't can't be there.
+        let name = name.to_str().ok_or(Errno::ENOENT)?;
+        let child = if parent == NodeId::ROOT {
+            tree.root_child(name)
+        } else {
+            let subtree = tree.subtree(parent.slot()).ok_or(Errno::ESTALE)?;
+            match subtree.node(parent.index()).ok_or(Errno::ESTALE)?.kind {
+                NodeKind::Dir(_) => {}
+                _ => return Err(Errno::ENOTDIR),
+            }
+            subtree.child(parent.index(), name).map(|index| NodeId::new(parent.slot(), index))
+        };
+        let attr = self.attr(&tree, child.ok_or(Errno::ENOENT)?)?;
+        self.inodes.looked_up(&[attr.node]);
+        Ok(attr)
+    }
+
+    /// The kernel gives back references.
+    pub fn forget(&self, forgotten: impl IntoIterator<Item = (NodeId, u64)>) {
+        self.inodes.forget(forgotten);
+    }
+
+    /// The attributes of a node.
+    ///
+    /// # Errors
+    /// ESTALE if it went away.
+    pub fn getattr(&self, node: NodeId) -> Result<Attr, Errno> {
+        self.attr(&self.content.tree(), node)
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// EINVAL if it isn't one, ESTALE.
+    pub fn readlink(&self, node: NodeId) -> Result<String, Errno> {
+        let tree = self.content.tree();
+        match tree.node(node).map(|node| &node.kind) {
+            Some(NodeKind::Symlink(target)) => Ok(target.clone()),
+            Some(_) => Err(Errno::EINVAL),
+            None if node == NodeId::ROOT => Err(Errno::EINVAL),
+            None => Err(Errno::ESTALE),
+        }
+    }
+
+    /// Opens a file for reading. `O_NONBLOCK` means nothing, as on a disk.
+    ///
+    /// # Errors
+    /// EROFS for any way of writing, EISDIR, ELOOP, ESTALE, and what the content says.
+    pub fn open(&self, node: NodeId, flags: i32) -> Result<HandleId, Errno> {
+        if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
+            return Err(Errno::EROFS);
+        }
+        if node == NodeId::ROOT {
+            return Err(Errno::EISDIR);
+        }
+        let tree = self.content.tree();
+        let size = match tree.node(node).ok_or(Errno::ESTALE)?.kind {
+            NodeKind::File { size, .. } => size,
+            NodeKind::Dir(_) => return Err(Errno::EISDIR),
+            NodeKind::Symlink(_) => return Err(Errno::ELOOP),
+        };
+        let stream = self.content.open(node)?;
+        self.inodes.opened(node, HandleKind::Cached);
+        Ok(self.handles.open_file(FileHandle { node, size, stream }))
+    }
+
+    /// Closes a file.
+    pub fn release(&self, handle: HandleId) {
+        if let Some(file) = self.handles.close_file(handle) {
+            self.inodes.released(file.node, HandleKind::Cached);
+        }
+    }
+
+    /// Opens a folder; it lists the tree as it is now.
+    ///
+    /// # Errors
+    /// ENOTDIR, ESTALE.
+    pub fn opendir(&self, node: NodeId) -> Result<HandleId, Errno> {
+        let tree = self.content.tree();
+        match kind_of(&tree, node) {
+            Some(Kind::Dir) => {}
+            Some(_) => return Err(Errno::ENOTDIR),
+            None => return Err(Errno::ESTALE),
+        }
+        self.inodes.opened(node, HandleKind::Dir);
+        Ok(self.handles.open_dir(DirHandle::new(node, tree)))
+    }
+
+    /// Closes a folder.
+    pub fn releasedir(&self, handle: HandleId) {
+        if let Some(dir) = self.handles.close_dir(handle) {
+            self.inodes.released(dir.node, HandleKind::Dir);
+        }
+    }
+
+    /// Lists a folder from `offset` (0, or an entry's `next`) until `add` says that its buffer is full, with
+    /// the entry not added. A listing shows the tree as it was at its beginning, whatever changes meanwhile.
+    ///
+    /// # Errors
+    /// EBADF; ESTALE if the folder is gone at the beginning of the listing.
+    pub fn readdir(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        add: impl FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        let tree = self.listing(handle, offset)?;
+        list(&tree.0, tree.1, offset, add)
+    }
+
+    /// Lists as [`Operations::readdir`] with the attributes of each entry. The kernel now holds one more
+    /// reference to each node added, except `.` and `..`.
+    ///
+    /// # Errors
+    /// As [`Operations::readdir`].
+    pub fn readdirplus(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        mut add: impl FnMut(DirEntry<'_>, &Attr) -> bool,
+    ) -> Result<(), Errno> {
+        let (tree, dir) = self.listing(handle, offset)?;
+        let mut added = Vec::new();
+        let outcome = list(&tree, dir, offset, |entry| {
+            // Of the listed tree: an entry that has gone since is found to be gone when it is used.
+            let Ok(attr) = self.attr(&tree, entry.node) else { return false };
+            let full = add(entry, &attr);
+            if !full && entry.name != "." && entry.name != ".." {
+                added.push(entry.node);
+            }
+            full
+        });
+        self.inodes.looked_up(&added);
+        outcome
+    }
+
+    fn listing(&self, handle: HandleId, offset: u64) -> Result<(Arc<Tree>, NodeId), Errno> {
+        let dir = self.handles.dir(handle).ok_or(Errno::EBADF)?;
+        if offset == 0 {
+            // Opened or rewound: the present state.
+            dir.refresh(self.content.tree());
+        }
+        Ok((dir.tree(), dir.node))
+    }
+
+    /// Figures for `df`: all files count as used.
+    pub fn statfs(&self) -> Statfs {
+        let space = self.content.space();
+        let size = u64::from(crate::attr::BLOCK_SIZE);
+        let free = space.free / size;
+        Statfs { blocks: space.total.div_ceil(size).saturating_add(free), free, files: space.files }
+    }
+
+    /// The value of an extended attribute; with a `size` of 0, how long it is.
+    ///
+    /// # Errors
+    /// ENODATA, ERANGE if it is longer than `size` bytes, ESTALE.
+    pub fn getxattr(&self, node: NodeId, name: &OsStr, size: u32) -> Result<Xattr, Errno> {
+        let name = name.to_str().filter(|name| name.starts_with(XATTR_PREFIX)).ok_or(Errno::ENODATA)?;
+        self.exists(node)?;
+        sized(self.content.xattr(node, name).ok_or(Errno::ENODATA)?, size)
+    }
+
+    /// The names of the extended attributes, each ended by NUL; with a `size` of 0, how long that is.
+    ///
+    /// # Errors
+    /// ERANGE if it is longer than `size` bytes, ESTALE.
+    pub fn listxattr(&self, node: NodeId, size: u32) -> Result<Xattr, Errno> {
+        self.exists(node)?;
+        let mut names = Vec::new();
+        for name in self.content.xattr_names(node) {
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        sized(names, size)
+    }
+
+    /// Whether a node may be used so (the kernel checks modes itself; this is for what it doesn't).
+    ///
+    /// # Errors
+    /// EROFS for writing, EACCES for running what isn't executable, ESTALE.
+    pub fn access(&self, node: NodeId, mask: i32) -> Result<(), Errno> {
+        let attr = self.getattr(node)?;
+        if mask & libc::W_OK != 0 {
+            return Err(Errno::EROFS);
+        }
+        if mask & libc::X_OK != 0 && attr.perm & 0o111 == 0 {
+            return Err(Errno::EACCES);
+        }
+        Ok(())
+    }
+
+    /// How much is open or waiting.
+    pub fn counts(&self) -> Counts {
+        Counts { inodes: self.inodes.len(), handles: self.handles.len(), parked: self.parked.len() }
+    }
+
+    /// The inode table.
+    pub fn inodes(&self) -> &InodeTable {
+        &self.inodes
+    }
+
+    fn exists(&self, node: NodeId) -> Result<(), Errno> {
+        kind_of(&self.content.tree(), node).map(|_| ()).ok_or(Errno::ESTALE)
+    }
+
+    fn attr(&self, tree: &Tree, node: NodeId) -> Result<Attr, Errno> {
+        attr_of(tree, node, &self.options, |file| self.content.bytes_here(file)).ok_or(Errno::ESTALE)
+    }
+}
+
+fn sized(value: Vec<u8>, size: u32) -> Result<Xattr, Errno> {
+    let length = u32::try_from(value.len()).map_err(|_| Errno::ERANGE)?;
+    match size {
+        0 => Ok(Xattr::Size(length)),
+        size if size < length => Err(Errno::ERANGE),
+        _ => Ok(Xattr::Data(value)),
+    }
+}
+
+/// Offsets: 0 is `.`, 1 is `..`, 2 and more the children in order.
+fn list(
+    tree: &Tree,
+    dir: NodeId,
+    offset: u64,
+    mut add: impl FnMut(DirEntry<'_>) -> bool,
+) -> Result<(), Errno> {
+    let parent = match tree.node(dir) {
+        _ if dir == NodeId::ROOT => NodeId::ROOT,
+        Some(_) if dir.index() == 0 => NodeId::ROOT,
+        Some(node) => NodeId::new(dir.slot(), node.parent),
+        None => return Err(Errno::ESTALE),
+    };
+    for (at, node, name) in [(0, dir, "."), (1, parent, "..")] {
+        if offset <= at && add(DirEntry { node, kind: Kind::Dir, name, next: at + 1 }) {
+            return Ok(());
+        }
+    }
+    let skip = usize::try_from(offset.saturating_sub(2)).map_err(|_| Errno::EINVAL)?;
+    let mut next = skip as u64 + 2;
+    let mut put = |node: NodeId, name: &str| {
+        let Some(kind) = kind_of(tree, node) else { return false };
+        next += 1;
+        add(DirEntry { node, kind, name, next })
+    };
+    if dir == NodeId::ROOT {
+        for (name, node) in tree.root().skip(skip) {
+            if put(node, name) {
+                break;
+            }
+        }
+        return Ok(());
+    }
+    let subtree = tree.subtree(dir.slot()).ok_or(Errno::ESTALE)?;
+    let Some(NodeKind::Dir(children)) = subtree.node(dir.index()).map(|node| &node.kind) else {
+        return Err(Errno::ENOTDIR);
+    };
+    for index in children.iter().skip(skip) {
+        let Some(child) = subtree.node(*index) else { continue };
+        if put(NodeId::new(dir.slot(), *index), &child.name) {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! What the tests of the filesystem share: a mount that is always taken down, and helpers that always end.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use torrentfs_fs::mock::Mock;
+use torrentfs_fs::{MountOptions, Mounted, mount, mountinfo};
+
+/// Bound on anything that has to happen; generous, since the machine may be busy.
+pub const SOON: Duration = Duration::from_secs(20);
+/// Rows that ask for a time get five times as much, for shared machines.
+pub const SLACK: u32 = 5;
+
+/// Bytes of a mock's piece.
+pub const PIECE: u64 = 64 * 1024;
+
+/// Whether a real mount can be had. Where it can't, the test is reported as skipped by name; in CI it fails.
+pub fn can_mount(test: &str) -> bool {
+    match File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => true,
+        Err(error) if std::env::var("CI").is_ok_and(|ci| ci == "true") => {
+            panic!("{test} needs /dev/fuse, which must be there in CI: {error}")
+        }
+        Err(error) => {
+            println!("SKIPPED: {test}: /dev/fuse: {error}");
+            false
+        }
+    }
+}
+
+/// A mock under a real mount point. Dropping it fails all reads and unmounts, whatever the test did.
+pub struct Bed {
+    pub mock: Arc<Mock>,
+    mounted: Option<Mounted>,
+    folder: tempfile::TempDir,
+}
+
+impl Bed {
+    pub fn new(mock: Arc<Mock>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = mount(mock.clone(), MountOptions::new(folder.path())).unwrap();
+        Self { mock, mounted: Some(mounted), folder }
+    }
+    pub fn mounted(&self) -> &Mounted {
+        self.mounted.as_ref().unwrap()
+    }
+    pub fn root(&self) -> &Path {
+        self.folder.path()
+    }
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.folder.path().join(path)
+    }
+    /// Waits until so many reads are parked, at least.
+    pub fn parked(&self, count: usize) {
+        until("reads are parked", || self.mounted().waiting_reads().len() >= count);
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let Some(mounted) = self.mounted.take() else { return };
+        let path = mounted.path().to_path_buf();
+        mounted.fail_reads();
+        let report = mounted.unmount(SOON);
+        let left = mountinfo::at(&path);
+        if !std::thread::panicking() {
+            assert!(report.is_complete(), "{report:?}");
+            assert_eq!(left, None);
+            assert!(mounted.waiting_reads().is_empty());
+        }
+    }
+}
+
+/// Waits until this holds.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < end, "it never came about that {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A helper process; killed when it is dropped.
+pub struct Helper {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Helper {
+    pub fn new(program: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, output }
+    }
+    /// Runs a script and waits for its line `ready`.
+    pub fn python(script: &str, arguments: &[&str]) -> Self {
+        let mut all = vec!["-u", "-c", script];
+        all.extend(arguments);
+        let mut helper = Self::new("/usr/bin/python3", &all);
+        assert_eq!(helper.line(), "ready");
+        helper
+    }
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+    /// The next line it prints; empty at its end.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_string()
+    }
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+    /// Waits for its end; how long that took.
+    pub fn gone(&mut self) -> Duration {
+        let began = Instant::now();
+        until("the helper ends", || !self.is_running());
+        began.elapsed()
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let end = Instant::now() + SOON;
+        // Not for ever: if it can't die before its mount does, the mount's turn comes next.
+        while Instant::now() < end && !matches!(self.child.try_wait(), Ok(Some(_))) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// The number of the error.
+pub fn errno(error: std::io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(-1)
+}

@@ -1,0 +1,494 @@
+//! The command line: what can be asked for, and how the program answers the one who asks.
+//!
+//! [`parse`] turns arguments into a [`Command`] with checked, typed settings. Then: [`exit`], the exit codes and
+//! the form of errors; [`log`], log lines; [`terminal`], the live display; [`inspect`], the command of that name;
+//! [`demo`], the sample that the demo seeds.
+//!
+//! Flags stand in the help text once they work. Switches for what isn't there yet are accepted and not listed,
+//! so that scripts can have them already. Nothing is carried out here but `inspect`; that is the business of
+//! whoever calls [`parse`].
+
+pub mod demo;
+pub mod exit;
+pub mod inspect;
+pub mod log;
+pub mod terminal;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{self, Config, HostPort, InitialCheck, Listen, LogFormat};
+use exit::Exit;
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Mount torrents until told to stop.
+    Mount(Box<Config>),
+    /// Say what a torrent holds.
+    Inspect {
+        /// Which one, as it was written.
+        source: OsString,
+        /// As JSON, on one line, instead of for people.
+        json: bool,
+    },
+    /// Make a sample, seed it and mount it.
+    Demo {
+        /// Where; `None` for a temporary folder.
+        mountpoint: Option<PathBuf>,
+        /// As [`Config::verbosity`].
+        verbosity: i8,
+        /// As [`Config::log_format`].
+        log_format: LogFormat,
+    },
+}
+
+/// Reads the command line; the first argument is the program's name. When it asks for help, or can't be
+/// understood, that is printed and the code to exit with returned.
+///
+/// # Errors
+/// [`Exit::Ok`] after help and version, [`Exit::Usage`] after a complaint.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> {
+    Cli::try_parse_from(args).map(Cli::wanted).map_err(|message| {
+        // Nobody is left to tell when that fails.
+        let _ = message.print();
+        if message.use_stderr() { Exit::Usage } else { Exit::Ok }
+    })
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  torrentfs mount film.torrent /mnt/film
+      Mount a torrent. Ctrl-C, or \"umount /mnt/film\" from elsewhere, ends it.
+  torrentfs mount 'magnet:?xt=urn:btih:...' other.torrent /mnt/all
+      Several at once, by magnet link and by file, side by side in one folder.
+  torrentfs mount --no-dht --peer 192.0.2.7:6881 <40 hex digits> /mnt/x
+      By info-hash alone, from a peer that is known.
+  torrentfs inspect --json film.torrent
+      What a torrent holds, without mounting it.
+  torrentfs demo
+      See it work, without a network.";
+
+const VALUES: &str = "\
+Values:
+  SOURCE    a magnet link, a .torrent file, or an info-hash (40 hex or 32 base32 digits)
+  RATE      bytes a second: 2M, 512KiB (times 1024), 500KB (times 1000)
+  DURATION  500ms, 10s, 5m, 1h; 0 as told with the option";
+
+fn mount_notes() -> String {
+    format!(
+        "{VALUES}\n\n\
+         Reading is what fetches: nothing is downloaded but what is read, and a little ahead of it. Every byte\n\
+         that is read was verified. A read whose piece doesn't come waits, and can be interrupted.\n\n\
+         SIGINT, SIGTERM and SIGHUP unmount and exit; a second one forces the exit.\n\n{}",
+        environment_and_codes()
+    )
+}
+
+fn environment_and_codes() -> String {
+    format!(
+        "Environment:\n  TORRENTFS_LOG  what is logged, in place of -v and -q, as in info,torrentfs=debug\n  \
+         NO_COLOR       no colours in log lines\n\nExit codes:\n{}",
+        exit::table().trim_end()
+    )
+}
+
+/// Mounts torrents as ordinary read-only files; reading is what fetches.
+#[derive(Debug, Parser)]
+#[command(name = "torrentfs", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}", environment_and_codes()))]
+struct Cli {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Mount torrents as read-only files, until told to stop
+    #[command(after_help = VALUES, after_long_help = mount_notes())]
+    Mount(Box<MountArgs>),
+    /// Say what a torrent holds, without fetching or mounting it
+    Inspect(InspectArgs),
+    /// See it work without a network: make a sample torrent, seed it, mount it
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+struct MountArgs {
+    /// Magnet link, .torrent file or info-hash; may be given several times
+    #[arg(required = true, num_args = 1.., value_name = "SOURCE")]
+    sources: Vec<OsString>,
+    /// Empty folder to mount at
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
+
+    /// Where data and resume files are kept [default: /var/cache/torrentfs for root, otherwise
+    /// ~/.cache/torrentfs]
+    #[arg(long, value_name = "DIR", help_heading = "Storage")]
+    cache_dir: Option<PathBuf>,
+    /// What to check at the start of the data that is in the cache already
+    #[arg(long, value_name = "WHAT", default_value = "none", help_heading = "Storage")]
+    initial_check: InitialCheckArg,
+    /// Whether to believe what an earlier run recorded as complete
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, help_heading = "Storage")]
+    trust_resume: bool,
+
+    /// Where peers reach us [default: port 6881 or the next free one; :0 takes any]
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = config::parse_listen, help_heading = "Network")]
+    listen: Option<Listen>,
+    /// A peer to try; may be given several times
+    #[arg(long = "peer", value_name = "HOST:PORT", value_parser = config::parse_host_port, help_heading = "Network")]
+    peers: Vec<HostPort>,
+    /// A tracker to ask as well; may be given several times
+    #[arg(long = "tracker", value_name = "URL", value_parser = config::parse_tracker, help_heading = "Network")]
+    trackers: Vec<String>,
+    /// Ask no tracker
+    #[arg(long, help_heading = "Network")]
+    no_trackers: bool,
+    /// Don't use the distributed hash table
+    #[arg(long, help_heading = "Network")]
+    no_dht: bool,
+    /// Where to enter the distributed hash table, in place of the well-known nodes; may be given several times
+    #[arg(long, value_name = "HOST:PORT", value_parser = config::parse_host_port, help_heading = "Network")]
+    dht_bootstrap: Vec<HostPort>,
+    /// Don't exchange peers with peers
+    #[arg(long, help_heading = "Network")]
+    no_pex: bool,
+    #[arg(long, hide = true)]
+    no_lsd: bool,
+    #[arg(long, hide = true)]
+    no_utp: bool,
+    #[arg(long, hide = true)]
+    no_port_mapping: bool,
+    /// Connected peers of one torrent at most
+    #[arg(long, value_name = "N", default_value_t = config::MAX_PEERS, help_heading = "Network",
+          value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    max_peers: u32,
+    /// Download no faster than this, all torrents together
+    #[arg(long, value_name = "RATE", value_parser = config::parse_rate, help_heading = "Network")]
+    download_limit: Option<u64>,
+    /// Upload no faster than this, all torrents together
+    #[arg(long, value_name = "RATE", value_parser = config::parse_rate, help_heading = "Network")]
+    upload_limit: Option<u64>,
+    /// Upload nothing
+    #[arg(long, help_heading = "Network")]
+    no_upload: bool,
+
+    /// After this long without a block of what it waits for, a read fails; 0 waits for ever
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = config::parse_duration, help_heading = "Time")]
+    read_timeout: Duration,
+    /// How long to wait for a magnet's metadata before the mount counts as ready without it
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = config::parse_duration, help_heading = "Time")]
+    metadata_timeout: Duration,
+    /// How long unmounting and stopping may take in all
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = config::parse_duration_nonzero, help_heading = "Time")]
+    shutdown_timeout: Duration,
+
+    /// Let other users see the mount [default for root]
+    #[arg(long, conflicts_with = "no_allow_other", help_heading = "Files")]
+    allow_other: bool,
+    /// Keep other users out
+    #[arg(long, help_heading = "Files")]
+    no_allow_other: bool,
+    /// Owner of the files shown, by number [default: who runs this]
+    #[arg(long, value_name = "UID", help_heading = "Files")]
+    uid: Option<u32>,
+    /// Group of the files shown, by number [default: of who runs this]
+    #[arg(long, value_name = "GID", help_heading = "Files")]
+    gid: Option<u32>,
+    /// Permissions to take away from the files and folders shown, as in 027
+    #[arg(long, value_name = "OCTAL", value_parser = config::parse_umask, help_heading = "Files")]
+    umask: Option<u32>,
+
+    #[command(flatten)]
+    logging: LoggingArgs,
+}
+
+#[derive(Debug, Args)]
+struct InspectArgs {
+    /// A .torrent file; of a magnet link, what the link itself holds
+    #[arg(value_name = "SOURCE")]
+    source: OsString,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    /// Empty folder to mount at [default: a new temporary folder]
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: Option<PathBuf>,
+    #[command(flatten)]
+    logging: LoggingArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+struct LoggingArgs {
+    /// Log more; -vv and -vvv still more
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+    /// Log warnings and errors only; -qq errors only
+    #[arg(short, long, action = ArgAction::Count)]
+    quiet: u8,
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormatArg,
+}
+
+impl LoggingArgs {
+    fn verbosity(&self) -> i8 {
+        let count = |n: u8| i8::try_from(n).unwrap_or(i8::MAX);
+        count(self.verbose).saturating_sub(count(self.quiet))
+    }
+}
+
+// The settings themselves know nothing of clap, so these stand for them on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum InitialCheckArg {
+    /// Nothing: what is unknown is checked when it is wanted
+    None,
+    /// Everything, in the background
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormatArg {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl LogFormatArg {
+    fn setting(self) -> LogFormat {
+        match self {
+            Self::Text => LogFormat::Text,
+            Self::Json => LogFormat::Json,
+        }
+    }
+}
+
+impl Cli {
+    fn wanted(self) -> Command {
+        match self.command {
+            Subcommands::Mount(args) => Command::Mount(Box::new(args.config())),
+            Subcommands::Inspect(args) => Command::Inspect { source: args.source, json: args.json },
+            Subcommands::Demo(args) => Command::Demo {
+                mountpoint: args.mountpoint,
+                verbosity: args.logging.verbosity(),
+                log_format: args.logging.log_format.setting(),
+            },
+        }
+    }
+}
+
+impl MountArgs {
+    fn config(self) -> Config {
+        Config {
+            sources: self.sources,
+            mountpoint: self.mountpoint,
+            cache_dir: self.cache_dir,
+            listen: self.listen.unwrap_or_default(),
+            peers: self.peers,
+            trackers: self.trackers,
+            use_trackers: !self.no_trackers,
+            use_dht: !self.no_dht,
+            use_pex: !self.no_pex,
+            use_lsd: !self.no_lsd,
+            use_utp: !self.no_utp,
+            use_port_mapping: !self.no_port_mapping,
+            dht_bootstrap: self.dht_bootstrap,
+            read_timeout: (!self.read_timeout.is_zero()).then_some(self.read_timeout),
+            metadata_timeout: self.metadata_timeout,
+            max_peers: self.max_peers,
+            upload_limit: self.upload_limit,
+            download_limit: self.download_limit,
+            upload: !self.no_upload,
+            allow_other: match (self.allow_other, self.no_allow_other) {
+                (false, false) => None,
+                (allow, _) => Some(allow),
+            },
+            uid: self.uid,
+            gid: self.gid,
+            umask: self.umask,
+            shutdown_timeout: self.shutdown_timeout,
+            initial_check: match self.initial_check {
+                InitialCheckArg::None => InitialCheck::None,
+                InitialCheckArg::Full => InitialCheck::Full,
+            },
+            trust_resume: self.trust_resume,
+            verbosity: self.logging.verbosity(),
+            log_format: self.logging.log_format.setting(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use clap::CommandFactory;
+
+    fn read(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(std::iter::once("torrentfs").chain(line.split_whitespace())).map(Cli::wanted)
+    }
+
+    fn mount(line: &str) -> Config {
+        match read(&format!("mount {line}")) {
+            Ok(Command::Mount(config)) => *config,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_settings() {
+        let sources = vec!["a.torrent".into()];
+        assert_eq!(mount("a.torrent /mnt/x"), Config::new(sources, "/mnt/x".into()));
+    }
+
+    #[test]
+    fn every_option_reaches_its_setting() {
+        let args = "--cache-dir /c --listen 127.0.0.1:0 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
+            --no-dht --no-lsd --no-pex --no-utp --no-port-mapping --no-trackers --dht-bootstrap b:4 --read-timeout 0 \
+            --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s --no-upload --no-allow-other \
+            --uid 5 --gid 6 --umask 027 --shutdown-timeout 3s --initial-check full --trust-resume false -vv --log-format json \
+            a.torrent magnet:?xt=urn:btih:x /mnt/x";
+        let host = |host: &str, port| HostPort { host: host.into(), port };
+        let want = Config {
+            sources: vec!["a.torrent".into(), "magnet:?xt=urn:btih:x".into()],
+            mountpoint: "/mnt/x".into(),
+            cache_dir: Some("/c".into()),
+            listen: Listen { addr: Some([127, 0, 0, 1].into()), port: Some(0) },
+            peers: vec![host("a", 1), host("::1", 2)],
+            trackers: vec!["udp://t:3".into(), "http://t".into()],
+            use_trackers: false,
+            use_dht: false,
+            use_pex: false,
+            use_lsd: false,
+            use_utp: false,
+            use_port_mapping: false,
+            dht_bootstrap: vec![host("b", 4)],
+            read_timeout: None,
+            metadata_timeout: Duration::from_secs(2),
+            max_peers: 7,
+            upload_limit: Some(1024),
+            download_limit: Some(2_000_000),
+            upload: false,
+            allow_other: Some(false),
+            uid: Some(5),
+            gid: Some(6),
+            umask: Some(0o27),
+            shutdown_timeout: Duration::from_secs(3),
+            initial_check: InitialCheck::Full,
+            trust_resume: false,
+            verbosity: 2,
+            log_format: LogFormat::Json,
+        };
+        assert_eq!(mount(args), want);
+        // Options may stand after the mount point, too.
+        let (options, places) = args.split_once("a.torrent").unwrap();
+        assert_eq!(mount(&format!("a.torrent {places} {options}")), want);
+    }
+
+    #[test]
+    fn other_users() {
+        let rows = [
+            ("", true, true),
+            ("", false, false),
+            ("--allow-other", false, true),
+            ("--no-allow-other", true, false),
+        ];
+        for (flag, root, want) in rows {
+            assert_eq!(mount(&format!("{flag} a /m")).allow_other(root), want, "{flag}");
+        }
+    }
+
+    #[test]
+    fn how_much_is_logged() {
+        for (flags, want) in [
+            ("", 0),
+            ("-v", 1),
+            ("-vvv", 3),
+            ("-q", -1),
+            ("-qq", -2),
+            ("-v -q", 0),
+            ("--verbose --quiet -v", 1),
+        ] {
+            assert_eq!(mount(&format!("{flags} a /m")).verbosity, want, "{flags}");
+        }
+    }
+
+    #[test]
+    fn other_commands() {
+        assert_eq!(
+            read("inspect --json x.torrent").unwrap(),
+            Command::Inspect { source: "x.torrent".into(), json: true }
+        );
+        assert_eq!(
+            read("demo -q").unwrap(),
+            Command::Demo { mountpoint: None, verbosity: -1, log_format: LogFormat::Text }
+        );
+        assert_eq!(
+            read("demo /m").unwrap(),
+            Command::Demo { mountpoint: Some("/m".into()), verbosity: 0, log_format: LogFormat::Text }
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_a_reason() {
+        let rows = [
+            ("", "Usage"),
+            ("mount", "SOURCE"),
+            ("mount a.torrent", "MOUNTPOINT"),
+            ("mount --listen 6881 a /m", "for a port alone write :6881"),
+            ("mount --peer localhost a /m", "the port is missing"),
+            ("mount --tracker ftp://x a /m", "http, https or udp"),
+            ("mount --read-timeout 10 a /m", "a unit is missing"),
+            ("mount --shutdown-timeout 0 a /m", "no time at all"),
+            ("mount --max-peers 0 a /m", "1..=65535"),
+            ("mount --upload-limit 0 a /m", "no limit"),
+            ("mount --umask 9 a /m", "octal"),
+            ("mount --allow-other --no-allow-other a /m", "cannot be used with"),
+            ("mount --trust-resume maybe a /m", "[possible values: true, false]"),
+            ("mount --initial-check some a /m", "[possible values: none, full]"),
+            ("mount --nonsense a /m", "unexpected argument"),
+            ("inspect", "SOURCE"),
+            ("inspect a b", "unexpected argument"),
+        ];
+        for (line, reason) in rows {
+            let message = read(line).expect_err(line).to_string();
+            assert!(message.contains(reason), "{line}: {message}");
+        }
+        let args = |line: &'static str| line.split(' ').map(OsString::from);
+        assert_eq!(parse(args("torrentfs mount")), Err(Exit::Usage));
+        assert_eq!(parse(args("torrentfs --version")), Err(Exit::Ok));
+    }
+
+    /// A flag is listed once it works, and every flag that is listed is explained.
+    #[test]
+    fn help_lists_what_works() {
+        let help = read("mount --help").expect_err("help").to_string();
+        for hidden in ["--no-lsd", "--no-utp", "--no-port-mapping"] {
+            assert!(!help.contains(hidden), "{hidden} isn't there yet");
+        }
+        for listed in ["--cache-dir", "--peer <HOST:PORT>", "--listen <ADDR[:PORT]>", "TORRENTFS_LOG", "130"]
+        {
+            assert!(help.contains(listed), "{listed} in {help}");
+        }
+        let cli = Cli::command();
+        for command in cli.get_subcommands() {
+            for arg in command.get_arguments().filter(|a| !a.is_hide_set() && a.get_id() != "help") {
+                assert!(arg.get_help().is_some(), "{} of {}", arg.get_id(), command.get_name());
+            }
+        }
+    }
+}

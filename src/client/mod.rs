@@ -1,0 +1,300 @@
+//! The client: the table of torrents, the listener, and what all torrents share.
+//!
+//! Under its one lock lies the table of torrents and nothing else; each torrent's state belongs to its owner
+//! task ([`crate::torrent::owner`]). Parts: [`sources`] turns what the user gave into a torrent to add;
+//! [`listen`] takes connections and hands each to the torrent it asks for.
+
+pub mod listen;
+pub mod sources;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, oneshot};
+use torrentfs_fs::lock::{Rank, RankedRwLock};
+
+use crate::discovery::dht::{Dht, DhtOptions};
+use crate::discovery::tracker::http_client;
+use crate::discovery::{FoundPeers, PeerSource};
+use crate::net::limit::RateLimit;
+use crate::storage::cache::{CacheDir, CacheError};
+use crate::storage::pool::Workers;
+use crate::sync::tasks::TaskScope;
+use crate::torrent::owner::{Environment, Plan};
+use crate::torrent::prepare::Home;
+use crate::torrent::swarm::Settings;
+use crate::torrent::{Command, Torrent, owner};
+use listen::Listener;
+use sources::Loaded;
+
+/// Threads that do blocking work. Hashing is what costs, so one per core; two more, so that a disk that keeps
+/// some waiting doesn't keep all.
+fn worker_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get) + 2
+}
+
+/// How the client is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where peers reach us; `None` for all addresses.
+    pub listen_addr: Option<IpAddr>,
+    /// The port; `None` for 6881 or the next free one, 0 for any.
+    pub listen_port: Option<u16>,
+    /// Peers to try for every torrent, as `host:port`.
+    pub peers: Vec<(String, u16)>,
+    /// Trackers for every torrent, in addition.
+    pub trackers: Vec<String>,
+    /// Whether to ask trackers.
+    pub use_trackers: bool,
+    /// Whether to use the DHT.
+    pub use_dht: bool,
+    /// Whether peers may introduce others.
+    pub use_pex: bool,
+    /// Where to enter the DHT; `None` for the well-known nodes.
+    pub dht_bootstrap: Option<Vec<String>>,
+    /// See [`Settings::read_timeout`].
+    pub read_timeout: Option<Duration>,
+    /// Most connected peers of one torrent.
+    pub max_peers: usize,
+    /// Bytes per second received, all torrents together.
+    pub download_limit: Option<u64>,
+    /// Bytes per second sent, all torrents together.
+    pub upload_limit: Option<u64>,
+    /// Whether peers may have blocks of us.
+    pub upload: bool,
+}
+
+/// Why the client can't start, or a torrent can't be added.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The port is taken, or the address isn't ours.
+    #[error("can't listen at {addr}: {source}")]
+    Listen {
+        /// Where.
+        addr: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A thread could not be started.
+    #[error("can't start a thread: {0}")]
+    Thread(std::io::Error),
+    /// The HTTP client could not be made.
+    #[error("can't set up HTTP: {0}")]
+    Http(String),
+    /// The cache folder.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// The client. Shared; it runs until its scope is cancelled.
+pub struct Client {
+    scope: TaskScope,
+    cache: Arc<CacheDir>,
+    env: Environment,
+    options: Options,
+    peer_id: [u8; 20],
+    port: u16,
+    torrents: RankedRwLock<Vec<Arc<Torrent>>>,
+    next_slot: AtomicU32,
+}
+
+impl Client {
+    /// Starts the workers, the listener and the DHT. Waits for the disk and for binding only.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn start(
+        scope: TaskScope,
+        cache: Arc<CacheDir>,
+        options: Options,
+    ) -> Result<Arc<Self>, ClientError> {
+        let listener = Listener::bind(options.listen_addr, options.listen_port, &cache).await?;
+        let port = listener.port();
+        let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
+        let http = match options.use_trackers {
+            true => Some(http_client().map_err(|e| ClientError::Http(e.to_string()))?),
+            false => None,
+        };
+        let dht = options.use_dht.then(|| {
+            let bind = match options.listen_addr {
+                Some(IpAddr::V4(addr)) => addr,
+                _ => std::net::Ipv4Addr::UNSPECIFIED,
+            };
+            let dht_options =
+                DhtOptions { bootstrap: options.dht_bootstrap.clone(), port: Some(port), bind, serve: false };
+            Arc::new(Dht::start(&scope, dht_options))
+        });
+        let client = Arc::new(Self {
+            env: Environment {
+                workers,
+                http,
+                dht,
+                changed: Arc::new(Notify::new()),
+                limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
+            },
+            peer_id: new_peer_id(),
+            port,
+            torrents: RankedRwLock::new(Rank::Client, "torrents", Vec::new()),
+            next_slot: AtomicU32::new(1),
+            cache,
+            options,
+            scope,
+        });
+        listener.run(&client);
+        Ok(client)
+    }
+
+    /// The port where peers reach us.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder that holds the data.
+    pub fn cache(&self) -> &Arc<CacheDir> {
+        &self.cache
+    }
+
+    /// All torrents, in the order in which they were added.
+    pub fn torrents(&self) -> Vec<Arc<Torrent>> {
+        self.torrents.read().clone()
+    }
+
+    /// The torrent that peers know by these 20 bytes.
+    pub fn find(&self, wire: [u8; 20]) -> Option<Arc<Torrent>> {
+        self.torrents.read().iter().find(|t| t.info_hash.wire().0 == wire).cloned()
+    }
+
+    /// Waits until a torrent was added, its metadata came, or it failed. Wakes one waiter. Cancel-safe.
+    pub async fn changed(&self) {
+        self.env.changed.notified().await;
+    }
+
+    /// Adds a torrent, or returns the one that is there already. Waits for the disk, to make its folder.
+    ///
+    /// # Errors
+    /// When its folder in the cache can't be made.
+    pub async fn add(&self, loaded: Loaded) -> Result<Arc<Torrent>, ClientError> {
+        let wire = loaded.info_hash.wire().0;
+        if let Some(known) = self.find(wire) {
+            return Ok(known);
+        }
+        let key = loaded.info_hash.to_string();
+        let dir = self.cache.torrent_dir(&key)?;
+        let mut peers = Vec::new();
+        for (source, list) in
+            [(PeerSource::CommandLine, &self.options.peers), (PeerSource::Magnet, &loaded.peers)]
+        {
+            let addrs = resolve(list).await;
+            if !addrs.is_empty() {
+                peers.push(FoundPeers { source, addrs });
+            }
+        }
+        let mut trackers = loaded.trackers;
+        if !self.options.trackers.is_empty() {
+            trackers.push(self.options.trackers.clone());
+        }
+        let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        let plan = Plan {
+            slot,
+            info_hash: loaded.info_hash,
+            hint: loaded.hint,
+            added: now_seconds(),
+            created: loaded.created,
+            info: loaded.info,
+            trackers,
+            peers,
+            home: Home { dir, key },
+            settings: Settings {
+                info_hash: wire,
+                peer_id: self.peer_id,
+                listen_port: Some(self.port),
+                max_peers: self.options.max_peers,
+                read_timeout: self.options.read_timeout,
+                upload: self.options.upload,
+                pex: self.options.use_pex,
+            },
+        };
+        let torrent = owner::start(self.scope.child(&format!("torrent {slot}")), plan, self.env.clone());
+        self.torrents.write().push(torrent.clone());
+        self.env.changed.notify_one();
+        Ok(torrent)
+    }
+
+    /// Records what is complete, of all torrents at once; no longer than `limit`. Returns the names of those
+    /// that didn't manage.
+    pub async fn persist(&self, clean: bool, limit: Duration) -> Vec<String> {
+        self.tell_all(limit, |done| Command::Persist { clean, done }).await
+    }
+
+    /// Tells the trackers that we leave; no longer than `limit`.
+    pub async fn leave(&self, limit: Duration) -> Vec<String> {
+        self.tell_all(limit, |done| Command::Leave { limit, done }).await
+    }
+
+    async fn tell_all(
+        &self,
+        limit: Duration,
+        command: impl Fn(oneshot::Sender<()>) -> Command,
+    ) -> Vec<String> {
+        let tell = async |torrent: Arc<Torrent>, command: Command, answer: oneshot::Receiver<()>| {
+            let ask = async {
+                torrent.command(command).await && answer.await.is_ok()
+            };
+            match tokio::time::timeout(limit, ask).await {
+                Ok(_) => None,
+                Err(_) => Some(torrent.name().to_owned()),
+            }
+        };
+        let all = self.torrents().into_iter().map(|torrent| {
+            let (done, answer) = oneshot::channel();
+            tell(torrent, command(done), answer)
+        });
+        futures_util::future::join_all(all).await.into_iter().flatten().collect()
+    }
+
+    /// Stops the workers; blocks up to `limit`. Returns the threads that are left, by name.
+    pub fn stop_workers(&self, limit: Duration) -> Vec<String> {
+        self.env.workers.stop(limit)
+    }
+}
+
+/// Our peer id for this run: the client's letters and version as BEP 20 has them, and random bytes.
+fn new_peer_id() -> [u8; 20] {
+    let mut id: [u8; 20] = rand::random();
+    for (to, from) in id.iter_mut().zip(*b"-TF0010-") {
+        *to = from;
+    }
+    id
+}
+
+/// Seconds since the epoch.
+fn now_seconds() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+/// Addresses of hosts given by name or address. Names that don't resolve are left out with a warning. Waits for
+/// the resolver, bounded, all at once.
+async fn resolve(hosts: &[(String, u16)]) -> Vec<SocketAddr> {
+    let look = async |host: &str, port: u16| {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return vec![SocketAddr::new(ip, port)];
+        }
+        let found = tokio::time::timeout(crate::sync::timeouts::RESOLVE, tokio::net::lookup_host((host, port)));
+        match found.await {
+            Ok(Ok(addrs)) => addrs.collect(),
+            Ok(Err(error)) => {
+                tracing::warn!("the peer {host}:{port} can't be found: {error}");
+                Vec::new()
+            }
+            Err(_) => {
+                tracing::warn!("the peer {host}:{port} can't be found: no answer in time");
+                Vec::new()
+            }
+        }
+    };
+    let all = hosts.iter().map(|(host, port)| look(host, *port));
+    futures_util::future::join_all(all).await.into_iter().flatten().collect()
+}

@@ -1,0 +1,190 @@
+//! From what the user gave to a torrent that can be added: reading a `.torrent`, fetching one, taking a magnet
+//! link apart.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+
+use crate::metainfo::id::InfoHash;
+use crate::metainfo::info::Info;
+use crate::metainfo::magnet::Magnet;
+use crate::metainfo::source::Source;
+use crate::metainfo::{Metainfo, MetainfoError};
+use crate::sync::timeouts;
+
+/// A `.torrent` of more bytes isn't read: it would describe over a hundred million pieces.
+pub const MAX_TORRENT: u64 = 128 << 20;
+
+/// Why a source gives no torrent.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The file can't be read.
+    #[error("{}: {source}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is too large to be one.
+    #[error("{0} has more than 128 MiB, which no .torrent file has")]
+    TooLarge(String),
+    /// It isn't a valid torrent.
+    #[error("{name}: {source}")]
+    Invalid {
+        /// What.
+        name: String,
+        /// Why.
+        #[source]
+        source: MetainfoError,
+    },
+    /// It could not be fetched.
+    #[error("{url} could not be fetched: {why}")]
+    Unfetched {
+        /// Where.
+        url: String,
+        /// Why.
+        why: String,
+    },
+    /// A v2 torrent by its hash alone.
+    #[error(
+        "a v2 torrent can't be mounted by its hash alone yet: peers give the metadata, but not the piece layers \
+         that its data is checked with; use its .torrent file, or a magnet link that also has a btih hash"
+    )]
+    OnlyV2,
+}
+
+/// A torrent to add.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What it is.
+    pub info_hash: InfoHash,
+    /// Its name while the metadata isn't known.
+    pub hint: String,
+    /// The metadata, if it came along.
+    pub info: Option<Arc<Info>>,
+    /// Trackers by tier.
+    pub trackers: Vec<Vec<String>>,
+    /// Peers by name or address.
+    pub peers: Vec<(String, u16)>,
+    /// When the torrent was made, in seconds since the epoch, if it says so.
+    pub created: Option<i64>,
+}
+
+/// Loads a source. Waits for the disk (a local file), or for the network, bounded, with a URL.
+///
+/// # Errors
+/// See [`SourceError`].
+pub async fn load(source: &Source) -> Result<Loaded, SourceError> {
+    match source {
+        Source::Magnet(magnet) => from_magnet(magnet),
+        Source::InfoHash(hash) if hash.v1.is_none() => Err(SourceError::OnlyV2),
+        Source::InfoHash(hash) => Ok(Loaded {
+            info_hash: *hash,
+            hint: hash.to_string(),
+            info: None,
+            trackers: Vec::new(),
+            peers: Vec::new(),
+            created: None,
+        }),
+        Source::File(path) => from_bytes(&read(path)?, &path.display().to_string()),
+        Source::Url(url) => {
+            let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url)).await;
+            let why = || SourceError::Unfetched { url: url.clone(), why: "no answer in time".into() };
+            from_bytes(&fetched.map_err(|_| why())??, url)
+        }
+    }
+}
+
+fn from_magnet(magnet: &Magnet) -> Result<Loaded, SourceError> {
+    if magnet.info_hash.v1.is_none() {
+        return Err(SourceError::OnlyV2);
+    }
+    Ok(Loaded {
+        info_hash: magnet.info_hash,
+        hint: magnet.name.clone().unwrap_or_else(|| magnet.info_hash.to_string()),
+        info: None,
+        trackers: magnet.trackers.iter().map(|t| vec![t.clone()]).collect(),
+        peers: magnet.peers.iter().filter_map(|p| host_port(p)).collect(),
+        created: None,
+    })
+}
+
+fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
+    let metainfo = Metainfo::parse(bytes)
+        .map_err(|source| SourceError::Invalid { name: name.to_owned(), source })?;
+    for warning in &metainfo.warnings {
+        tracing::warn!("{name}: {warning}");
+    }
+    Ok(Loaded {
+        info_hash: metainfo.info.info_hash,
+        hint: metainfo.info.name.clone(),
+        info: Some(metainfo.info),
+        trackers: metainfo.trackers,
+        peers: Vec::new(),
+        created: metainfo.creation_date,
+    })
+}
+
+/// Reads a `.torrent` file, bounded.
+///
+/// # Errors
+/// [`SourceError::Unreadable`], [`SourceError::TooLarge`].
+pub fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
+    let failed = |source| SourceError::Unreadable { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_TORRENT + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_TORRENT {
+        return Err(SourceError::TooLarge(path.display().to_string()));
+    }
+    Ok(bytes)
+}
+
+async fn fetch(url: &str) -> Result<Vec<u8>, SourceError> {
+    let failed = |why: String| SourceError::Unfetched { url: url.to_owned(), why };
+    let client = crate::discovery::tracker::http_client().map_err(|e| failed(e.to_string()))?;
+    let answer = client.get(url).send().await.map_err(|e| failed(e.to_string()))?;
+    if !answer.status().is_success() {
+        return Err(failed(format!("the server answered {}", answer.status())));
+    }
+    let mut bytes = Vec::new();
+    let mut body = answer.bytes_stream();
+    while let Some(chunk) = body.next().await {
+        bytes.extend_from_slice(&chunk.map_err(|e| failed(e.to_string()))?);
+        if bytes.len() as u64 > MAX_TORRENT {
+            return Err(SourceError::TooLarge(url.to_owned()));
+        }
+    }
+    Ok(bytes)
+}
+
+/// `host:port` or `[address]:port`.
+fn host_port(text: &str) -> Option<(String, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Some((host.to_owned(), port.parse().ok().filter(|p| *p != 0)?)).filter(|(host, _)| !host.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_ports() {
+        for (text, expected) in [
+            ("127.0.0.1:80", Some(("127.0.0.1", 80))),
+            ("[::1]:6881", Some(("::1", 6881))),
+            ("peer.example:1", Some(("peer.example", 1))),
+            ("peer.example", None),
+            (":1", None),
+            ("a:0", None),
+            ("a:99999", None),
+        ] {
+            assert_eq!(host_port(text), expected.map(|(h, p)| (h.to_owned(), p)), "{text}");
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! What concerns the line as a whole: rate limits.
+pub mod limit;

@@ -1,0 +1,213 @@
+//! What the owner wants a peer to be told: a desired state, not a queue of messages.
+//!
+//! The owner changes it at any time without waiting; the session turns it into messages when its socket has
+//! room. So what is requested is never held up by how full a write buffer is (row R1), a request that is
+//! taken back before it was sent is never sent, and nothing here grows without a bound: requests are bounded by
+//! the picker's depth, `have`s by the number of pieces, extension messages by a constant.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use torrentfs_fs::lock::{Rank, RankedMutex};
+
+use super::wire::{BlockRequest, Message};
+use crate::metainfo::geometry::PieceIndex;
+use super::buffer::PieceBuffer;
+
+/// Extension messages waiting to be sent. Beyond it new ones are dropped: a peer that asks for metadata
+/// faster than it reads asks again.
+const EXTENDED_MAX: usize = 64;
+
+/// A block to ask for, and where it goes.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The request as sent.
+    pub request: BlockRequest,
+    /// The buffer of its piece.
+    pub buffer: Arc<PieceBuffer>,
+}
+
+#[derive(Default)]
+struct Inner {
+    first: Option<Message>,
+    interested: Option<bool>,
+    choke: Option<bool>,
+    requests: VecDeque<Wanted>,
+    cancels: Vec<BlockRequest>,
+    haves: Vec<PieceIndex>,
+    extended: VecDeque<(u8, Bytes)>,
+    disconnect: Option<String>,
+    closed: bool,
+}
+
+/// What was taken out to be sent.
+#[derive(Default)]
+pub struct Outgoing {
+    /// Messages in the order to be sent, requests not among them.
+    pub messages: Vec<Message>,
+    /// Requests to send and to remember.
+    pub requests: Vec<Wanted>,
+    /// Requests to forget, and to cancel.
+    pub cancels: Vec<BlockRequest>,
+    /// Whether we choke the peer, where that changed.
+    pub choke: Option<bool>,
+    /// The connection is to be closed, for this reason.
+    pub disconnect: Option<String>,
+}
+
+/// See the module's text.
+pub struct Outbox {
+    inner: RankedMutex<Inner>,
+    changed: Notify,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self { inner: RankedMutex::new(Rank::Leaf, "peer outbox", Inner::default()), changed: Notify::new() }
+    }
+}
+
+impl Outbox {
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        {
+            let mut inner = self.inner.lock();
+            if inner.closed {
+                return;
+            }
+            change(&mut inner);
+        }
+        self.changed.notify_one();
+    }
+
+    /// The first message after the handshake: what we have.
+    pub fn first(&self, message: Message) {
+        self.change(|i| i.first = Some(message));
+    }
+    /// We are interested in the peer, or no longer.
+    pub fn interested(&self, interested: bool) {
+        self.change(|i| i.interested = Some(interested));
+    }
+    /// We choke the peer, or no longer.
+    pub fn choke(&self, choke: bool) {
+        self.change(|i| i.choke = Some(choke));
+    }
+    /// Ask for blocks.
+    pub fn request(&self, wanted: Vec<Wanted>) {
+        self.change(|i| i.requests.extend(wanted));
+    }
+    /// Take a request back; it isn't sent at all if it wasn't yet.
+    pub fn cancel(&self, request: BlockRequest) {
+        self.change(|i| {
+            let before = i.requests.len();
+            i.requests.retain(|w| w.request != request);
+            if i.requests.len() == before {
+                i.cancels.push(request);
+            }
+        });
+    }
+    /// We have a piece more.
+    pub fn have(&self, piece: PieceIndex) {
+        self.change(|i| i.haves.push(piece));
+    }
+    /// An extension message with the peer's number for it.
+    pub fn extended(&self, id: u8, payload: Bytes) {
+        self.change(|i| {
+            if i.extended.len() < EXTENDED_MAX {
+                i.extended.push_back((id, payload));
+            }
+        });
+    }
+    /// Close the connection.
+    pub fn disconnect(&self, reason: impl Into<String>) {
+        let reason = reason.into();
+        self.change(|i| i.disconnect = Some(reason));
+    }
+    /// The session is over: nothing is taken in any more.
+    pub fn close(&self) {
+        let old = {
+            let mut inner = self.inner.lock();
+            inner.closed = true;
+            std::mem::take(&mut inner.requests)
+        };
+        drop(old);
+    }
+
+    /// Requests not yet sent: for diagnostics and tests.
+    pub fn pending_requests(&self) -> usize {
+        self.inner.lock().requests.len()
+    }
+
+    /// Takes out what is to be sent now.
+    pub fn take(&self) -> Outgoing {
+        let mut inner = self.inner.lock();
+        let mut out = Outgoing { disconnect: inner.disconnect.take(), ..Outgoing::default() };
+        out.messages.extend(inner.first.take());
+        out.messages
+            .extend(inner.extended.drain(..).map(|(id, payload)| Message::Extended { id, payload }));
+        out.messages.extend(inner.haves.drain(..).map(Message::Have));
+        if let Some(interested) = inner.interested.take() {
+            out.messages.push(if interested { Message::Interested } else { Message::NotInterested });
+        }
+        out.choke = inner.choke.take();
+        out.cancels = std::mem::take(&mut inner.cancels);
+        out.requests = inner.requests.drain(..).collect();
+        out
+    }
+
+    /// Waits until something changed. Cancel-safe.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(begin: u32) -> Wanted {
+        Wanted {
+            request: BlockRequest { piece: PieceIndex(0), begin, len: 16384 },
+            buffer: Arc::new(PieceBuffer::new(PieceIndex(0), 4)),
+        }
+    }
+
+    #[test]
+    fn a_request_taken_back_in_time_is_never_sent() {
+        let outbox = Outbox::default();
+        outbox.request(vec![wanted(0), wanted(16384)]);
+        outbox.cancel(wanted(0).request);
+        let out = outbox.take();
+        assert_eq!(out.requests.len(), 1);
+        assert!(out.cancels.is_empty());
+        outbox.cancel(wanted(16384).request);
+        assert_eq!(outbox.take().cancels.len(), 1);
+    }
+
+    #[test]
+    fn the_last_word_on_interest_and_choking_is_what_is_sent() {
+        let outbox = Outbox::default();
+        outbox.interested(true);
+        outbox.interested(false);
+        outbox.choke(true);
+        outbox.choke(false);
+        let out = outbox.take();
+        assert_eq!(out.messages, [Message::NotInterested]);
+        assert_eq!(out.choke, Some(false));
+        assert!(outbox.take().messages.is_empty());
+    }
+
+    #[test]
+    fn r1_desired_requests_change_while_the_socket_is_full() {
+        // Nobody takes anything out: the peer doesn't read. The owner's changes still land, at once.
+        let outbox = Outbox::default();
+        outbox.request((0..200).map(|i| wanted(i * 16384)).collect());
+        for i in 0..200 {
+            outbox.cancel(wanted(i * 16384).request);
+        }
+        outbox.request(vec![wanted(7)]);
+        assert_eq!(outbox.pending_requests(), 1);
+        assert_eq!(outbox.take().requests[0].request.begin, 7);
+    }
+}

@@ -1,0 +1,99 @@
+//! The shutdown: one sequence, one overall deadline that its phases share.
+//!
+//! Refuse new reads and fail the waiting ones (sticky) → record what is complete → unmount, lazily if busy →
+//! tell the trackers → cancel and join → report what did not stop, by name. Each phase gets what is left of the
+//! deadline, so that they can't add up to more.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use torrentfs_fs::session::{Mounted, UnmountReport};
+
+use crate::cli::exit::Exit;
+use crate::client::Client;
+use crate::sync::tasks::TaskScope;
+use crate::sync::timeouts;
+
+/// What is to be taken down. Any part may be missing: a signal can come before it is up.
+pub struct Running {
+    /// The mount.
+    pub mounted: Option<Arc<Mounted>>,
+    /// The clients, the one behind the mount first.
+    pub clients: Vec<Arc<Client>>,
+    /// Everything's tasks.
+    pub scope: TaskScope,
+}
+
+/// Takes everything down within `limit`. Idempotent: what is down already costs nothing.
+pub async fn shut_down(running: Running, limit: Duration) -> Exit {
+    let deadline = Instant::now() + limit;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let mut hung: Vec<String> = Vec::new();
+    if let Some(mounted) = &running.mounted {
+        let mounted = mounted.clone();
+        // Answers go to /dev/fuse; a thread of its own, so that the runtime never waits for the kernel.
+        let _ = on_thread("fail reads", left() / 4, move || mounted.fail_reads()).await;
+    }
+    for client in &running.clients {
+        // Half of what is left: unmounting must have its share even if the disk hangs.
+        let late = client.persist(true, left() / 2).await;
+        hung.extend(late.into_iter().map(|name| format!("recording what is complete of {name}")));
+    }
+    let mut unmounted = true;
+    if let Some(mounted) = &running.mounted {
+        let mounted = mounted.clone();
+        // The session's threads need some of the time that is left to end by.
+        let limit = left().mul_f32(0.7);
+        match on_thread("unmount", left(), move || mounted.unmount(limit)).await {
+            Some(report) => {
+                unmounted = report.is_complete();
+                if !unmounted {
+                    hung.push(describe(&report));
+                }
+            }
+            None => {
+                unmounted = false;
+                hung.push("unmounting".into());
+            }
+        }
+    }
+    for client in &running.clients {
+        let limit = left().min(timeouts::TRACKER_STOPPED);
+        for name in client.leave(limit).await {
+            tracing::debug!(torrent = name, "the trackers were not told in time that we leave");
+        }
+    }
+    running.scope.cancel();
+    hung.extend(running.scope.join(left().max(Duration::from_millis(100))).await);
+    for client in running.clients {
+        let limit = left().max(Duration::from_millis(100));
+        let stopped = on_thread("stop workers", limit * 2, move || client.stop_workers(limit)).await;
+        hung.extend(stopped.unwrap_or_else(|| vec!["storage workers".into()]));
+    }
+    if hung.is_empty() {
+        tracing::info!("unmounted");
+        return Exit::Ok;
+    }
+    tracing::error!("did not stop within {limit:?}: {}", hung.join(", "));
+    if unmounted { Exit::Ok } else { Exit::Shutdown }
+}
+
+fn describe(report: &UnmountReport) -> String {
+    format!("the mount ({:?}; threads left: {:?})", report.detached, report.left)
+}
+
+/// Runs something that blocks on a thread of its own and waits for it, `limit` at most; `None` when it takes
+/// longer, or there is no thread.
+async fn on_thread<T: Send + 'static>(
+    name: &str,
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, answer) = oneshot::channel();
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _ = done.send(work());
+    });
+    thread.ok()?;
+    tokio::time::timeout(limit, answer).await.ok()?.ok()
+}

@@ -1,0 +1,186 @@
+//! Where a torrent's data and what is known of it are kept.
+//!
+//! **Goal.** What was fetched and verified once stays, and a byte that is read back is the byte that was
+//! written, or the read fails.
+//!
+//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files. [`pool`] is the
+//! bounded set of threads that may wait for a disk. [`resume`] remembers which pieces are complete, and the
+//! metadata that came through a magnet link. [`verify`] reads a piece back and hashes it. [`cache`] is the
+//! folder it all lies in and its lock.
+//!
+//! **Flow.** A piece is hashed in memory, written ([`Store::write_at`]) and counts as complete for readers;
+//! later [`resume::persist`] syncs the data and only then records the bits, so that a kill at any point leaves
+//! nothing that claims to be here and isn't.
+//!
+//! **Not here.** Which pieces are complete (the torrent's piece table), what to fetch, hashing as such.
+//! Nothing here knows of tokio: whoever calls is on a worker, or uses [`Store::try_read`].
+
+pub mod cache;
+mod dir;
+pub mod file;
+pub mod pool;
+pub mod resume;
+mod sealed;
+#[cfg(test)]
+mod suite;
+pub mod verify;
+
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The data of one torrent. Calls may come from several threads at once; a read that overlaps a write in
+/// progress may see part of it, so readers ask for complete pieces only.
+///
+/// Synchronous: apart from [`Store::try_read`] each call may wait for a disk (never for a network), so it is
+/// called on a [`pool::Workers`] thread only. Offsets are in the torrent's linear space, in bytes; ranges may
+/// span files, pad files and the gaps of a v2 torrent.
+pub trait Store: Send + Sync + 'static {
+    /// Writes `parts`, one after another, from `offset`; together they may have any length. What falls into
+    /// pad files and gaps is left out. On an error any part of it may have been written.
+    ///
+    /// # Errors
+    /// [`StorageError::Full`] when the disk is, [`StorageError::Short`] when a file was cut from outside,
+    /// [`StorageError::Io`], [`StorageError::Closed`], [`StorageError::OutOfRange`].
+    fn write_at(&self, offset: u64, parts: &[IoSlice<'_>]) -> Result<(), StorageError>;
+
+    /// Fills the whole of `buf` from `offset`. Pad files and gaps read as zeros; what was never written reads
+    /// as zeros or fails.
+    ///
+    /// # Errors
+    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Io`],
+    /// [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError>;
+
+    /// As [`Store::read_at`], but only if it takes no disk: true when all of `buf` was filled from memory,
+    /// false when it wasn't (then `buf` holds anything, and [`Store::read_at`] tells why). Never waits for a
+    /// disk and opens no file, so it may be called on a FUSE thread.
+    ///
+    /// # Errors
+    /// [`StorageError::Closed`], [`StorageError::OutOfRange`], or what a failed [`Store::sync`] left.
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StorageError>;
+
+    /// Makes durable what every [`Store::write_at`] wrote that returned before this was called, with sizes and
+    /// names. May take seconds. Calls at the same time wait for each other.
+    ///
+    /// # Errors
+    /// [`StorageError::Full`], [`StorageError::Io`], [`StorageError::Closed`]. The kernel forgets the pages it
+    /// couldn't write, so after a failure nothing that was written since the last success can be believed:
+    /// the store is of no use from then on, and each further call gives the same error until it is opened
+    /// again.
+    fn sync(&self) -> Result<(), StorageError>;
+
+    /// Present length of each file of the torrent, in bytes, in its order; `None` for one that isn't there.
+    /// Pad files and empty files are always there in full. For [`resume::believable`].
+    ///
+    /// # Errors
+    /// [`StorageError::Io`], [`StorageError::Closed`].
+    fn file_lens(&self) -> Result<Vec<Option<u64>>, StorageError>;
+
+    /// Ends it: each later call is [`StorageError::Closed`]; those under way finish. Keeps the data, doesn't
+    /// sync it, doesn't wait. Idempotent.
+    fn close(&self);
+}
+
+/// Why the storage couldn't do what was asked. Cheap to clone, so that each waiter can have it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StorageError {
+    /// The system said no.
+    #[error("{op} {} failed: {source}", .path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as "reading".
+        op: &'static str,
+        /// What the system said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// The disk, or the user's share of it, is full.
+    #[error("no space left to write {}; free some there, or choose another disk with --cache-dir", .path.display())]
+    Full {
+        /// What was being written.
+        path: PathBuf,
+    },
+    /// A file is shorter than what was stored in it (row S1).
+    #[error(
+        "{} has {found} bytes where at least {expected} belong: it was cut or removed from outside; mount again, \
+         and what is missing is fetched again", .path.display()
+    )]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// Bytes it must have for this call, at least.
+        expected: u64,
+        /// Bytes it has; 0 when it is gone.
+        found: u64,
+    },
+    /// The store, or the workers, were closed: the torrent was removed or the program ends.
+    #[error("the storage is closed")]
+    Closed,
+    /// The range isn't in the torrent.
+    #[error("{len} bytes from {offset} reach beyond the torrent's {end} bytes")]
+    OutOfRange {
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes there are.
+        end: u64,
+    },
+    /// The list of files can't be stored.
+    #[error("file {index} of the torrent can't be stored: {why}")]
+    Layout {
+        /// Which, from 0.
+        index: usize,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+impl StorageError {
+    /// What the system said, with a full disk told apart. `op` as "reading".
+    pub(crate) fn from_io(path: &Path, op: &'static str, source: io::Error) -> Self {
+        if is_full(&source) {
+            return Self::Full { path: path.to_path_buf() };
+        }
+        Self::Io { path: path.to_path_buf(), op, source: Arc::new(source) }
+    }
+}
+
+/// Whether this error says that there is no room: on the disk, or in the user's quota.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_say_what_and_what_to_do() {
+        let path = PathBuf::from("/cache/x");
+        let rows = [
+            (
+                StorageError::from_io(&path, "reading", io::Error::from_raw_os_error(libc::EIO)),
+                "reading /cache/x failed: Input/output error (os error 5)",
+            ),
+            (
+                StorageError::from_io(&path, "writing", io::Error::from_raw_os_error(libc::EDQUOT)),
+                "no space left to write /cache/x; free some there, or choose another disk with --cache-dir",
+            ),
+            (
+                StorageError::Short { path, expected: 10, found: 3 },
+                "/cache/x has 3 bytes where at least 10 belong: it was cut or removed from outside; mount again, \
+                 and what is missing is fetched again",
+            ),
+            (
+                StorageError::OutOfRange { offset: 5, len: 6, end: 10 },
+                "6 bytes from 5 reach beyond the torrent's 10 bytes",
+            ),
+        ];
+        for (error, text) in rows {
+            assert_eq!(error.to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Tasks and time-outs: what keeps the program from ever hanging.
+pub mod tasks;
+pub mod timeouts;

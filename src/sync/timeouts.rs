@@ -1,0 +1,55 @@
+//! Every time-out of waiting and of shutdown, in one place, each with its reason.
+
+use std::time::Duration;
+
+/// To connect to a peer over TCP: longer hides dead peers, shorter loses far ones.
+pub const PEER_CONNECT: Duration = Duration::from_secs(5);
+/// For a peer's handshake after the connection: two round trips on the slowest line, with room.
+pub const PEER_HANDSHAKE: Duration = Duration::from_secs(10);
+/// Silence after which we send a keep-alive; peers drop a silent connection after two minutes.
+pub const PEER_KEEPALIVE: Duration = Duration::from_secs(90);
+/// Silence after which a peer is dropped (BEP 3: generally two minutes; a margin for slow lines).
+pub const PEER_IDLE: Duration = Duration::from_secs(150);
+/// A socket write that makes no progress for this long means the peer is gone.
+pub const PEER_WRITE_STALL: Duration = Duration::from_secs(60);
+/// Between two tries to reach a peer that failed, first; doubled at each failure up to [`PEER_RETRY_MAX`].
+pub const PEER_RETRY_FIRST: Duration = Duration::from_secs(2);
+/// The longest wait between two tries to reach a peer.
+pub const PEER_RETRY_MAX: Duration = Duration::from_secs(300);
+/// For one HTTP tracker to answer: connect, TLS and answer.
+pub const TRACKER_HTTP: Duration = Duration::from_secs(15);
+/// First wait for a UDP tracker's answer before asking again. BEP 15 says 15 s; a reader waits, so 3 s.
+pub const TRACKER_UDP_FIRST: Duration = Duration::from_secs(3);
+/// How often a UDP request is sent again, each wait twice the one before.
+pub const TRACKER_UDP_TRIES: u32 = 4;
+/// For the last `stopped` announce at shutdown: useful to others, never worth a hang.
+pub const TRACKER_STOPPED: Duration = Duration::from_secs(2);
+/// Shortest pause between two announces to one tracker that failed; doubled up to [`TRACKER_RETRY_MAX`].
+pub const TRACKER_RETRY_FIRST: Duration = Duration::from_secs(5);
+/// Longest pause after failures of one tracker.
+pub const TRACKER_RETRY_MAX: Duration = Duration::from_secs(30 * 60);
+/// The overall deadline of the shutdown sequence, unless `--shutdown-timeout` says otherwise.
+pub const SHUTDOWN: Duration = Duration::from_secs(10);
+/// Since the last block of a piece that a read waits for; see `--read-timeout`.
+pub const READ: Duration = Duration::from_secs(300);
+/// Until a magnet's metadata counts as late; see `--metadata-timeout`.
+pub const METADATA: Duration = Duration::from_secs(60);
+/// To resolve a tracker's or bootstrap node's name: the usual resolver asks a server again after 5 s.
+pub const RESOLVE: Duration = Duration::from_secs(10);
+/// For the other address family of a UDP tracker once one has answered: the answer is here, so no long wait.
+pub const TRACKER_UDP_OTHER: Duration = Duration::from_secs(6);
+/// A UDP tracker's connection id may be used this long (BEP 15: a minute).
+pub const TRACKER_UDP_CONNECTION: Duration = Duration::from_secs(60);
+/// For one search of the DHT: a walk of the network takes 5 to 20 s, each node 2 s to answer.
+pub const DHT_SEARCH: Duration = Duration::from_secs(60);
+/// For one announce to the DHT's nearest nodes, after the search that found them.
+pub const DHT_ANNOUNCE: Duration = Duration::from_secs(30);
+/// For the DHT node to start, or to answer a question about itself: it looks 20 times a second.
+pub const DHT_NODE: Duration = Duration::from_secs(5);
+/// Without any node known for this long after its start, the DHT counts as unreachable: three rounds of 2 s of
+/// asking the bootstrap nodes, with room.
+pub const DHT_BOOTSTRAP: Duration = Duration::from_secs(15);
+/// Between two looks at the DHT node; a dead one is started again.
+pub const DHT_WATCH: Duration = Duration::from_secs(30);
+/// For a `.torrent` behind a URL: connect, TLS and body.
+pub const TORRENT_URL: Duration = Duration::from_secs(60);

@@ -1,0 +1,285 @@
+//! What readers want of a torrent: waiting reads and read-ahead, as they become demands of the picker. Pure.
+//!
+//! A piece whose state is unknown is looked at on disk first; whoever wants it meanwhile stands in `checks`.
+//! A piece whose readers timed out fails at once for every other reader until a block of it comes, a peer
+//! comes, or [`FAILING`] has passed: the kernel repeats a failed read-ahead in pages of 4 KiB, and one time-out
+//! must not become thirty-two.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::effects::Effect;
+use super::inbox::Demand;
+use super::picker::{DemandId, Picker};
+use super::reads::ReadError;
+use super::swarm::{timed_out, waiter};
+use super::table::{PieceState, PieceTable};
+use crate::metainfo::geometry::{FileIndex, PieceIndex};
+
+/// How long a piece fails at once after its readers timed out or its data could not be written.
+const FAILING: Duration = Duration::from_secs(10);
+/// Read-ahead comes after what is waited for, unless that was asked for later than this…
+const AHEAD_DELAY: Duration = Duration::from_millis(100);
+/// …and in the order in which a reader would come to it: at this many bytes per second, faster than any.
+const AHEAD_RATE: u64 = 256 << 20;
+/// Without a block for this long while a read waits, the torrent is called stalled.
+pub const STALLED: Duration = Duration::from_secs(10);
+
+/// A read that waits.
+#[derive(Debug, Clone)]
+pub struct Wait {
+    /// The file it reads.
+    pub file: FileIndex,
+    /// From where in the torrent's linear space.
+    pub offset: u64,
+    /// The pieces it still waits for.
+    pub pieces: Vec<PieceIndex>,
+    /// Since when.
+    pub since: Instant,
+}
+
+#[derive(Debug)]
+struct Stream {
+    ahead: Range<u32>,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Demands {
+    read_timeout: Option<Duration>,
+    waits: HashMap<u64, Wait>,
+    streams: HashMap<u64, Stream>,
+    checks: HashMap<PieceIndex, Vec<(DemandId, Instant)>>,
+    failing: HashMap<PieceIndex, (Instant, ReadError)>,
+    last_block: Option<Instant>,
+}
+
+impl Demands {
+    /// Nobody wants anything. Reads are given up `read_timeout` after the last block they waited for.
+    pub fn new(read_timeout: Option<Duration>) -> Self {
+        Self {
+            read_timeout,
+            waits: HashMap::new(),
+            streams: HashMap::new(),
+            checks: HashMap::new(),
+            failing: HashMap::new(),
+            last_block: None,
+        }
+    }
+
+    /// Takes in what a reader told us.
+    pub fn apply(
+        &mut self,
+        demand: Demand,
+        table: &PieceTable,
+        picker: &mut Picker,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
+        match demand {
+            Demand::Open { stream, .. } => {
+                self.streams.insert(stream, Stream { ahead: 0..0 });
+            }
+            Demand::Close { stream } => {
+                if let Some(old) = self.streams.remove(&stream) {
+                    for piece in old.ahead {
+                        self.unwant(PieceIndex(piece), DemandId::Stream(stream), table, picker, fx);
+                    }
+                }
+            }
+            Demand::Ahead { stream, pieces } => self.ahead(stream, pieces, table, picker, now, fx),
+            Demand::Want { waiter: id, file, offset, pieces, since } => {
+                let failing = pieces.iter().find_map(|p| self.failing.get(p).filter(|(until, _)| *until > now));
+                if let Some((_, error)) = failing {
+                    fx.push(Effect::Fail(id, error.clone()));
+                    return;
+                }
+                let missing: Vec<PieceIndex> =
+                    pieces.into_iter().filter(|p| !table.is_complete(*p)).collect();
+                for piece in &missing {
+                    self.want(*piece, waiter(id), now, table, picker, fx);
+                }
+                if !missing.is_empty() {
+                    self.waits.insert(id, Wait { file, offset, pieces: missing, since });
+                }
+            }
+            Demand::Withdraw { waiter: id } => self.withdraw(id, table, picker, fx),
+        }
+    }
+
+    fn ahead(
+        &mut self,
+        stream: u64,
+        pieces: Range<u32>,
+        table: &PieceTable,
+        picker: &mut Picker,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(known) = self.streams.get_mut(&stream) else { return };
+        let old = std::mem::replace(&mut known.ahead, pieces.clone());
+        let id = DemandId::Stream(stream);
+        for piece in old.clone().filter(|p| !pieces.contains(p)) {
+            self.unwant(PieceIndex(piece), id, table, picker, fx);
+        }
+        let length = u64::from(picker.piece_length());
+        for piece in pieces.clone().filter(|p| !old.contains(p)) {
+            let distance = u64::from(piece - pieces.start) * length;
+            let due = now + AHEAD_DELAY + Duration::from_millis(distance * 1000 / AHEAD_RATE);
+            let piece = PieceIndex(piece);
+            if !self.failing.contains_key(&piece) {
+                self.want(piece, id, due, table, picker, fx);
+            }
+        }
+    }
+
+    fn want(
+        &mut self,
+        piece: PieceIndex,
+        id: DemandId,
+        due: Instant,
+        table: &PieceTable,
+        picker: &mut Picker,
+        fx: &mut Vec<Effect>,
+    ) {
+        match table.state(piece) {
+            PieceState::Complete => {}
+            PieceState::Missing | PieceState::Requested => picker.want(piece, id, due),
+            PieceState::Verifying => match self.checks.get_mut(&piece) {
+                Some(waiting) => waiting.push((id, due)),
+                None => picker.want(piece, id, due),
+            },
+            PieceState::Unknown => {
+                table.set(piece, PieceState::Verifying);
+                self.checks.insert(piece, vec![(id, due)]);
+                fx.push(Effect::Check(piece));
+            }
+        }
+    }
+
+    fn unwant(
+        &mut self,
+        piece: PieceIndex,
+        id: DemandId,
+        table: &PieceTable,
+        picker: &mut Picker,
+        fx: &mut Vec<Effect>,
+    ) {
+        if let Some(waiting) = self.checks.get_mut(&piece) {
+            waiting.retain(|(d, _)| *d != id);
+        }
+        let cancels = picker.unwant(piece, id);
+        fx.extend(cancels.into_iter().map(|(peer, block)| Effect::Cancel(peer, block)));
+        if table.state(piece) == PieceState::Requested && !picker.is_requested(piece) {
+            table.set(piece, PieceState::Missing);
+        }
+    }
+
+    fn withdraw(&mut self, id: u64, table: &PieceTable, picker: &mut Picker, fx: &mut Vec<Effect>) {
+        if let Some(wait) = self.waits.remove(&id) {
+            for piece in wait.pieces {
+                self.unwant(piece, waiter(id), table, picker, fx);
+            }
+        }
+    }
+
+    /// A piece on disk was hashed: who wanted it.
+    pub fn check_ended(&mut self, piece: PieceIndex) -> Vec<(DemandId, Instant)> {
+        self.checks.remove(&piece).unwrap_or_default()
+    }
+
+    /// A piece is complete.
+    pub fn completed(&mut self, piece: PieceIndex) {
+        self.failing.remove(&piece);
+        self.waits.retain(|_, wait| {
+            wait.pieces.retain(|p| *p != piece);
+            !wait.pieces.is_empty()
+        });
+    }
+
+    /// A block of a piece came.
+    pub fn block_came(&mut self, piece: PieceIndex, now: Instant) {
+        self.failing.remove(&piece);
+        self.last_block = Some(now);
+    }
+
+    /// A peer came, or has more than before: what failed is worth another try.
+    pub fn peers_came(&mut self) {
+        self.failing.clear();
+    }
+
+    /// Gives up reads that have waited too long.
+    pub fn time_out(&mut self, table: &PieceTable, picker: &mut Picker, now: Instant, fx: &mut Vec<Effect>) {
+        self.failing.retain(|_, (until, _)| *until > now);
+        let Some(limit) = self.read_timeout else { return };
+        let late: Vec<u64> = self
+            .waits
+            .iter()
+            .filter(|(_, wait)| {
+                let last = wait.pieces.iter().filter_map(|p| picker.last_block(*p)).max();
+                now.saturating_duration_since(last.map_or(wait.since, |l| l.max(wait.since))) >= limit
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            let error = timed_out("no peer sent the data; see the state of the torrent");
+            if let Some(wait) = self.waits.get(&id) {
+                for piece in &wait.pieces {
+                    self.failing.insert(*piece, (now + FAILING, error.clone()));
+                }
+            }
+            self.withdraw(id, table, picker, fx);
+            fx.push(Effect::Fail(id, error));
+        }
+    }
+
+    /// A piece can't be had for now: every read that waits for it fails, and nobody fetches it ahead.
+    pub fn give_up(
+        &mut self,
+        piece: PieceIndex,
+        error: &ReadError,
+        table: &PieceTable,
+        picker: &mut Picker,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
+        self.failing.insert(piece, (now + FAILING, error.clone()));
+        let waiting: Vec<u64> =
+            self.waits.iter().filter(|(_, w)| w.pieces.contains(&piece)).map(|(id, _)| *id).collect();
+        for id in waiting {
+            self.withdraw(id, table, picker, fx);
+            fx.push(Effect::Fail(id, error.clone()));
+        }
+        let streams: Vec<u64> = self.streams.keys().copied().collect();
+        for stream in streams {
+            self.unwant(piece, DemandId::Stream(stream), table, picker, fx);
+        }
+    }
+
+    /// Whether a handle is open or a read waits: then we stay interested in peers.
+    pub fn is_wanting(&self) -> bool {
+        !self.streams.is_empty() || !self.waits.is_empty()
+    }
+
+    /// Whether a read waits.
+    pub fn is_waiting(&self) -> bool {
+        !self.waits.is_empty()
+    }
+
+    /// The reads that wait, longest first.
+    pub fn waits(&self) -> Vec<Wait> {
+        let mut waits: Vec<Wait> = self.waits.values().cloned().collect();
+        waits.sort_by_key(|w| w.since);
+        waits
+    }
+
+    /// Whether a read has waited for [`STALLED`] without any block coming.
+    pub fn is_stalled(&self, now: Instant) -> bool {
+        let oldest = self.waits.values().map(|w| w.since).min();
+        oldest.is_some_and(|since| {
+            let last = self.last_block.map_or(since, |l| l.max(since));
+            now.saturating_duration_since(last) > STALLED
+        })
+    }
+}

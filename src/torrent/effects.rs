@@ -1,0 +1,129 @@
+//! What the torrent's state decides and the owner carries out, after `apply` has returned.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::inbox::Demand;
+use super::picker::Assignment;
+use super::reads::ReadError;
+use crate::discovery::FoundPeers;
+use crate::metainfo::geometry::{BlockRef, PieceIndex};
+use crate::metainfo::info::Info;
+use crate::peer::PeerKey;
+use crate::peer::buffer::PieceBuffer;
+use crate::peer::event::{Connected, Item};
+use crate::peer::wire::Message;
+use crate::torrent::blame::Digest;
+use crate::torrent::table::PieceTable;
+
+/// Everything that can happen to a torrent. Closed: what isn't here can't change it.
+pub enum Event {
+    /// The metadata is known.
+    Metadata {
+        /// What it says.
+        info: Arc<Info>,
+        /// The states of its pieces.
+        table: Arc<PieceTable>,
+    },
+    /// A peer is connected.
+    Connected {
+        /// Its key.
+        key: PeerKey,
+        /// Who it is.
+        peer: Connected,
+    },
+    /// A peer said something.
+    Said {
+        /// Its key.
+        key: PeerKey,
+        /// What, in order.
+        items: Vec<Item>,
+    },
+    /// A peer is gone.
+    Gone {
+        /// Its key.
+        key: PeerKey,
+        /// Why.
+        reason: String,
+    },
+    /// A peer could not be reached.
+    Unreachable {
+        /// Who.
+        addr: SocketAddr,
+    },
+    /// Addresses of peers were found.
+    Found(FoundPeers),
+    /// A reader wants something, or no longer.
+    Demand(Demand),
+    /// A received piece was hashed.
+    Verified {
+        /// The piece.
+        piece: PieceIndex,
+        /// What came of it.
+        verdict: Verdict,
+        /// The digests of its blocks: always when it failed, when asked for otherwise.
+        digests: Vec<Digest>,
+    },
+    /// A piece on disk was hashed.
+    Checked {
+        /// The piece.
+        piece: PieceIndex,
+        /// Whether it is right.
+        good: bool,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What came of hashing and writing a piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is right, and written.
+    Good,
+    /// Its hash is wrong.
+    Bad,
+    /// It is right, and could not be written.
+    Unwritten(ReadError),
+}
+
+/// Something to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Ask peers for blocks.
+    Request(Vec<Assignment>),
+    /// Take a request back.
+    Cancel(PeerKey, BlockRef),
+    /// Tell a peer whether we are interested.
+    Interested(PeerKey, bool),
+    /// Choke or unchoke a peer.
+    Choke(PeerKey, bool),
+    /// The first message to a peer.
+    First(PeerKey, Message),
+    /// An extension message, by the peer's number for it.
+    Extended(PeerKey, u8, Bytes),
+    /// Tell every peer that doesn't have it that we have a piece.
+    Have(Vec<PeerKey>, PieceIndex),
+    /// Close a connection.
+    Disconnect(PeerKey, String),
+    /// Connect to a peer.
+    Dial(SocketAddr),
+    /// Hash and write a piece.
+    Verify {
+        /// Its blocks.
+        buffer: Arc<PieceBuffer>,
+        /// Whether to return the digests of its blocks when it is right.
+        digests: bool,
+    },
+    /// Hash a piece that may be on disk.
+    Check(PieceIndex),
+    /// A piece is complete: wake who waits for it.
+    Wake(PieceIndex),
+    /// End a waiting read with an error.
+    Fail(u64, ReadError),
+    /// The exact bytes of the info dictionary have come from peers and their hash is right.
+    GotMetadata(Vec<u8>),
+    /// Everything is here, and wasn't when we began.
+    Finished,
+}

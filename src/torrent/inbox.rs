@@ -1,0 +1,85 @@
+//! The way from readers to the torrent's owner: what they want, without waiting and without a channel that
+//! could be full.
+//!
+//! Posting is a push under a leaf lock and a wake-up. What is in it is bounded by what the kernel can have
+//! outstanding: a few demands per open handle and waiting read; the owner takes all of them at once.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use tokio::sync::Notify;
+use torrentfs_fs::lock::{Rank, RankedMutex};
+
+use crate::metainfo::geometry::{FileIndex, PieceIndex};
+
+/// What a reader tells the owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Demand {
+    /// A handle was opened: stay interested in peers.
+    Open {
+        /// The handle's stream.
+        stream: u64,
+        /// The file.
+        file: FileIndex,
+    },
+    /// The handle is closed: what was fetched ahead for it isn't wanted any more.
+    Close {
+        /// The handle's stream.
+        stream: u64,
+    },
+    /// Fetch these pieces ahead for a handle, instead of those told before.
+    Ahead {
+        /// The handle's stream.
+        stream: u64,
+        /// The pieces.
+        pieces: Range<u32>,
+    },
+    /// A read waits for these pieces.
+    Want {
+        /// The read.
+        waiter: u64,
+        /// The file it reads.
+        file: FileIndex,
+        /// From where in the torrent's linear space.
+        offset: u64,
+        /// The pieces that were missing.
+        pieces: Vec<PieceIndex>,
+        /// Since when it waits.
+        since: Instant,
+    },
+    /// The read was given up.
+    Withdraw {
+        /// The read.
+        waiter: u64,
+    },
+}
+
+/// See the module's text.
+pub struct Inbox {
+    demands: RankedMutex<Vec<Demand>>,
+    posted: Notify,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self { demands: RankedMutex::new(Rank::Leaf, "demand inbox", Vec::new()), posted: Notify::new() }
+    }
+}
+
+impl Inbox {
+    /// Puts a demand in and wakes the owner. Never blocks.
+    pub fn post(&self, demand: Demand) {
+        self.demands.lock().push(demand);
+        self.posted.notify_one();
+    }
+
+    /// Takes all demands, oldest first.
+    pub fn take(&self) -> Vec<Demand> {
+        std::mem::take(&mut *self.demands.lock())
+    }
+
+    /// Waits until something was posted since the last time this returned. Cancel-safe.
+    pub async fn posted(&self) {
+        self.posted.notified().await;
+    }
+}

@@ -1,0 +1,111 @@
+//! One torrent: who owns its state, what is shared for reading, and the pure parts that decide.
+//!
+//! The state of a torrent is under no lock. It is a [`swarm::Swarm`] that belongs to one task, the
+//! [`owner`]; what happens reaches it as events through bounded channels, and `apply(event, now)` answers with
+//! effects that the owner carries out afterwards. Shared with readers are the atomic [`table::PieceTable`],
+//! the piece notifier and the store ([`reads::Shared`]); readers say what they want through the
+//! [`inbox::Inbox`].
+
+pub mod blame;
+pub mod choker;
+pub mod demands;
+pub mod effects;
+pub mod inbox;
+pub mod load;
+pub mod owner;
+pub mod peers;
+pub mod picker;
+pub mod prepare;
+pub mod rate;
+pub mod reads;
+mod resolve;
+pub mod sessions;
+pub mod status;
+pub mod swarm;
+pub mod table;
+pub mod window;
+mod work;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use torrentfs_fs::lock::RankedMutex;
+
+use crate::metainfo::id::InfoHash;
+use reads::Shared;
+use sessions::Sessions;
+use status::Status;
+
+/// What a torrent's owner can be told to do.
+pub enum Command {
+    /// Write down what is complete. `clean` when the program is about to end in good order.
+    Persist {
+        /// See above.
+        clean: bool,
+        /// Answered when it is on disk, or could not be put there.
+        done: oneshot::Sender<()>,
+    },
+    /// Tell the trackers that we leave, no longer than this.
+    Leave {
+        /// Bound on the wait.
+        limit: Duration,
+        /// Answered when they were told.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// The handle on a torrent that runs. Cheap to share; dropping it doesn't stop the torrent (its task scope
+/// does).
+pub struct Torrent {
+    /// Its number in this process, from 1, never used twice.
+    pub slot: u32,
+    /// What it is.
+    pub info_hash: InfoHash,
+    /// Its name as far as known without metadata: the magnet's `dn`, or the info-hash.
+    pub hint: String,
+    /// The time of its files, in seconds since the epoch: when it was made, or else when it was added.
+    pub added: i64,
+    live: OnceLock<Arc<Shared>>,
+    status: RankedMutex<Arc<Status>>,
+    /// Its connections.
+    pub sessions: Arc<Sessions>,
+    /// Wakes whoever watches the set of torrents: the metadata came, or the state changed for good.
+    changed: Arc<Notify>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Torrent {
+    /// What is shared for reading, once the metadata is known.
+    pub fn live(&self) -> Option<&Arc<Shared>> {
+        self.live.get()
+    }
+
+    /// The name to show: the metadata's, or the hint.
+    pub fn name(&self) -> &str {
+        self.live.get().map_or(self.hint.as_str(), |l| l.info.name.as_str())
+    }
+
+    /// The state as last published: at most a quarter of a second old while anything goes on.
+    pub fn status(&self) -> Arc<Status> {
+        self.status.lock().clone()
+    }
+
+    /// Tells the owner to do something. False when it has ended. May wait while eight commands are queued.
+    pub async fn command(&self, command: Command) -> bool {
+        self.commands.send(command).await.is_ok()
+    }
+
+    fn publish(&self, status: Status) {
+        let new = Arc::new(status);
+        let old = std::mem::replace(&mut *self.status.lock(), new);
+        drop(old);
+    }
+}
+
+impl std::fmt::Debug for Torrent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Torrent").field("slot", &self.slot).field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+

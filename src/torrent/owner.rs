@@ -1,0 +1,617 @@
+//! The owner of a torrent: one task that feeds events to the [`Swarm`] and carries its effects out.
+//!
+//! Flow: wait for something (peers, readers, workers, discovery, commands, time); `apply` it; carry out
+//! what it led to; publish the status. The owner never waits for a peer, a disk or a reader: peers have an outbox,
+//! blocking work goes to the storage workers and comes back as an answer, readers are answered by workers.
+//! All its channels are bounded; what fills them up is said where they are made ([`start`]).
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use torrentfs_fs::lock::{Rank, RankedMutex};
+
+use super::effects::{Effect, Event};
+use super::inbox::Inbox;
+use super::prepare::Home;
+use super::rate::Rate;
+use super::reads::{ReadError, Shared};
+use super::sessions::Sessions;
+use super::status::{State, Status, Waiting};
+use super::swarm::{Settings, Swarm};
+use super::work::{self, Work};
+use super::{Command, Torrent};
+use crate::discovery::dht::Dht;
+use crate::discovery::tracker::{TrackerOptions, Trackers};
+use crate::discovery::{Announce, Following, FoundPeers, PeerDiscovery, Progress};
+use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
+use crate::metainfo::id::InfoHash;
+use crate::metainfo::info::Info;
+use crate::net::limit::RateLimit;
+use crate::peer::PeerKey;
+use crate::peer::buffer::PieceBuffer;
+use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
+use crate::peer::outbox::{Outbox, Wanted};
+use crate::peer::wire::BlockRequest;
+use crate::storage::pool::Workers;
+use crate::sync::tasks::TaskScope;
+
+/// Written data that isn't synced and recorded yet is bounded by these two, so that persisting at the end is
+/// quick and a crash costs little.
+const DIRTY_MAX: u64 = 64 << 20;
+const DIRTY_AGE: Duration = Duration::from_secs(5);
+/// How often the status is published while something goes on: a person's eye asks for no more.
+const PUBLISH: Duration = Duration::from_millis(250);
+
+/// What a torrent begins with.
+pub struct Plan {
+    /// Its number, from 1.
+    pub slot: u32,
+    /// What it is.
+    pub info_hash: InfoHash,
+    /// Its name while the metadata isn't known.
+    pub hint: String,
+    /// Seconds since the epoch when it was added.
+    pub added: i64,
+    /// Seconds since the epoch when the torrent was made, if it says so.
+    pub created: Option<i64>,
+    /// The metadata, if known.
+    pub info: Option<Arc<Info>>,
+    /// Trackers by tier.
+    pub trackers: Vec<Vec<String>>,
+    /// Addresses known from the start.
+    pub peers: Vec<FoundPeers>,
+    /// Where its data is kept.
+    pub home: Home,
+    /// What doesn't change.
+    pub settings: Settings,
+}
+
+/// What all torrents of the program share.
+#[derive(Clone)]
+pub struct Environment {
+    /// Who does blocking work.
+    pub workers: Arc<Workers>,
+    /// For HTTP trackers; `None` when trackers are off.
+    pub http: Option<reqwest::Client>,
+    /// `None` when it is off.
+    pub dht: Option<Arc<Dht>>,
+    /// Wakes whoever watches the set of torrents.
+    pub changed: Arc<Notify>,
+    /// Limits on what is received and sent, for the whole program.
+    pub limits: (RateLimit, RateLimit),
+}
+
+struct Link {
+    outbox: Arc<Outbox>,
+    counters: Arc<Counters>,
+}
+
+/// Bytes moved, for the announces.
+#[derive(Default)]
+struct Totals {
+    up: AtomicU64,
+    down: AtomicU64,
+    left: AtomicU64,
+}
+
+struct Owner {
+    torrent: Arc<Torrent>,
+    swarm: Swarm,
+    scope: TaskScope,
+    env: Environment,
+    settings: Settings,
+    home: Home,
+    inbox: Arc<Inbox>,
+    links: HashMap<PeerKey, Link>,
+    work: mpsc::Sender<Work>,
+    /// Blocking work that the workers had no room for; tried again when something ends.
+    backlog: VecDeque<Effect>,
+    found: mpsc::Sender<FoundPeers>,
+    tiers: Vec<Vec<String>>,
+    trackers: Option<Trackers>,
+    following: Option<Following>,
+    totals: Arc<Totals>,
+    /// Of peers that are gone.
+    past: (u64, u64),
+    seen: (u64, u64),
+    rates: (Rate, Rate),
+    /// Bytes written since the last record, and since when.
+    dirty: u64,
+    dirty_since: Option<Instant>,
+    persisting: bool,
+    checking: usize,
+    published: Option<Instant>,
+    failed: Option<String>,
+    persisted: Vec<oneshot::Sender<()>>,
+}
+
+/// Starts a torrent in tasks of `scope` and returns its handle at once.
+pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
+    // Full when the owner lags: the sessions wait, and so do the peers behind their sockets.
+    let (peer_events, peer_inbox) = mpsc::channel(256);
+    // Never full: each kind of work has fewer jobs under way than this (see `Class::bound`, twice).
+    let (work, done) = mpsc::channel(4096);
+    // Full when the owner lags: whoever found more waits.
+    let (found, finds) = mpsc::channel(64);
+    // Full when commands come faster than they are carried out: the caller waits.
+    let (commands, orders) = mpsc::channel(8);
+    let known = Arc::new(OnceLock::new());
+    let sessions = Arc::new(Sessions::new(
+        scope.child("peers"),
+        plan.settings.info_hash,
+        plan.settings.peer_id,
+        known,
+        peer_events,
+        env.limits.clone(),
+    ));
+    let torrent = Arc::new(Torrent {
+        slot: plan.slot,
+        info_hash: plan.info_hash,
+        hint: plan.hint,
+        added: plan.created.unwrap_or(plan.added),
+        live: OnceLock::new(),
+        status: RankedMutex::new(Rank::Leaf, "torrent status", Arc::default()),
+        sessions,
+        changed: env.changed.clone(),
+        commands,
+    });
+    let now = Instant::now();
+    let owner = Owner {
+        torrent: torrent.clone(),
+        swarm: Swarm::new(plan.settings.clone()),
+        scope: scope.clone(),
+        settings: plan.settings,
+        home: plan.home,
+        inbox: Arc::default(),
+        links: HashMap::new(),
+        work,
+        backlog: VecDeque::new(),
+        found,
+        tiers: plan.trackers,
+        trackers: None,
+        following: None,
+        totals: Arc::default(),
+        past: (0, 0),
+        seen: (0, 0),
+        rates: (Rate::new(now), Rate::new(now)),
+        dirty: 0,
+        dirty_since: None,
+        persisting: false,
+        checking: 0,
+        published: None,
+        failed: None,
+        persisted: Vec::new(),
+        env,
+    };
+    owner.totals.left.store(u64::MAX >> 1, Ordering::Relaxed);
+    scope.spawn_graceful("owner", owner.run(plan.info, plan.peers, peer_inbox, done, finds, orders));
+    torrent
+}
+
+impl Owner {
+    async fn run(
+        mut self,
+        info: Option<Arc<Info>>,
+        peers: Vec<FoundPeers>,
+        mut peer_events: mpsc::Receiver<PeerEvent>,
+        mut done: mpsc::Receiver<Work>,
+        mut finds: mpsc::Receiver<FoundPeers>,
+        mut orders: mpsc::Receiver<Command>,
+    ) {
+        let token = self.scope.token().clone();
+        let inbox = self.inbox.clone();
+        let private = info.as_ref().is_some_and(|i| i.private);
+        match info {
+            Some(info) => self.prepare(info),
+            None => self.recall(),
+        }
+        for found in peers {
+            self.apply(Event::Found(found));
+        }
+        self.discover(private);
+        let mut batch = Vec::new();
+        loop {
+            let now = Instant::now();
+            self.persist_if_due(now);
+            self.publish_if_due(now);
+            let next = tokio::time::Instant::from_std(now + self.swarm.next_tick(now).min(self.next_chore(now)));
+            tokio::select! {
+                () = token.cancelled() => break,
+                n = peer_events.recv_many(&mut batch, 64) => {
+                    if n == 0 {
+                        break;
+                    }
+                    for event in batch.drain(..) {
+                        self.peer_event(event);
+                    }
+                }
+                () = inbox.posted() => {
+                    for demand in inbox.take() {
+                        self.apply(Event::Demand(demand));
+                    }
+                }
+                Some(work) = done.recv() => self.work_ended(work),
+                Some(found) = finds.recv() => self.apply(Event::Found(found)),
+                Some(command) = orders.recv() => self.command(command),
+                () = tokio::time::sleep_until(next) => self.apply(Event::Tick),
+            }
+        }
+        if let Some(shared) = self.torrent.live() {
+            shared.fail_all(&ReadError::Closed);
+        }
+    }
+
+    fn next_chore(&self, now: Instant) -> Duration {
+        let persist = self.dirty_since.map(|since| (since + DIRTY_AGE).saturating_duration_since(now));
+        let persist = if self.persisting { None } else { persist };
+        persist.unwrap_or(Duration::from_secs(60))
+    }
+
+    fn apply(&mut self, event: Event) {
+        let effects = self.swarm.apply(event, Instant::now());
+        for effect in effects {
+            self.carry_out(effect);
+        }
+    }
+
+    fn peer_event(&mut self, event: PeerEvent) {
+        match event {
+            PeerEvent::Connected { key, peer, outbox, counters } => {
+                self.links.insert(key, Link { outbox, counters });
+                tracing::debug!(peer = %peer.addr, incoming = peer.incoming, "connected");
+                self.apply(Event::Connected { key, peer });
+            }
+            PeerEvent::Said { key, items } => self.apply(Event::Said { key, items }),
+            PeerEvent::Gone { key, reason } => {
+                if let Some(link) = self.links.remove(&key) {
+                    self.past.0 += link.counters.down.load(Ordering::Relaxed);
+                    self.past.1 += link.counters.up.load(Ordering::Relaxed);
+                }
+                self.apply(Event::Gone { key, reason });
+            }
+            PeerEvent::Unreachable { addr, reason } => {
+                tracing::debug!(peer = %addr, "unreachable: {reason}");
+                self.apply(Event::Unreachable { addr });
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Request(assignments) => {
+                let mut by_peer: HashMap<PeerKey, Vec<Wanted>> = HashMap::new();
+                for a in assignments {
+                    let begin = a.block.block.0 * BLOCK_LEN;
+                    let request = BlockRequest { piece: a.block.piece, begin, len: a.len };
+                    by_peer.entry(a.peer).or_default().push(Wanted { request, buffer: a.buffer });
+                }
+                for (peer, wanted) in by_peer {
+                    if let Some(link) = self.links.get(&peer) {
+                        link.outbox.request(wanted);
+                    }
+                }
+            }
+            Effect::Cancel(peer, block) => {
+                if let (Some(link), Some(request)) = (self.links.get(&peer), self.request(block)) {
+                    link.outbox.cancel(request);
+                }
+            }
+            Effect::Interested(peer, yes) => self.tell(peer, |o| o.interested(yes)),
+            Effect::Choke(peer, yes) => self.tell(peer, |o| o.choke(yes)),
+            Effect::First(peer, message) => self.tell(peer, |o| o.first(message)),
+            Effect::Extended(peer, id, payload) => self.tell(peer, |o| o.extended(id, payload)),
+            Effect::Disconnect(peer, reason) => self.tell(peer, |o| o.disconnect(reason)),
+            Effect::Have(peers, piece) => {
+                for peer in peers {
+                    self.tell(peer, |o| o.have(piece));
+                }
+            }
+            Effect::Dial(addr) => self.torrent.sessions.dial(addr),
+            Effect::Verify { buffer, digests } => self.verify(buffer, digests),
+            Effect::Check(piece) => self.check(piece),
+            Effect::Wake(piece) => {
+                if let Some(shared) = self.torrent.live() {
+                    self.dirty += u64::from(shared.info.geometry.piece_len(piece));
+                    self.dirty_since.get_or_insert_with(Instant::now);
+                    shared.wake(piece);
+                }
+            }
+            Effect::Fail(id, error) => {
+                if let Some(shared) = self.torrent.live() {
+                    shared.fail_id(id, &error);
+                }
+            }
+            Effect::GotMetadata(raw) => self.got_metadata(raw),
+            Effect::Finished => {
+                tracing::info!(torrent = %self.torrent.name(), "complete");
+                if let Some(trackers) = &self.trackers {
+                    trackers.completed();
+                }
+                self.published = None;
+            }
+        }
+    }
+
+    fn tell(&self, peer: PeerKey, what: impl FnOnce(&Outbox)) {
+        if let Some(link) = self.links.get(&peer) {
+            what(&link.outbox);
+        }
+    }
+
+    fn request(&self, block: BlockRef) -> Option<BlockRequest> {
+        let geometry: &Geometry = &self.torrent.live()?.info.geometry;
+        let len = geometry.block_len(block);
+        Some(BlockRequest { piece: block.piece, begin: block.block.0 * BLOCK_LEN, len })
+    }
+
+    fn verify(&mut self, buffer: Arc<PieceBuffer>, digests: bool) {
+        let Some(shared) = self.torrent.live() else { return };
+        if !work::verify(shared, &buffer, digests, &self.work) {
+            self.backlog.push_back(Effect::Verify { buffer, digests });
+        }
+    }
+
+    fn check(&mut self, piece: PieceIndex) {
+        let Some(shared) = self.torrent.live() else { return };
+        if work::check(shared, piece, &self.work) {
+            self.checking += 1;
+        } else {
+            self.backlog.push_back(Effect::Check(piece));
+        }
+    }
+
+    /// Metadata kept from an earlier run: read by a worker.
+    fn recall(&mut self) {
+        work::recall(&self.env.workers, &self.home, &self.work);
+    }
+
+    fn got_metadata(&mut self, raw: Vec<u8>) {
+        match Info::parse(&raw, None) {
+            Ok(info) => {
+                tracing::info!(torrent = %info.name, "metadata came from peers");
+                work::keep_metadata(&self.env.workers, &self.home, raw);
+                if info.private {
+                    // BEP 27: from here on its trackers alone.
+                    self.following = None;
+                }
+                self.prepare(Arc::new(info));
+            }
+            Err(error) => self.fail(format!("its metadata can't be used: {error}")),
+        }
+    }
+
+    fn prepare(&mut self, info: Arc<Info>) {
+        if !work::prepare(&self.env.workers, &self.home, info, &self.inbox, &self.work) {
+            self.fail("the storage workers take no more work".into());
+        }
+    }
+
+    fn fail(&mut self, why: String) {
+        tracing::error!(torrent = %self.torrent.name(), "{why}");
+        self.failed = Some(why);
+        self.published = None;
+        self.torrent.changed.notify_one();
+    }
+
+    fn work_ended(&mut self, ended: Work) {
+        match ended {
+            Work::Prepared(Ok(shared)) => self.go_live(shared),
+            Work::Prepared(Err(error)) => self.fail(format!("its storage can't be opened: {error}")),
+            Work::Recalled(Some(raw)) if self.torrent.live().is_none() => match Info::parse(&raw, None) {
+                Ok(info) if self.torrent.info_hash.matches(&raw) => {
+                    if info.private {
+                        self.following = None;
+                    }
+                    self.prepare(Arc::new(info));
+                }
+                _ => tracing::warn!(torrent = %self.torrent.hint, "the kept metadata isn't that of the torrent"),
+            },
+            Work::Recalled(_) => {}
+            Work::Verified { piece, verdict, digests } => self.apply(Event::Verified { piece, verdict, digests }),
+            Work::Checked { piece, good } => {
+                self.checking = self.checking.saturating_sub(1);
+                self.apply(Event::Checked { piece, good });
+            }
+            Work::Persisted(result) => {
+                self.persisting = false;
+                if let Err(error) = result {
+                    tracing::warn!(torrent = %self.torrent.name(), "what is complete could not be recorded: {error}");
+                }
+                for waiting in self.persisted.drain(..) {
+                    let _ = waiting.send(());
+                }
+            }
+        }
+        for _ in 0..self.backlog.len().min(4) {
+            if let Some(effect) = self.backlog.pop_front() {
+                self.carry_out(effect);
+            }
+        }
+    }
+
+    fn go_live(&mut self, shared: Arc<Shared>) {
+        if self.torrent.live.set(shared.clone()).is_err() {
+            return;
+        }
+        let geometry = Arc::new(shared.info.geometry.clone());
+        let source = Arc::new(Serving(shared.clone()));
+        let _ = self.torrent.sessions.known().set(Known { geometry, source });
+        self.apply(Event::Metadata { info: shared.info.clone(), table: shared.table.clone() });
+        let end = shared.info.geometry.end();
+        self.totals.left.store(end, Ordering::Relaxed);
+        self.publish(Instant::now());
+        self.torrent.changed.notify_one();
+    }
+
+    fn discover(&mut self, private: bool) {
+        let announce = Announce {
+            info_hash: self.settings.info_hash,
+            peer_id: self.settings.peer_id,
+            port: self.settings.listen_port.unwrap_or(0),
+            key: rand::random(),
+        };
+        if let Some(http) = &self.env.http {
+            let totals = self.totals.clone();
+            let progress = Arc::new(move || Progress {
+                uploaded: totals.up.load(Ordering::Relaxed),
+                downloaded: totals.down.load(Ordering::Relaxed),
+                left: totals.left.load(Ordering::Relaxed),
+            });
+            let mut options = TrackerOptions::new(http.clone());
+            options.private = private;
+            let tiers = std::mem::take(&mut self.tiers);
+            self.trackers =
+                Some(Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options));
+        }
+        if let Some(dht) = self.env.dht.as_ref().filter(|_| !private) {
+            let following = dht.follow(&self.scope, announce, self.found.clone());
+            following.want_peers(true);
+            self.following = Some(following);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Persist { clean, done } => {
+                if self.torrent.live().is_none() {
+                    let _ = done.send(());
+                    return;
+                }
+                self.persisted.push(done);
+                // One that is under way may have begun before the last piece: another follows it.
+                self.persist(clean);
+            }
+            Command::Leave { limit, done } => {
+                let trackers = self.trackers.take();
+                self.following = None;
+                self.scope.spawn("leave", async move {
+                    if let Some(trackers) = trackers {
+                        trackers.stop(limit).await;
+                    }
+                    let _ = done.send(());
+                });
+            }
+        }
+    }
+
+    fn persist_if_due(&mut self, now: Instant) {
+        let old = self.dirty_since.is_some_and(|since| now.saturating_duration_since(since) >= DIRTY_AGE);
+        if !self.persisting && (old || self.dirty >= DIRTY_MAX) {
+            self.persist(false);
+        }
+    }
+
+    fn persist(&mut self, clean: bool) {
+        let Some(shared) = self.torrent.live() else { return };
+        if work::persist(shared, &self.home, clean, &self.work) {
+            self.persisting = true;
+            self.dirty = 0;
+            self.dirty_since = None;
+        } else {
+            // No room now: due again after the usual time.
+            self.dirty_since = Some(Instant::now());
+            self.dirty = 0;
+            for waiting in self.persisted.drain(..) {
+                let _ = waiting.send(());
+            }
+        }
+    }
+
+    fn publish_if_due(&mut self, now: Instant) {
+        if self.published.is_none_or(|at| now.saturating_duration_since(at) >= PUBLISH) {
+            self.publish(now);
+        }
+    }
+
+    fn publish(&mut self, now: Instant) {
+        self.published = Some(now);
+        let mut sums = self.past;
+        for link in self.links.values() {
+            sums.0 += link.counters.down.load(Ordering::Relaxed);
+            sums.1 += link.counters.up.load(Ordering::Relaxed);
+        }
+        self.rates.0.add(sums.0 - self.seen.0, now);
+        self.rates.1.add(sums.1 - self.seen.1, now);
+        self.seen = sums;
+        self.totals.down.store(sums.0, Ordering::Relaxed);
+        self.totals.up.store(sums.1, Ordering::Relaxed);
+        let mut status = Status {
+            metadata: self.swarm.metadata_progress(),
+            rate_down: self.rates.0.get(now),
+            rate_up: self.rates.1.get(now),
+            downloaded: sums.0,
+            uploaded: sums.1,
+            peers: self.swarm.peer_count(),
+            connecting: self.swarm.dialing(),
+            banned: self.swarm.banned().to_vec(),
+            error: self.failed.clone().or_else(|| self.swarm.error().map(str::to_owned)),
+            ..Status::default()
+        };
+        if let Some(shared) = self.torrent.live() {
+            let geometry = &shared.info.geometry;
+            let complete = shared.table.complete_count() == shared.table.len();
+            status.size = shared.info.files.iter().map(|f| f.size).sum();
+            status.have = have(shared);
+            self.totals.left.store(status.size.saturating_sub(status.have), Ordering::Relaxed);
+            if let Some(demands) = self.swarm.demands() {
+                let waits = demands.waits();
+                status.waiting_count = waits.len();
+                status.waiting = waits
+                    .iter()
+                    .take(Status::WAITING_MAX)
+                    .map(|w| Waiting { file: w.file, offset: w.offset, since: w.since })
+                    .collect();
+                status.state = if status.error.is_some() {
+                    State::Error
+                } else if complete {
+                    State::Complete
+                } else if self.checking > 0 {
+                    State::Checking
+                } else if demands.is_stalled(now) {
+                    State::Stalled
+                } else if self.swarm.is_fetching() {
+                    State::Downloading
+                } else {
+                    State::Idle
+                };
+            }
+            debug_assert!(status.have <= geometry.end());
+        } else if status.error.is_some() {
+            status.state = State::Error;
+        }
+        if let Some(following) = &self.following {
+            following.want_peers(self.swarm.peer_count() < 10);
+        }
+        self.torrent.publish(status);
+    }
+}
+
+/// Bytes of complete pieces.
+fn have(shared: &Shared) -> u64 {
+    let geometry = &shared.info.geometry;
+    let complete = shared.table.complete_count();
+    if complete == shared.table.len() {
+        return shared.info.files.iter().map(|f| f.size).sum();
+    }
+    // All pieces are of nominal length but the last ones; those are looked at only in a v2 torrent.
+    let last = PieceIndex(shared.table.len().saturating_sub(1));
+    let nominal = u64::from(complete) * u64::from(geometry.piece_length());
+    let short = u64::from(geometry.piece_length().saturating_sub(geometry.piece_len(last)));
+    nominal.saturating_sub(if shared.table.is_complete(last) { short } else { 0 }).min(geometry.end())
+}
+
+/// Gives peers the blocks that are here.
+struct Serving(Arc<Shared>);
+
+impl BlockSource for Serving {
+    fn fetch(
+        &self,
+        request: BlockRequest,
+        to: mpsc::Sender<(BlockRequest, Option<bytes::Bytes>)>,
+    ) -> bool {
+        work::serve(&self.0, request, to)
+    }
+}

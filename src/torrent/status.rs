@@ -1,0 +1,90 @@
+//! The state of a torrent as a person or a program sees it. Published by the owner; a plain value.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::metainfo::geometry::FileIndex;
+
+/// What a torrent is doing (the values of the xattr `user.torrentfs.state`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum State {
+    /// Its metadata isn't here yet.
+    #[default]
+    Resolving,
+    /// Data on disk is being hashed.
+    Checking,
+    /// Incomplete, and nobody wants more.
+    Idle,
+    /// Blocks are being fetched.
+    Downloading,
+    /// Someone waits and no block came for ten seconds.
+    Stalled,
+    /// Everything is here.
+    Complete,
+    /// It can't go on; see the reason.
+    Error,
+}
+
+impl State {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Resolving => "resolving",
+            Self::Checking => "checking",
+            Self::Idle => "idle",
+            Self::Downloading => "downloading",
+            Self::Stalled => "stalled",
+            Self::Complete => "complete",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// A read that waits.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// The file.
+    pub file: FileIndex,
+    /// Where in the torrent's linear space, in bytes.
+    pub offset: u64,
+    /// Since when.
+    pub since: Instant,
+}
+
+/// See the module's text.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// What it does.
+    pub state: State,
+    /// Bytes of complete pieces.
+    pub have: u64,
+    /// Bytes in all; 0 while resolving.
+    pub size: u64,
+    /// Bytes of metadata here, and in all, while resolving and once a peer said how many.
+    pub metadata: Option<(u32, u32)>,
+    /// Payload bytes per second received.
+    pub rate_down: u64,
+    /// Payload bytes per second sent.
+    pub rate_up: u64,
+    /// Payload bytes received since the start.
+    pub downloaded: u64,
+    /// Payload bytes sent since the start.
+    pub uploaded: u64,
+    /// Connected peers.
+    pub peers: usize,
+    /// Connections being made.
+    pub connecting: usize,
+    /// Peers that sent bad data.
+    pub banned: Vec<SocketAddr>,
+    /// Reads that wait, longest first; at most [`Status::WAITING_MAX`] of them.
+    pub waiting: Vec<Waiting>,
+    /// How many reads wait in all.
+    pub waiting_count: usize,
+    /// Why it can't go on.
+    pub error: Option<String>,
+}
+
+impl Status {
+    /// Waiting reads named in a status: thousands may wait.
+    pub const WAITING_MAX: usize = 16;
+}

@@ -1,0 +1,228 @@
+//! The blocking work of a torrent, done by the storage workers: hashing, reading, writing, recording.
+//!
+//! Each job answers exactly once through the owner's channel, also when it panics or is dropped undone: an
+//! [`Answer`] carries what to say then. So no piece stays "being verified" for ever (row P3).
+
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::blame::Digest;
+use super::effects::Verdict;
+use super::inbox::Inbox;
+use super::prepare::{self, Home};
+use super::reads::{ReadError, Shared};
+use crate::hash;
+use crate::metainfo::geometry::PieceIndex;
+use crate::metainfo::info::Info;
+use crate::peer::buffer::PieceBuffer;
+use crate::peer::wire::BlockRequest;
+use crate::storage::pool::{Class, Workers};
+use crate::storage::resume::{self, ResumeData};
+use crate::storage::verify::{Checked, check_piece};
+use crate::storage::StorageError;
+
+/// What came of a job.
+pub(super) enum Work {
+    /// The storage is open.
+    Prepared(Result<Arc<Shared>, StorageError>),
+    /// Metadata kept from an earlier run, if there is any.
+    Recalled(Option<Bytes>),
+    /// A received piece was hashed.
+    Verified {
+        /// The piece.
+        piece: PieceIndex,
+        /// What came of it.
+        verdict: Verdict,
+        /// The digests of its blocks, where wanted.
+        digests: Vec<Digest>,
+    },
+    /// A piece on disk was hashed.
+    Checked {
+        /// The piece.
+        piece: PieceIndex,
+        /// Whether it is right.
+        good: bool,
+    },
+    /// What is complete was recorded.
+    Persisted(Result<(), StorageError>),
+}
+
+/// Says something exactly once: what it is told to, or on being dropped what it was made with.
+struct Answer {
+    to: mpsc::Sender<Work>,
+    otherwise: Option<Work>,
+}
+
+impl Answer {
+    fn new(to: &mpsc::Sender<Work>, otherwise: Work) -> Self {
+        Self { to: to.clone(), otherwise: Some(otherwise) }
+    }
+
+    fn say(mut self, work: Work) {
+        self.otherwise = Some(work);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let Some(work) = self.otherwise.take() else { return };
+        // The channel has room for every job there can be; without it the owner has ended.
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.to.try_send(work) {
+            tracing::error!("the owner's channel of finished work is full; this is a bug, please report it");
+        }
+    }
+}
+
+fn closed() -> Verdict {
+    Verdict::Unwritten(ReadError::Closed)
+}
+
+/// Hashes and writes a received piece. False when the workers have no room; nothing is said then.
+pub(super) fn verify(
+    shared: &Arc<Shared>,
+    buffer: &Arc<PieceBuffer>,
+    digests: bool,
+    to: &mpsc::Sender<Work>,
+) -> bool {
+    let piece = buffer.piece();
+    let otherwise = Work::Verified { piece, verdict: closed(), digests: Vec::new() };
+    let (job_shared, job_buffer, job_to) = (shared.clone(), buffer.clone(), to.clone());
+    let job = Box::new(move |_: &mut _| {
+        let answer = Answer::new(&job_to, otherwise);
+        let (verdict, digests) = hash_and_write(&job_shared, &job_buffer, digests);
+        answer.say(Work::Verified { piece, verdict, digests });
+    });
+    shared.workers.submit(Class::Verify, job).is_ok()
+}
+
+fn hash_and_write(shared: &Shared, buffer: &PieceBuffer, digests: bool) -> (Verdict, Vec<Digest>) {
+    let piece = buffer.piece();
+    let Some(blocks) = buffer.blocks() else { return (Verdict::Bad, Vec::new()) };
+    let good = shared.info.hashes.piece(piece).is_some_and(|h| h.verify(&blocks));
+    let digests = if digests || !good { blocks.iter().map(|b| hash::sha1(b)).collect() } else { Vec::new() };
+    if !good {
+        return (Verdict::Bad, digests);
+    }
+    let parts: Vec<IoSlice<'_>> = blocks.iter().map(|b| IoSlice::new(b)).collect();
+    match shared.store.write_at(shared.info.geometry.piece_offset(piece), &parts) {
+        Ok(()) => (Verdict::Good, digests),
+        Err(error) => {
+            tracing::error!(torrent = %shared.info.name, "a piece could not be written: {error}");
+            (Verdict::Unwritten(error.into()), digests)
+        }
+    }
+}
+
+/// Hashes a piece that may be on disk. False when the workers have no room; nothing is said then.
+pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, to: &mpsc::Sender<Work>) -> bool {
+    let (job_shared, job_to) = (shared.clone(), to.clone());
+    let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
+        let answer = Answer::new(&job_to, Work::Checked { piece, good: false });
+        let info = &job_shared.info;
+        let hash = info.hashes.piece(piece);
+        let right = |bytes: &[u8]| {
+            let blocks: Vec<&[u8]> = bytes.chunks(crate::metainfo::geometry::BLOCK_LEN as usize).collect();
+            hash.as_ref().is_some_and(|h| h.verify(&blocks))
+        };
+        let good = match check_piece(&*job_shared.store, &info.geometry, piece, scratch, right) {
+            Ok(checked) => checked == Checked::Good,
+            Err(error) => {
+                tracing::warn!(torrent = %info.name, "a piece could not be checked, so it is fetched: {error}");
+                false
+            }
+        };
+        answer.say(Work::Checked { piece, good });
+    });
+    shared.workers.submit(Class::Verify, job).is_ok()
+}
+
+/// Opens the storage. False when the workers are closed.
+pub(super) fn prepare(
+    workers: &Arc<Workers>,
+    home: &Home,
+    info: Arc<Info>,
+    inbox: &Arc<Inbox>,
+    to: &mpsc::Sender<Work>,
+) -> bool {
+    let (home, job_workers, inbox) = (home.clone(), workers.clone(), inbox.clone());
+    let answer = Answer::new(to, Work::Prepared(Err(StorageError::Closed)));
+    let job = Box::new(move |_: &mut _| {
+        let prepared = prepare::prepare(&home, info, job_workers, inbox);
+        answer.say(Work::Prepared(prepared));
+    });
+    workers.submit(Class::Read, job).is_ok()
+}
+
+/// Looks for metadata kept from an earlier run.
+pub(super) fn recall(workers: &Workers, home: &Home, to: &mpsc::Sender<Work>) {
+    let dir = home.dir.clone();
+    let answer = Answer::new(to, Work::Recalled(None));
+    let job = Box::new(move |_: &mut _| answer.say(Work::Recalled(prepare::kept_metadata(&dir))));
+    // Refused only when the program ends.
+    let _ = workers.submit(Class::Read, job);
+}
+
+/// Keeps metadata for the next run.
+pub(super) fn keep_metadata(workers: &Workers, home: &Home, raw: Vec<u8>) {
+    let dir = home.dir.clone();
+    let job = Box::new(move |_: &mut _| {
+        if let Err(error) = resume::save_metadata(&dir, &raw) {
+            tracing::warn!("the metadata could not be kept for the next time: {error}");
+        }
+    });
+    // Refused only when the program ends; then it is fetched again the next time.
+    let _ = workers.submit(Class::Verify, job);
+}
+
+/// Records what is complete at this moment, after its data was synced. False when the workers have no room.
+pub(super) fn persist(shared: &Arc<Shared>, home: &Home, clean: bool, to: &mpsc::Sender<Work>) -> bool {
+    let data = ResumeData {
+        info_hash: home.key.clone(),
+        pieces: shared.table.len(),
+        complete: shared.table.bitfield(),
+        clean,
+    };
+    let (job_shared, home) = (shared.clone(), home.clone());
+    let answer = Answer::new(to, Work::Persisted(Err(StorageError::Closed)));
+    // At the end nothing else is to be done, and somebody waits for it.
+    let class = if clean { Class::Verify } else { Class::Background };
+    let job = Box::new(move |_: &mut _| {
+        answer.say(Work::Persisted(resume::persist(&*job_shared.store, &home.dir, &data)));
+    });
+    match shared.workers.submit(class, job) {
+        Ok(()) => true,
+        Err(job) => {
+            drop(job);
+            false
+        }
+    }
+}
+
+/// Reads a block for a peer. False when it isn't here or the workers have no room.
+pub(super) fn serve(
+    shared: &Arc<Shared>,
+    request: BlockRequest,
+    to: mpsc::Sender<(BlockRequest, Option<Bytes>)>,
+) -> bool {
+    if !shared.table.is_complete(request.piece) {
+        return false;
+    }
+    let job_shared = shared.clone();
+    let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
+        let buf = scratch.buffer(request.len as usize);
+        let offset = job_shared.info.geometry.piece_offset(request.piece) + u64::from(request.begin);
+        let data = match job_shared.store.read_at(offset, buf) {
+            Ok(()) => Some(Bytes::copy_from_slice(buf)),
+            Err(error) => {
+                tracing::warn!(torrent = %job_shared.info.name, "reading for a peer failed: {error}");
+                None
+            }
+        };
+        // The session keeps room for the answer.
+        let _ = to.try_send((request, data));
+    });
+    shared.workers.submit(Class::Serve, job).is_ok()
+}

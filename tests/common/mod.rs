@@ -1,0 +1,38 @@
+//! What the end-to-end tests stand on: the real binary on a real mount, and peers to fetch from.
+//!
+//! Parts: [`Mount`] runs the binary; [`Seeder`], [`Leecher`] are libtorrent; [`ScriptedPeer`] is a peer that
+//! misbehaves as told; [`Tracker`] and the dead ones; [`Sample`] is deterministic content; [`Proc`] is any other
+//! process. Whatever a test starts ends with it, also when it panics: no process and no mount is left behind.
+//!
+//! State is awaited with [`wait_until`] and a bound, never slept for. Bounds are generous (five times what is
+//! expected and more), since the machine may be busy; they only turn a hang into a failure.
+//!
+//! It knows the program by its command line alone, not by its library.
+
+mod mount;
+mod peers;
+mod process;
+mod sample;
+mod scripted;
+mod support;
+mod tracker;
+
+pub use mount::{Mount, is_mounted, program, torrentfs};
+pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
+pub use process::{Proc, Reader};
+pub use sample::{Sample, bytes_at};
+pub use scripted::{Behaviour, ScriptedPeer};
+use support::wait_for;
+pub use support::{Need, has_tool, missing, skip, wait_until};
+pub use tracker::{DeadTracker, Tracker};
+
+/// Returns from the test, reported as skipped by name, unless all of what it needs is here. In CI it fails.
+#[macro_export]
+macro_rules! needs {
+    ($($need:ident),+ $(,)?) => {
+        if let Some(reason) = $crate::common::missing(&[$($crate::common::Need::$need),+]) {
+            $crate::common::skip(&reason);
+            return;
+        }
+    };
+}

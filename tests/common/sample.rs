@@ -1,0 +1,270 @@
+//! Deterministic content and its `.torrent` files, made once and kept between runs.
+//!
+//! A sample lives in the test folder of cargo's target directory, built aside under a file lock and renamed, so that
+//! tests in parallel, also in several processes, make it once. Content is a function of (seed, offset): any range can
+//! be checked without reading the source.
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::peers::{TorrentKind, make_huge, make_torrent};
+
+/// Raised when samples are made differently, so that kept ones aren't taken.
+const VERSION: u32 = 1;
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// A torrent with its content.
+#[derive(Clone)]
+pub struct Sample {
+    /// The folder that holds the content under its name, as a seeder wants it.
+    pub data: PathBuf,
+    /// The torrent's name.
+    pub name: String,
+    /// The `.torrent` file.
+    pub torrent: PathBuf,
+    /// Info-hash v1 in hex, if it has one.
+    pub v1: Option<String>,
+    /// Info-hash v2 in hex, if it has one.
+    pub v2: Option<String>,
+    /// Bytes in each piece but the last.
+    pub piece_length: u64,
+    /// How many pieces.
+    pub pieces: u64,
+    /// Bytes of all files together, pad files included.
+    pub total: u64,
+    /// Path (with the torrent's name in front if it has several) and size of each file, in the torrent's order.
+    pub files: Vec<(String, u64)>,
+    /// What [`bytes_at`] needs for a sample of one file.
+    pub seed: u64,
+    sums: PathBuf,
+}
+
+impl Sample {
+    /// One file of 256 MiB in pieces of 1 MiB.
+    pub fn big() -> Self {
+        Self::file("big.bin", 256 * MIB, MIB)
+    }
+
+    /// One file of 8 MiB in 32 pieces of 256 KiB.
+    pub fn small() -> Self {
+        Self::file("small.bin", 8 * MIB, 256 * KIB)
+    }
+
+    /// One file of random bytes.
+    pub fn file(name: &str, size: u64, piece_length: u64) -> Self {
+        let seed = size ^ (u64::from(name.as_bytes()[0]) << 56);
+        Self::made(&format!("{name}-{size}-{piece_length}"), seed, |folder| {
+            let path = folder.join("data").join(name);
+            write_file(&path, seed, size);
+            make_torrent(&path, &folder.join("torrent"), TorrentKind::V1, piece_length, &[])
+        })
+    }
+
+    /// Some hundred files of 0 to 3,000,000 bytes in nested folders, with unicode names; v1, so that files begin and end
+    /// inside pieces.
+    pub fn tree() -> Self {
+        Self::tree_of(TorrentKind::V1)
+    }
+
+    /// The same tree in another kind of torrent.
+    pub fn tree_of(kind: TorrentKind) -> Self {
+        Self::made(&format!("tree-{kind:?}"), 0, |folder| {
+            let root = folder.join("data").join("tree");
+            write_tree(&root);
+            make_torrent(&root, &folder.join("torrent"), kind, 64 * KIB, &[])
+        })
+    }
+
+    /// Files given by name and size, in a folder `name`. A name that ends in `.run` is executable.
+    pub fn folder(name: &str, files: &[(&str, u64)], piece_length: u64) -> Self {
+        let key: String =
+            files.iter().map(|(file, size)| format!("-{}-{size}", file.replace('/', "_"))).collect();
+        Self::made(&format!("folder-{name}-{piece_length}{key}"), 0, |folder| {
+            let root = folder.join("data").join(name);
+            for (number, (file, size)) in (1..).zip(files) {
+                write_file(&root.join(file), number, *size);
+            }
+            make_torrent(&root, &folder.join("torrent"), TorrentKind::V1, piece_length, &[])
+        })
+    }
+
+    /// A sparse file of 333,000 pieces of 16 KiB: a bitfield of 41 KB and metadata of 6.7 MB.
+    pub fn huge() -> Self {
+        Self::made("huge", 0, |folder| make_huge(333_000, &folder.join("data"), &folder.join("torrent")))
+    }
+
+    /// `sha256sum -c` against the content, in a folder that holds it under the torrent's name.
+    pub fn check_in(&self, folder: &Path) -> Output {
+        Command::new("sha256sum")
+            .args(["-c", "--quiet", "--strict"])
+            .arg(&self.sums)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .output()
+            .expect("sha256sum runs")
+    }
+
+    /// Where the content stands outside the mount.
+    pub fn source(&self) -> PathBuf {
+        self.data.join(&self.name)
+    }
+
+    /// Fills `buffer` with the torrent's bytes at `offset`, counted over all files in order.
+    pub fn content(&self, offset: u64, buffer: &mut [u8]) {
+        let mut begin = 0;
+        let end = offset + buffer.len() as u64;
+        for (path, size) in &self.files {
+            let (from, to) = (offset.max(begin), end.min(begin + size));
+            if from < to {
+                let part = &mut buffer[(from - offset) as usize..(to - offset) as usize];
+                let file = File::open(self.data.join(path)).expect("the sample's file");
+                file.read_exact_at(part, from - begin).expect("the sample's bytes");
+            }
+            begin += size;
+        }
+    }
+
+    fn made(key: &str, seed: u64, make: impl FnOnce(&Path) -> serde_json::Value) -> Self {
+        let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("samples-{VERSION}"));
+        let folder = all.join(key);
+        std::fs::create_dir_all(&all).expect("the folder of samples");
+        let lock = File::create(all.join(format!("{key}.lock"))).expect("a lock file");
+        let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("its lock");
+        if !folder.is_dir() {
+            let aside = all.join(format!("{key}.new"));
+            let _ = std::fs::remove_dir_all(&aside);
+            std::fs::create_dir_all(aside.join("data")).expect("a folder for the sample");
+            let meta = make(&aside);
+            std::fs::write(aside.join("meta.json"), meta.to_string()).expect("its description");
+            if key != "huge" {
+                write_sums(&aside);
+            }
+            std::fs::rename(&aside, &folder).expect("the sample in its place");
+        }
+        let meta = std::fs::read(folder.join("meta.json")).expect("its description");
+        let meta: serde_json::Value = serde_json::from_slice(&meta).expect("JSON");
+        let text = |key: &str| meta[key].as_str().map(str::to_owned);
+        let number = |key: &str| meta[key].as_u64().expect("a number");
+        let file = |file: &serde_json::Value| {
+            (file[0].as_str().expect("a path").to_owned(), file[1].as_u64().expect("a size"))
+        };
+        Self {
+            data: folder.join("data"),
+            name: text("name").expect("a name"),
+            torrent: folder.join("torrent"),
+            v1: text("v1"),
+            v2: text("v2"),
+            piece_length: number("piece_length"),
+            pieces: number("pieces"),
+            total: number("total_size"),
+            files: meta["files"].as_array().expect("files").iter().map(file).collect(),
+            seed,
+            sums: folder.join("SHA256SUMS"),
+        }
+    }
+}
+
+/// The bytes of a file at an offset (a multiple of 8 for speed, but any will do).
+pub fn bytes_at(seed: u64, offset: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    fill(seed, offset, &mut bytes);
+    bytes
+}
+
+/// As [`bytes_at`], into a buffer.
+fn fill(seed: u64, offset: u64, buffer: &mut [u8]) {
+    let skip = (offset % 8) as usize;
+    let mut word = offset / 8;
+    let head = buffer.len().min(if skip == 0 { 0 } else { 8 - skip });
+    let (first, rest) = buffer.split_at_mut(head);
+    if head > 0 {
+        first.copy_from_slice(&mixed(seed, word).to_le_bytes()[skip..skip + head]);
+        word += 1;
+    }
+    for chunk in rest.chunks_mut(8) {
+        chunk.copy_from_slice(&mixed(seed, word).to_le_bytes()[..chunk.len()]);
+        word += 1;
+    }
+}
+
+/// SplitMix64's finaliser over a counter: fast, and without a pattern that a piece could share with another.
+fn mixed(seed: u64, counter: u64) -> u64 {
+    let mut z = seed.wrapping_add(counter.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+fn write_file(path: &Path, seed: u64, size: u64) {
+    std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+    let file = File::create(path).expect("a file");
+    let mut buffer = vec![0; MIB as usize];
+    let mut offset = 0;
+    while offset < size {
+        let part = buffer.len().min((size - offset) as usize);
+        fill(seed, offset, &mut buffer[..part]);
+        file.write_all_at(&buffer[..part], offset).expect("room on the disk");
+        offset += part as u64;
+    }
+    if path.extension().is_some_and(|extension| extension == "run") {
+        file.set_permissions(Permissions::from_mode(0o755)).expect("its own file");
+    }
+}
+
+fn write_tree(root: &Path) {
+    /// Around block and piece borders, and empty.
+    const SIZES: [u64; 12] =
+        [0, 1, 15, 4_096, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537, 131_072, 200_001];
+    const NAMES: [&str; 12] = [
+        "Grüße.txt",
+        "日本語/ファイル 名.bin",
+        "emoji 🎉🎊.dat",
+        "имя с пробелами.txt",
+        "-leading-dash",
+        "quote'd \"name\".txt",
+        "deep/a/b/c/d/e/f/g/h/i/j/leaf",
+        ".hidden/.file",
+        "percent%20and+plus",
+        "e\u{301} combining.txt",
+        "empty ünïcode",
+        "long/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789.x",
+    ];
+    let mut seed = 1;
+    let mut file = |path: &str, size: u64| {
+        write_file(&root.join(path), seed, size);
+        seed += 1;
+    };
+    for folder in 0..12 {
+        for (number, size) in SIZES.iter().enumerate() {
+            file(
+                &format!("folder {folder:02}/sub {}/file {number:02}.bin", number % 3),
+                size + folder * 7 % 5 * size.min(&1),
+            );
+        }
+        for number in 0..12 {
+            file(&format!("folder {folder:02}/{number:03}.small"), (folder * 977 + number * 3_571) % 30_000);
+        }
+    }
+    for (number, name) in (0..).zip(NAMES) {
+        file(name, if name.starts_with("empty") { 0 } else { 20_000 + number * 9_973 });
+    }
+    for number in 0..4 {
+        file(&format!("large/{number}.bin"), 1_500_000 + number * 500_003);
+    }
+}
+
+fn write_sums(folder: &Path) {
+    let sums = File::create(folder.join("SHA256SUMS")).expect("a file of sums");
+    let status = Command::new("sh")
+        .args(["-c", "find . -type f -print0 | sort -z | xargs -0 sha256sum --"])
+        .current_dir(folder.join("data"))
+        .stdout(sums)
+        .status()
+        .expect("sha256sum runs");
+    assert!(status.success(), "sha256sum: {status}");
+}

@@ -1,0 +1,111 @@
+//! Waiting for state, and what a test may need from the machine.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Between two looks at a state: short beside what a test measures, long beside what a look costs.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Waits until `check` is true; panics with `what` after `limit`.
+#[track_caller]
+pub fn wait_until(what: &str, limit: Duration, mut check: impl FnMut() -> bool) {
+    wait_for(what, limit, || check().then_some(()));
+}
+
+/// Waits until `look` finds something, and returns it; panics with `what` after `limit`.
+#[track_caller]
+pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < limit, "waited {limit:?} in vain for: {what}");
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// What a test needs from the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// `/dev/fuse`, and root or fusermount3.
+    Fuse,
+    /// Python with libtorrent.
+    Libtorrent,
+    /// transmission-daemon.
+    Transmission,
+    /// Network namespaces, with `ip` and root.
+    Netns,
+    /// `getfattr`.
+    Attr,
+}
+
+/// The reason why a test can't run here, if there is one.
+pub fn missing(needs: &[Need]) -> Option<String> {
+    needs.iter().find_map(|need| match need {
+        Need::Fuse => fuse_missing(),
+        Need::Libtorrent => super::python()
+            .is_none()
+            .then(|| "no python3 with libtorrent (Debian: python3-libtorrent)".to_owned()),
+        Need::Transmission => {
+            (!has_tool("transmission-daemon")).then(|| "no transmission-daemon (Debian: the same)".to_owned())
+        }
+        Need::Netns => netns_missing(),
+        Need::Attr => (!has_tool("getfattr")).then(|| "no getfattr (Debian: attr)".to_owned()),
+    })
+}
+
+fn fuse_missing() -> Option<String> {
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+        return Some(format!("/dev/fuse: {error}"));
+    }
+    (!nix::unistd::geteuid().is_root() && !has_tool("fusermount3"))
+        .then(|| "neither root nor fusermount3 (Debian: fuse3)".to_owned())
+}
+
+fn netns_missing() -> Option<String> {
+    static WHY: OnceLock<Option<String>> = OnceLock::new();
+    WHY.get_or_init(|| {
+        let name = format!("tfs-try-{}", std::process::id());
+        let run = |args: &[&str]| {
+            Command::new("ip")
+                .args(args)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|s| s.success())
+        };
+        let works = run(&["netns", "add", &name]);
+        if works {
+            run(&["netns", "del", &name]);
+        }
+        (!works).then(|| "no network namespaces here (they need root and `ip`)".to_owned())
+    })
+    .clone()
+}
+
+/// Whether a program stands in the PATH or in an sbin folder.
+pub fn has_tool(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|folder| Path::new(&folder).join(name).is_file())
+}
+
+/// Reports the running test as skipped. In CI that is a failure: there everything a test needs is installed.
+#[track_caller]
+pub fn skip(reason: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    let ci = std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1");
+    assert!(!ci, "{name} can't run, and in CI nothing is skipped: {reason}");
+    eprintln!("SKIPPED: {name}: {reason}");
+    // A runner keeps the output of a test that passed to itself; `scripts/test` reads the names from here.
+    if let Some(path) = std::env::var_os("TORRENTFS_SKIPPED") {
+        let line = format!("SKIPPED: {name}: {reason}\n");
+        let file = std::fs::File::options().create(true).append(true).open(path);
+        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    }
+}

@@ -1,0 +1,37 @@
+//! End to end: the real binary, a real kernel mount, real peers on loopback.
+//!
+//! One module per thing that is shown; one binary for all, since linking is what costs. Each test mounts for itself and
+//! leaves nothing behind. What a test needs and the machine lacks is said by `needs!`: skipped by name, a failure in CI.
+//!
+//! Bounds on time are five times what is promised, so that a busy machine doesn't fail them, and what took how long is
+//! printed.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a test fails by panicking, and its helpers are plain threads outside the program"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod command_line;
+mod copies;
+mod demo;
+mod equal_names;
+mod harness;
+mod inspect;
+mod kinds;
+mod large;
+mod magnets;
+mod no_peer;
+mod parked;
+mod resume;
+mod shutdown;
+mod signals;
+mod swarm;
+mod transmission;
+mod upload;
+mod whole;

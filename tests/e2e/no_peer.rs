@@ -1,0 +1,108 @@
+//! No peer at all: everything but reading answers at once, reads wait, and end in one of the ways they should.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::common::{Mount, Proc, Reader, Sample, Seeder};
+use crate::needs;
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// What lists or stats answers within 100 ms; five times that, for a busy machine.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+/// A port of loopback that nobody listens at.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    listener.local_addr().expect("bound").port()
+}
+
+fn timed<T>(what: &str, limit: Duration, act: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = act();
+    assert!(start.elapsed() < limit, "{what} took {:?}", start.elapsed());
+    result
+}
+
+#[test]
+fn listing_answers_at_once_and_reads_end_when_a_seeder_appears() {
+    needs!(Fuse, Libtorrent, Attr);
+    let sample = Sample::tree();
+    let port = free_port();
+    let mount = Mount::sample(&sample).arg("--peer").arg(format!("127.0.0.2:{port}")).start();
+    let root = mount.path(&sample.name);
+    let listing =
+        timed("ls -lR", AT_ONCE * 4, || Command::new("ls").arg("-lR").arg(&root).output().expect("ls runs"));
+    assert!(listing.status.success(), "{listing:?}");
+    let large = root.join("large/0.bin");
+    assert_eq!(timed("stat", AT_ONCE, || large.metadata()).expect("stat").len(), 1_500_000);
+    assert!(large.metadata().expect("stat").blocks() >= 1, "no hole is reported");
+
+    let mut readers: Vec<_> =
+        (0..4).map(|number| Proc::start("sha256sum", [root.join(format!("large/{number}.bin"))])).collect();
+    readers.iter_mut().for_each(Proc::wait_parked);
+    timed("stat beside waiting reads", AT_ONCE, || large.metadata()).expect("stat");
+    timed("an empty file", AT_ONCE, || std::fs::read(root.join("empty ünïcode"))).expect("reads");
+
+    let _seeder = Seeder::with(&sample, &format!("127.0.0.2:{port}"), &[]);
+    for (number, reader) in readers.iter_mut().enumerate() {
+        let source = sample.source().join(format!("large/{number}.bin"));
+        let expected = Proc::start("sha256sum", [source]).success(MINUTE);
+        let got = reader.success(MINUTE);
+        assert_eq!(got.split(' ').next(), expected.split(' ').next());
+    }
+    mount.stop();
+}
+
+#[test]
+fn the_state_is_shown_in_attributes() {
+    needs!(Fuse, Libtorrent, Attr);
+    let sample = Sample::small();
+    let port = free_port();
+    let mount = Mount::sample(&sample).arg("--peer").arg(format!("127.0.0.2:{port}")).start();
+    let path = mount.path(&sample.name);
+    assert_eq!(mount.xattr(&path, "infohash"), sample.v1);
+    assert_eq!(mount.xattr(&path, "state").as_deref(), Some("idle"));
+    assert_eq!(mount.xattr(&path, "progress"), Some(format!("0/{}", sample.total)));
+    assert_eq!(mount.xattr(&path, "error"), None);
+    let _seeder = Seeder::with(&sample, &format!("127.0.0.2:{port}"), &[]);
+    Proc::start("cat", [&path]).finish(MINUTE);
+    assert_eq!(mount.xattr(&path, "state").as_deref(), Some("complete"));
+    assert_eq!(mount.xattr(&path, "progress"), Some(format!("{0}/{0}", sample.total)));
+    assert_eq!(mount.xattr(&path, "ranges"), Some(format!("0-{}", sample.total)));
+    mount.stop();
+}
+
+#[test]
+fn a_read_time_out_gives_eio() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::small();
+    let mount = Mount::sample(&sample).arg("--read-timeout").arg("1s").start();
+    let start = Instant::now();
+    let output = Reader::pread(&mount.path(&sample.name), 0, 4096).success(MINUTE);
+    assert!(output.contains("error EIO"), "{output}");
+    assert!(start.elapsed() >= Duration::from_millis(900), "before its time: {:?}", start.elapsed());
+    // The kernel asks again page by page after an error: the second answer must not wait for another second each.
+    assert!(start.elapsed() < Duration::from_secs(10), "one time-out became many: {:?}", start.elapsed());
+    mount.stop();
+}
+
+#[test]
+fn writing_is_refused() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::small();
+    let mount = Mount::sample(&sample).start();
+    let file = mount.path(&sample.name);
+    let refused = |what: &str, result: std::io::Result<()>| {
+        assert_eq!(result.expect_err(what).raw_os_error(), Some(libc::EROFS), "{what}");
+    };
+    refused("create", std::fs::File::create(mount.path("new")).map(drop));
+    refused("open for writing", std::fs::File::options().write(true).open(&file).map(drop));
+    refused("mkdir", std::fs::create_dir(mount.path("folder")));
+    refused("unlink", std::fs::remove_file(&file));
+    refused("rename", std::fs::rename(&file, mount.path("other")));
+    assert!(Path::new(&file).exists());
+    mount.stop();
+}

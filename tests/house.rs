@@ -1,0 +1,242 @@
+//! The rules of the house that no compiler checks: which room may name which, how long a file may be, what is banned,
+//! and that each regression has its test.
+//!
+//! It reads the sources as text. A rule that is broken is told with the file and what to do.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Lines of code in a file before its tests: more than this has several subjects.
+const LINES_MAX: usize = 800;
+
+/// The rooms of `src/` from the lowest to the highest. A room may name those of lower rows, and itself; rooms of one
+/// row don't know each other.
+const ROOMS: [&[&str]; 10] = [
+    &["sync", "hash"],
+    &["metainfo"],
+    &["net"],
+    &["storage", "discovery"],
+    &["peer"],
+    &["torrent"],
+    &["client"],
+    &["content", "config"],
+    &["cli"],
+    &["run"],
+];
+
+/// Rows of REGRESSIONS that are done: a test named after each must stand somewhere.
+const REGRESSIONS: [&str; 20] = [
+    "l1_", "l2_", "l3_", "l4_", "r1_", "r3_", "p3_", "c1_", "v1_", "o5_", "o6_", "o7_", "o11_", "f1_", "f2_",
+    "f3_", "f4_", "f6_", "f7_", "f8_",
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All Rust files below a folder, as path from the root and text.
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut folders = vec![root().join(folder)];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).expect("UTF-8");
+                found.push((path.strip_prefix(root()).expect("below the root").to_owned(), text));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no sources in {folder}");
+    found.sort();
+    found
+}
+
+/// Whether a file of a room holds nothing but tests.
+fn is_tests(path: &Path) -> bool {
+    path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests"))
+}
+
+/// The lines of code: without comments, and without the tests at the file's end.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .take_while(|line| !line.starts_with("#[cfg(test)]"))
+        .enumerate()
+        .map(|(number, line)| (number + 1, line.split("//").next().unwrap_or_default()))
+        .filter(|(_, line)| !line.trim().is_empty())
+}
+
+#[test]
+fn the_filesystem_knows_nothing_of_the_program() {
+    let manifest = std::fs::read_to_string(root().join("fs/Cargo.toml")).expect("a manifest");
+    for line in manifest.lines() {
+        let name = line.split(['=', '.', ' ']).next().unwrap_or_default();
+        assert!(name != "torrentfs", "fs/Cargo.toml depends on the program: {line}");
+        assert!(name != "tokio", "fs/Cargo.toml depends on the program's runtime: {line}");
+    }
+    for (path, text) in sources("fs/src") {
+        for (number, line) in code(&text) {
+            let named = line.replace("torrentfs_fs", "");
+            assert!(!named.contains("torrentfs::"), "{}:{number} names the program: {line}", path.display());
+        }
+    }
+}
+
+#[test]
+fn fuser_stays_in_its_adapter() {
+    for (path, text) in sources("src") {
+        for (number, line) in code(&text) {
+            assert!(
+                !line.contains("fuser::"),
+                "{}:{number}: fuser is named in fs alone: {line}",
+                path.display()
+            );
+        }
+    }
+}
+
+/// The room of a file in `src/`: its first folder or its own name.
+fn room_of(path: &Path) -> String {
+    let first = path.components().nth(1).expect("below src").as_os_str().to_string_lossy().into_owned();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+fn height(room: &str) -> Option<usize> {
+    ROOMS.iter().position(|row| row.contains(&room))
+}
+
+/// The rooms that a line names by `crate::`, groups in braces included.
+fn named(line: &str) -> Vec<String> {
+    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = Vec::new();
+    for (at, _) in line.match_indices("crate::") {
+        let before = line[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
+            continue;
+        }
+        let rest = &line[at + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => found.extend(group.split(',').map(|part| word(part.trim()))),
+            None => found.push(word(rest)),
+        }
+    }
+    found
+}
+
+#[test]
+fn rooms_name_lower_rooms_only() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src") {
+        let room = room_of(&path);
+        if room == "lib" || room == "main" {
+            continue;
+        }
+        let Some(own) = height(&room) else {
+            wrong.push(format!(
+                "{}: the room {room} has no height yet: give it one in tests/house.rs",
+                path.display()
+            ));
+            continue;
+        };
+        for (number, line) in code(&text) {
+            for other in named(line) {
+                if other != room && height(&other).is_some_and(|other| other >= own) {
+                    wrong.push(format!(
+                        "{}:{number}: {room} names {other}, which stands above or beside it",
+                        path.display()
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_file_is_longer_than_it_should_be() {
+    let mut long = Vec::new();
+    for folder in ["src", "fs/src", "tests"] {
+        for (path, text) in sources(folder) {
+            let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
+            if lines > LINES_MAX {
+                long.push(format!("{}: {lines} lines before its tests; split it by thing", path.display()));
+            }
+        }
+    }
+    assert!(long.is_empty(), "{}", long.join("\n"));
+}
+
+#[test]
+fn every_file_opens_with_what_it_is_for() {
+    for folder in ["src", "fs/src", "tests"] {
+        for (path, text) in sources(folder) {
+            assert!(text.starts_with("//!"), "{} doesn't open with //!", path.display());
+        }
+    }
+}
+
+#[test]
+fn what_is_banned_stays_in_its_place() {
+    /// What, the one file that may name it, and what to use instead.
+    const BANS: [(&str, &[&str], &str); 8] = [
+        ("tokio::spawn", &["src/sync/tasks.rs"], "sync::tasks::TaskScope"),
+        ("spawn_blocking", &[], "the storage's workers"),
+        ("std::thread::spawn", &[], "std::thread::Builder, named and joined"),
+        ("process::exit", &["src/main.rs"], "an error that main turns into an exit code"),
+        ("parking_lot::", &["fs/src/lock.rs", "fs/src/lock"], "torrentfs_fs::lock"),
+        ("std::sync::Mutex", &["fs/src/lock.rs", "fs/src/lock"], "torrentfs_fs::lock"),
+        ("unbounded_channel", &[], "a bounded channel, with what happens when it is full"),
+        ("todo!(", &[], "finished code"),
+    ];
+    let mut wrong = Vec::new();
+    for folder in ["src", "fs/src"] {
+        for (path, text) in sources(folder).into_iter().filter(|(path, _)| !is_tests(path)) {
+            for (number, line) in code(&text) {
+                for (what, places, instead) in BANS {
+                    if line.contains(what) && !places.iter().any(|place| path.starts_with(place)) {
+                        wrong.push(format!("{}:{number}: {what} is banned; use {instead}", path.display()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_test_is_ignored() {
+    for folder in ["src", "fs/src", "fs/tests", "tests"] {
+        if !root().join(folder).is_dir() {
+            continue;
+        }
+        for (path, text) in sources(folder) {
+            let ignored = text.lines().any(|line| line.trim_start().starts_with("#[ignore"));
+            assert!(!ignored, "{} has an ignored test", path.display());
+        }
+    }
+}
+
+#[test]
+fn each_regression_has_a_test_of_its_name() {
+    let mut tests = BTreeSet::new();
+    for folder in ["src", "fs/src", "fs/tests", "tests"] {
+        if !root().join(folder).is_dir() {
+            continue;
+        }
+        for (_, text) in sources(folder) {
+            for line in text.lines() {
+                let line = line.trim_start().trim_start_matches("pub ").trim_start_matches("async ");
+                if let Some(name) = line.strip_prefix("fn ") {
+                    tests.insert(name.to_owned());
+                }
+            }
+        }
+    }
+    let missing: Vec<_> =
+        REGRESSIONS.iter().filter(|row| !tests.iter().any(|test| test.starts_with(**row))).collect();
+    assert!(missing.is_empty(), "rows of REGRESSIONS without a test of their name: {missing:?}");
+}

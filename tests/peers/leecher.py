@@ -1,0 +1,89 @@
+"""A libtorrent downloader for the tests and benchmarks: fetches everything from the given peers, prints
+"done SECONDS CPU_SECONDS" and ends. Ends as well when its stdin closes, or at its limit (exit 1).
+
+    leecher.py TORRENT_OR_MAGNET SAVE_DIR --peer ADDR:PORT... [--listen ADDR:PORT] [--limit SECONDS] [--no-utp]
+               [--plain]
+
+With --plain it doesn't try encryption first, which costs a minute at a peer that has none.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import threading
+import time
+
+import libtorrent as lt
+
+
+def watch_stdin():
+    """Ends the process when whoever started it is gone."""
+    while sys.stdin.readline():
+        pass
+    os._exit(1)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("source")
+    parser.add_argument("save")
+    parser.add_argument("--peer", action="append", default=[])
+    parser.add_argument("--listen", default="127.0.0.1:0")
+    parser.add_argument("--limit", type=float, default=120)
+    parser.add_argument("--no-utp", action="store_true")
+    parser.add_argument("--plain", action="store_true")
+    args = parser.parse_args()
+    threading.Thread(target=watch_stdin, daemon=True).start()
+
+    session = lt.session(
+        {
+            "listen_interfaces": args.listen,
+            "enable_upnp": False,
+            "enable_natpmp": False,
+            "enable_lsd": False,
+            "enable_dht": False,
+            "allow_multiple_connections_per_ip": True,
+            "enable_incoming_utp": not args.no_utp,
+            "enable_outgoing_utp": not args.no_utp,
+            "out_enc_policy": 2 if args.plain else 1,
+            "min_reconnect_time": 1,
+            "max_metadata_size": 64 * 1024 * 1024,
+            "alert_mask": 0,
+        }
+    )
+    if args.source.startswith("magnet:"):
+        params = lt.parse_magnet_uri(args.source)
+    else:
+        params = lt.add_torrent_params()
+        params.ti = lt.torrent_info(args.source)
+    params.save_path = args.save
+    params.flags &= ~lt.torrent_flags.auto_managed
+    params.flags &= ~lt.torrent_flags.paused
+
+    start = time.monotonic()
+    handle = session.add_torrent(params)
+    for peer in args.peer:
+        host, port = peer.rsplit(":", 1)
+        handle.connect_peer((host, int(port)))
+    again = start + 2
+    while not handle.status().is_seeding:
+        now = time.monotonic()
+        if now - start > args.limit:
+            status = handle.status()
+            print(f"failed: {status.progress:.3f} after {args.limit} s, {status.num_peers} peers", flush=True)
+            os._exit(1)
+        if now > again and handle.status().num_peers == 0:
+            again = now + 2
+            for peer in args.peer:
+                host, port = peer.rsplit(":", 1)
+                handle.connect_peer((host, int(port)))
+        time.sleep(0.01)
+    seconds = time.monotonic() - start
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    print(f"done {seconds:.3f} {usage.ru_utime + usage.ru_stime:.2f}", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
