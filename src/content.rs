@@ -7,9 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use torrentfs_fs::content::{
-    Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead,
-};
+use torrentfs_fs::content::{Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead};
 use torrentfs_fs::lock::{Rank, RankedMutex, RankedRwLock};
 use torrentfs_fs::tree::{Leaf, NodeId, NodeKind, Subtree, SubtreeBuilder, Tree};
 
@@ -260,7 +258,9 @@ impl Content for TorrentContent {
         let value = match name {
             "infohash" => torrent.info_hash.to_string(),
             "state" => match &file {
-                Some((shared, index)) if shared.table.all_complete(shared.info.geometry.file_pieces(*index)) => {
+                Some((shared, index))
+                    if shared.table.all_complete(shared.info.geometry.file_pieces(*index)) =>
+                {
                     State::Complete.as_str().to_owned()
                 }
                 _ => status.state.as_str().to_owned(),

@@ -1,5 +1,5 @@
-//! The rules of the house that no compiler checks: which room may name which, how long a file may be, what is banned,
-//! and that each regression has its test.
+//! The rules of the house that no compiler checks: which room may name which, how long a file may be, what is
+//! banned, and that each regression has its test.
 //!
 //! It reads the sources as text. A rule that is broken is told with the file and what to do.
 
@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 /// Lines of code in a file before its tests: more than this has several subjects.
 const LINES_MAX: usize = 800;
 
-/// The rooms of `src/` from the lowest to the highest. A room may name those of lower rows, and itself; rooms of one
-/// row don't know each other.
+/// The rooms of `src/` from the lowest to the highest. A room may name those of lower rows, and itself; rooms
+/// of one row don't know each other.
 const ROOMS: [&[&str]; 10] = [
     &["sync", "hash"],
     &["metainfo"],

@@ -24,7 +24,7 @@ pub enum Exit {
     Cache = 5,
     /// What peers should reach us at is taken, or no address of this machine.
     Listen = 6,
-    /// The mount is gone or detached, but something didn't stop within the deadline.
+    /// The mount could not be taken down whole within the deadline.
     Shutdown = 7,
     /// Something that should not happen: a bug, or a system out of resources. (`EX_SOFTWARE` of sysexits.)
     Internal = 70,
@@ -62,7 +62,7 @@ impl Exit {
             Self::MountPoint => "mount point missing, not empty, in use or dead",
             Self::Cache => "cache directory not writable, full or in use",
             Self::Listen => "port taken, or no address of this machine",
-            Self::Shutdown => "unmounted, but something didn't stop in time",
+            Self::Shutdown => "the mount could not be taken down in time",
             Self::Internal => "internal error",
             Self::Forced => "a second signal forced the end",
         }

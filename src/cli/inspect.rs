@@ -5,21 +5,18 @@
 //! doesn't say is null. Nothing is fetched: an address or a bare info-hash is refused with what to do instead.
 
 use std::ffi::OsStr;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use serde_json::json;
 
 use super::exit::{Exit, Failure};
 use super::terminal::clean;
+use crate::client::sources::{self, SourceError};
 use crate::config::parse_source;
 use crate::metainfo::id::hex;
 use crate::metainfo::inspect::Inspection;
 use crate::metainfo::{Magnet, Metainfo, Source};
-
-/// The largest `.torrent` that is read, in bytes. A million files with long paths take less; a larger file is
-/// something else, given by mistake, and must not fill the memory.
-const LARGEST: u64 = 128 << 20;
 
 /// Prints what the source holds to `out`, as one JSON object or for people, and warnings to `err`. Blocks for as
 /// long as reading the file and writing take.
@@ -81,16 +78,14 @@ pub fn read_torrent(path: &Path) -> Result<Vec<u8>, Failure> {
             _ => failure,
         }
     };
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(failure)?;
-    file.take(LARGEST + 1).read_to_end(&mut bytes).map_err(failure)?;
-    if bytes.len() as u64 > LARGEST {
-        let why = format!("it is larger than {}, so it is no .torrent file", super::terminal::bytes(LARGEST));
-        return Err(
+    sources::read(path).map_err(|error| match error {
+        SourceError::Unreadable { source, .. } => failure(source),
+        _ => {
+            let largest = super::terminal::bytes(sources::MAX_TORRENT);
+            let why = format!("it is larger than {largest}, so it is no .torrent file");
             Failure::source(path.display(), why).hint("give the .torrent file, not what it describes")
-        );
-    }
-    Ok(bytes)
+        }
+    })
 }
 
 /// The system's words for an error, without the number in brackets.
@@ -170,7 +165,7 @@ mod tests {
             path.to_str().unwrap().to_owned()
         };
         let large = at("large", b"");
-        std::fs::File::options().write(true).open(&large).unwrap().set_len(LARGEST + 1).unwrap();
+        std::fs::File::options().write(true).open(&large).unwrap().set_len(sources::MAX_TORRENT + 1).unwrap();
         let deep = [b"d4:info".as_slice(), &b"l".repeat(200_000)].concat();
         let rows = [
             (at("empty", b""), "not a valid torrent"),

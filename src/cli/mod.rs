@@ -74,7 +74,8 @@ Examples:
 
 const VALUES: &str = "\
 Values:
-  SOURCE    a magnet link, a .torrent file, or an info-hash (40 hex or 32 base32 digits)
+  SOURCE    a magnet link, a .torrent file, an http(s) URL of one, or an info-hash (40 hex or 32 base32
+            digits)
   RATE      bytes a second: 2M, 512KiB (times 1024), 500KB (times 1000)
   DURATION  500ms, 10s, 5m, 1h; 0 as told with the option";
 

@@ -70,9 +70,7 @@ impl Listener {
     }
 
     fn bind_port(addr: Option<IpAddr>, port: u16) -> Result<Self, ClientError> {
-        let failed = |addr: SocketAddr| {
-            move |source| ClientError::Listen { addr: addr.to_string(), source }
-        };
+        let failed = |addr: SocketAddr| move |source| ClientError::Listen { addr: addr.to_string(), source };
         if let Some(ip) = addr {
             let at = SocketAddr::new(ip, port);
             let socket = open(at).map_err(failed(at))?;

@@ -32,7 +32,7 @@ use sources::Loaded;
 /// Threads that do blocking work. Hashing is what costs, so one per core; two more, so that a disk that keeps
 /// some waiting doesn't keep all.
 fn worker_threads() -> usize {
-    std::thread::available_parallelism().map_or(2, std::num::NonZero::get) + 2
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get) + 1
 }
 
 /// How the client is set up.
@@ -64,6 +64,10 @@ pub struct Options {
     pub upload_limit: Option<u64>,
     /// Whether peers may have blocks of us.
     pub upload: bool,
+    /// Whether all data on disk is hashed at the start.
+    pub check_all: bool,
+    /// Whether what an earlier run recorded as complete is believed.
+    pub trust_resume: bool,
 }
 
 /// Why the client can't start, or a torrent can't be added.
@@ -207,6 +211,7 @@ impl Client {
             trackers,
             peers,
             home: Home { dir, key },
+            trust: self.options.trust_resume,
             settings: Settings {
                 info_hash: wire,
                 peer_id: self.peer_id,
@@ -215,6 +220,7 @@ impl Client {
                 read_timeout: self.options.read_timeout,
                 upload: self.options.upload,
                 pex: self.options.use_pex,
+                check_all: self.options.check_all,
             },
         };
         let torrent = owner::start(self.scope.child(&format!("torrent {slot}")), plan, self.env.clone());
@@ -240,9 +246,7 @@ impl Client {
         command: impl Fn(oneshot::Sender<()>) -> Command,
     ) -> Vec<String> {
         let tell = async |torrent: Arc<Torrent>, command: Command, answer: oneshot::Receiver<()>| {
-            let ask = async {
-                torrent.command(command).await && answer.await.is_ok()
-            };
+            let ask = async { torrent.command(command).await && answer.await.is_ok() };
             match tokio::time::timeout(limit, ask).await {
                 Ok(_) => None,
                 Err(_) => Some(torrent.name().to_owned()),
@@ -282,7 +286,8 @@ async fn resolve(hosts: &[(String, u16)]) -> Vec<SocketAddr> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return vec![SocketAddr::new(ip, port)];
         }
-        let found = tokio::time::timeout(crate::sync::timeouts::RESOLVE, tokio::net::lookup_host((host, port)));
+        let found =
+            tokio::time::timeout(crate::sync::timeouts::RESOLVE, tokio::net::lookup_host((host, port)));
         match found.await {
             Ok(Ok(addrs)) => addrs.collect(),
             Ok(Err(error)) => {

@@ -114,8 +114,8 @@ fn from_magnet(magnet: &Magnet) -> Result<Loaded, SourceError> {
 }
 
 fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
-    let metainfo = Metainfo::parse(bytes)
-        .map_err(|source| SourceError::Invalid { name: name.to_owned(), source })?;
+    let metainfo =
+        Metainfo::parse(bytes).map_err(|source| SourceError::Invalid { name: name.to_owned(), source })?;
     for warning in &metainfo.warnings {
         tracing::warn!("{name}: {warning}");
     }

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
+use super::buffer::PieceBuffer;
 use super::wire::{BlockRequest, Message};
 use crate::metainfo::geometry::PieceIndex;
-use super::buffer::PieceBuffer;
 
 /// Extension messages waiting to be sent. Beyond it new ones are dropped: a peer that asks for metadata
 /// faster than it reads asks again.
@@ -139,13 +139,24 @@ impl Outbox {
         self.inner.lock().requests.len()
     }
 
+    /// Whether everything was taken out.
+    #[cfg(test)]
+    pub(super) fn is_quiet(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.haves.is_empty() && inner.requests.is_empty()
+    }
+
+    /// The reason to close the connection, if there is one: for a session that can't send anything now.
+    pub fn take_disconnect(&self) -> Option<String> {
+        self.inner.lock().disconnect.take()
+    }
+
     /// Takes out what is to be sent now.
     pub fn take(&self) -> Outgoing {
         let mut inner = self.inner.lock();
         let mut out = Outgoing { disconnect: inner.disconnect.take(), ..Outgoing::default() };
         out.messages.extend(inner.first.take());
-        out.messages
-            .extend(inner.extended.drain(..).map(|(id, payload)| Message::Extended { id, payload }));
+        out.messages.extend(inner.extended.drain(..).map(|(id, payload)| Message::Extended { id, payload }));
         out.messages.extend(inner.haves.drain(..).map(Message::Have));
         if let Some(interested) = inner.interested.take() {
             out.messages.push(if interested { Message::Interested } else { Message::NotInterested });

@@ -37,6 +37,15 @@ const WRITE_HIGH: usize = 128 * 1024;
 pub const REQUESTS_MAX: usize = 512;
 /// Blocks being read from disk for one peer at a time.
 const SERVING_MAX: usize = 8;
+/// The owner is told no more than this at once: a peer can put fifty thousand small messages into one read, and
+/// what waits for the owner is to be bounded in bytes.
+const ITEMS_MAX: usize = 1024;
+/// Refusals aren't added to a write buffer of this size: a peer that floods us with requests and takes nothing
+/// would make it grow without end. Other messages have bounds of their own.
+const OUT_MAX: usize = 1024 * 1024;
+/// Blocks nobody asked for that a peer may send beyond those that were cancelled on their way: none from an
+/// honest one, but counting across a choke is theirs to get right too.
+const UNASKED_MAX: u64 = 64;
 /// How often silence is looked at. Coarse: the time-outs are minutes.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -85,8 +94,12 @@ type Permit = Pin<Box<dyn Future<Output = ()> + Send>>;
 struct Session {
     ctx: Context,
     decoder: Decoder,
+    /// Frames are bounded by what the torrent can need, now that it is known.
+    bounded: bool,
     /// What we asked for, by piece and begin.
     asked: HashMap<(u32, u32), Wanted>,
+    /// Blocks that may still come though they aren't asked for any more.
+    excused: u64,
     out: BytesMut,
     choking: bool,
     /// What the peer asked for.
@@ -106,14 +119,12 @@ pub async fn run<S>(stream: S, ctx: Context) -> SessionEnd
 where
     S: AsyncRead + AsyncWrite + Send + Unpin,
 {
-    let max_frame = match ctx.known.get() {
-        Some(known) => wire::max_frame(known.geometry.pieces()),
-        None => wire::MAX_FRAME_BEFORE_METADATA,
-    };
     let now = Instant::now();
     let mut session = Session {
-        decoder: Decoder::new(Limits { max_frame }),
+        decoder: Decoder::new(Limits { max_frame: wire::MAX_FRAME_BEFORE_METADATA }),
+        bounded: false,
         asked: HashMap::new(),
+        excused: UNASKED_MAX,
         out: BytesMut::with_capacity(4096),
         choking: true,
         requests: VecDeque::new(),
@@ -151,6 +162,8 @@ impl Session {
             if dirty && self.out.len() < WRITE_HIGH {
                 dirty = false;
                 self.say()?;
+            } else if dirty && let Some(reason) = outbox.take_disconnect() {
+                return Err(SessionEnd::Ours(reason));
             }
             if may_serve.is_none()
                 && self.serving < SERVING_MAX
@@ -173,12 +186,12 @@ impl Session {
                     }
                     chunk = if n >= READ_SMALL / 2 { READ_LARGE } else { READ_SMALL };
                     self.last_in = Instant::now();
-                    self.understand(&mut input)?;
-                    if !self.items.is_empty() {
-                        let said = PeerEvent::Said { key: self.ctx.key, items: std::mem::take(&mut self.items) };
-                        if self.ctx.events.send(said).await.is_err() {
-                            return Err(SessionEnd::Ours("the torrent is closing".into()));
-                        }
+                    let mut more = true;
+                    while more {
+                        let understood = self.understand(&mut input);
+                        // Also what came before an error: it lies in the piece buffers already.
+                        self.tell().await?;
+                        more = understood?;
                     }
                     if self.ctx.down_limit.rate().is_some() {
                         let limit = self.ctx.down_limit.clone();
@@ -187,6 +200,9 @@ impl Session {
                 }
                 wrote = writer.write(&self.out), if !self.out.is_empty() => {
                     let n = wrote?;
+                    if n == 0 {
+                        return Err(SessionEnd::Closed);
+                    }
                     let _ = self.out.split_to(n);
                     self.progress = Instant::now();
                     self.last_out = self.progress;
@@ -201,6 +217,16 @@ impl Session {
                 _ = look.tick() => self.look()?,
             }
         }
+    }
+
+    /// Tells the owner what the peer said; waits while its channel is full.
+    async fn tell(&mut self) -> Result<(), SessionEnd> {
+        if self.items.is_empty() {
+            return Ok(());
+        }
+        let said = PeerEvent::Said { key: self.ctx.key, items: std::mem::take(&mut self.items) };
+        let closing = |_| SessionEnd::Ours("the torrent is closing".into());
+        self.ctx.events.send(said).await.map_err(closing)
     }
 
     /// Turns what the outbox holds into messages.
@@ -227,12 +253,14 @@ impl Session {
         }
         for cancel in outgoing.cancels {
             if self.asked.remove(&(cancel.piece.0, cancel.begin)).is_some() {
+                self.excused += 1;
                 Message::Cancel(cancel).encode(&mut self.out);
             }
         }
         for wanted in outgoing.requests {
             Message::Request(wanted.request).encode(&mut self.out);
-            self.asked.insert((wanted.request.piece.0, wanted.request.begin), wanted);
+            let before = self.asked.insert((wanted.request.piece.0, wanted.request.begin), wanted);
+            self.excused += u64::from(before.is_some());
         }
         match outgoing.disconnect {
             Some(reason) => Err(SessionEnd::Ours(reason)),
@@ -241,14 +269,22 @@ impl Session {
     }
 
     fn reject(&mut self, request: BlockRequest) {
-        if self.ctx.fast {
+        if self.ctx.fast && self.out.len() < OUT_MAX {
             Message::Reject(request).encode(&mut self.out);
         }
     }
 
-    /// Decodes what has come; what the owner needs to know is in `items` afterwards.
-    fn understand(&mut self, input: &mut BytesMut) -> Result<(), SessionEnd> {
-        while let Some(message) = self.decoder.decode(input)? {
+    /// Decodes what has come; what the owner needs to know is in `items` afterwards. True when there may be more:
+    /// to be called again when the owner was told.
+    fn understand(&mut self, input: &mut BytesMut) -> Result<bool, SessionEnd> {
+        if !self.bounded
+            && let Some(known) = self.ctx.known.get()
+        {
+            self.bounded = true;
+            self.decoder.set_max_frame(wire::max_frame(known.geometry.pieces()));
+        }
+        while self.items.len() < ITEMS_MAX {
+            let Some(message) = self.decoder.decode(input)? else { return Ok(false) };
             if let Some(known) = self.ctx.known.get() {
                 message.check(&known.geometry)?;
             }
@@ -256,6 +292,7 @@ impl Session {
                 Message::KeepAlive | Message::Port(_) | Message::Suggest(_) | Message::Unknown(_) => {}
                 Message::Choke => {
                     if !self.ctx.fast {
+                        self.excused += self.asked.len() as u64;
                         self.asked.clear();
                     }
                     self.items.push(Item::Choked(true));
@@ -276,7 +313,7 @@ impl Session {
                     match self.asked.remove(&(piece.0, begin)) {
                         Some(wanted) if fits => {
                             let block = BlockRef { piece, block: BlockIndex(begin / BLOCK_LEN) };
-                            let counter = match wanted.buffer.put(block.block, data) {
+                            let counter = match wanted.buffer.put(block.block, data, self.ctx.key) {
                                 true => &self.ctx.counters.down,
                                 false => &self.ctx.counters.wasted,
                             };
@@ -284,11 +321,17 @@ impl Session {
                             self.items.push(Item::Block { block, buffer: wanted.buffer });
                         }
                         Some(_) => {
-                            return Err(SessionEnd::Ours("it sent a block of another length than asked".into()));
+                            return Err(SessionEnd::Ours(
+                                "it sent a block of another length than asked".into(),
+                            ));
                         }
                         // Cancelled, and sent before the cancel arrived there.
                         None => {
                             self.ctx.counters.wasted.fetch_add(len, Ordering::Relaxed);
+                            let Some(left) = self.excused.checked_sub(1) else {
+                                return Err(SessionEnd::Ours("it sends blocks nobody asked for".into()));
+                            };
+                            self.excused = left;
                         }
                     }
                 }
@@ -310,7 +353,7 @@ impl Session {
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The peer asks for a block.
@@ -379,5 +422,441 @@ async fn wait_for(permit: &mut Option<Permit>) {
     match permit {
         Some(permit) => permit.as_mut().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::sync::OnceLock;
+    use std::sync::atomic::AtomicBool;
+
+    use tokio::io::DuplexStream;
+    use tokio::sync::oneshot;
+    use torrentfs_fs::lock::{Rank, RankedMutex};
+
+    use super::*;
+    use crate::metainfo::geometry::{Geometry, PieceIndex};
+    use crate::peer::buffer::PieceBuffer;
+    use crate::peer::event::{BlockSource, Known};
+    use crate::sync::tasks::TaskScope;
+
+    const PIECES: u32 = 1000;
+    const PIECE: u32 = 4 * BLOCK_LEN;
+
+    type Answer = (BlockRequest, mpsc::Sender<(BlockRequest, Option<Bytes>)>);
+
+    /// Gives zeros for even pieces, nothing for odd ones; keeps the requests while it holds back.
+    struct Zeros {
+        hold: AtomicBool,
+        held: RankedMutex<Vec<Answer>>,
+    }
+
+    impl Default for Zeros {
+        fn default() -> Self {
+            Self {
+                hold: AtomicBool::new(false),
+                held: RankedMutex::new(Rank::Leaf, "held requests", Vec::new()),
+            }
+        }
+    }
+
+    impl Zeros {
+        fn answer((request, to): Answer) {
+            let data = (request.piece.0 % 2 == 0).then(|| Bytes::from(vec![0; request.len as usize]));
+            to.try_send((request, data)).expect("room for the answer");
+        }
+
+        fn release(&self) {
+            self.hold.store(false, Ordering::SeqCst);
+            let held = std::mem::take(&mut *self.held.lock());
+            held.into_iter().for_each(Self::answer);
+        }
+    }
+
+    impl BlockSource for Zeros {
+        fn fetch(&self, request: BlockRequest, to: mpsc::Sender<(BlockRequest, Option<Bytes>)>) -> bool {
+            if self.hold.load(Ordering::SeqCst) {
+                self.held.lock().push((request, to));
+            } else {
+                Self::answer((request, to));
+            }
+            true
+        }
+    }
+
+    /// A session, the other end of its connection, and what its owner has of it.
+    struct Rig {
+        far: DuplexStream,
+        read: BytesMut,
+        outbox: Arc<Outbox>,
+        counters: Arc<Counters>,
+        events: mpsc::Receiver<PeerEvent>,
+        end: oneshot::Receiver<SessionEnd>,
+        zeros: Arc<Zeros>,
+        _scope: TaskScope,
+    }
+
+    fn context(fast: bool, events: mpsc::Sender<PeerEvent>, zeros: Arc<Zeros>) -> Context {
+        let geometry = Arc::new(Geometry::contiguous(PIECE, &[u64::from(PIECE) * u64::from(PIECES)]));
+        let known = OnceLock::new();
+        let _ = known.set(Known { geometry, source: zeros });
+        Context {
+            key: PeerKey(1),
+            fast,
+            known: Arc::new(known),
+            outbox: Arc::default(),
+            events,
+            counters: Arc::default(),
+            down_limit: RateLimit::new(None),
+            up_limit: RateLimit::new(None),
+        }
+    }
+
+    fn rig(fast: bool, room: usize, events: usize) -> Rig {
+        let (near, far) = tokio::io::duplex(room);
+        let (tell, events) = mpsc::channel(events);
+        let (ended, end) = oneshot::channel();
+        let zeros = Arc::new(Zeros::default());
+        let context = context(fast, tell, zeros.clone());
+        let (outbox, counters) = (context.outbox.clone(), context.counters.clone());
+        let scope = TaskScope::root();
+        scope.spawn("session", async move {
+            let _ = ended.send(run(near, context).await);
+        });
+        Rig { far, read: BytesMut::new(), outbox, counters, events, end, zeros, _scope: scope }
+    }
+
+    impl Rig {
+        async fn send(&mut self, messages: &[Message]) {
+            let mut bytes = BytesMut::new();
+            messages.iter().for_each(|m| m.encode(&mut bytes));
+            self.far.write_all(&bytes).await.unwrap();
+        }
+
+        /// The next message of ours.
+        async fn next(&mut self) -> Message {
+            let decoder = Decoder::new(Limits { max_frame: 1 << 20 });
+            loop {
+                if let Some(message) = decoder.decode(&mut self.read).unwrap() {
+                    return message;
+                }
+                assert!(self.far.read_buf(&mut self.read).await.unwrap() > 0, "the session closed");
+            }
+        }
+
+        async fn said(&mut self) -> Vec<Item> {
+            match self.events.recv().await.expect("the session lives") {
+                PeerEvent::Said { items, .. } => items,
+                _ => panic!("something else"),
+            }
+        }
+
+        async fn ended(&mut self) -> String {
+            (&mut self.end).await.expect("an end").to_string()
+        }
+
+        /// Asks for a block, and has the request arrive.
+        async fn ask(&mut self, begin: u32) -> Wanted {
+            let wanted = wanted(begin);
+            self.outbox.request(vec![wanted.clone()]);
+            assert_eq!(self.next().await, Message::Request(wanted.request));
+            wanted
+        }
+    }
+
+    fn request(piece: u32, begin: u32) -> BlockRequest {
+        BlockRequest { piece: PieceIndex(piece), begin, len: BLOCK_LEN }
+    }
+
+    fn wanted(begin: u32) -> Wanted {
+        Wanted { request: request(0, begin), buffer: Arc::new(PieceBuffer::new(PieceIndex(0), 4)) }
+    }
+
+    fn piece(begin: u32, len: usize) -> Message {
+        Message::Piece { piece: PieceIndex(0), begin, data: vec![1; len].into() }
+    }
+
+    fn whole(begin: u32) -> Message {
+        piece(begin, BLOCK_LEN as usize)
+    }
+
+    #[tokio::test]
+    async fn a_block_goes_round() {
+        let mut rig = rig(true, 1 << 20, 16);
+        let wanted = rig.ask(BLOCK_LEN).await;
+        rig.send(&[whole(BLOCK_LEN)]).await;
+        let items = rig.said().await;
+        let [Item::Block { block, buffer }] = &items[..] else { panic!("{items:?}") };
+        assert_eq!((block.piece, block.block), (PieceIndex(0), BlockIndex(1)));
+        assert!(Arc::ptr_eq(buffer, &wanted.buffer));
+        assert_eq!(wanted.buffer.sender(BlockIndex(1)), Some(PeerKey(1)));
+        assert_eq!(rig.counters.down.load(Ordering::Relaxed), u64::from(BLOCK_LEN));
+        assert_eq!(rig.counters.wasted.load(Ordering::Relaxed), 0);
+        rig.outbox.disconnect("enough");
+        assert_eq!(rig.ended().await, "enough");
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_block_that_comes_all_the_same_is_wasted_and_harmless() {
+        let mut rig = rig(true, 1 << 20, 16);
+        let cancelled = rig.ask(0).await;
+        rig.outbox.cancel(cancelled.request);
+        assert_eq!(rig.next().await, Message::Cancel(cancelled.request));
+        rig.send(&[whole(0), Message::Have(PieceIndex(3))]).await;
+        assert!(matches!(rig.said().await[..], [Item::Have(PieceIndex(3))]));
+        assert_eq!(rig.counters.wasted.load(Ordering::Relaxed), u64::from(BLOCK_LEN));
+        assert_eq!(rig.counters.down.load(Ordering::Relaxed), 0);
+        assert_eq!(cancelled.buffer.sender(BlockIndex(0)), None);
+        // Asked for again, into another buffer: that is where it goes.
+        let again = rig.ask(0).await;
+        rig.send(&[whole(0)]).await;
+        assert!(
+            matches!(&rig.said().await[..], [Item::Block { buffer, .. }] if Arc::ptr_eq(buffer, &again.buffer))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_block_of_another_length_ends_it() {
+        let mut rig = rig(true, 1 << 20, 16);
+        rig.ask(0).await;
+        rig.send(&[piece(0, 100)]).await;
+        assert!(rig.ended().await.contains("another length"));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_asked_for_is_counted_and_ends_it_when_it_goes_on() {
+        let mut rig = rig(true, 1 << 20, 16);
+        for _ in 0..UNASKED_MAX {
+            rig.send(&[piece(0, 100)]).await;
+        }
+        rig.send(&[Message::Have(PieceIndex(1))]).await;
+        assert_eq!(rig.said().await.len(), 1);
+        assert_eq!(rig.counters.wasted.load(Ordering::Relaxed), 100 * UNASKED_MAX);
+        rig.send(&[piece(0, 100)]).await;
+        assert!(rig.ended().await.contains("nobody asked"));
+    }
+
+    #[tokio::test]
+    async fn what_came_before_a_breach_of_the_protocol_is_told() {
+        let mut rig = rig(true, 1 << 20, 16);
+        rig.ask(0).await;
+        rig.send(&[whole(0), Message::Have(PieceIndex(PIECES))]).await;
+        assert!(matches!(rig.said().await[..], [Item::Block { .. }]));
+        assert!(rig.ended().await.contains("piece 1000"));
+    }
+
+    #[tokio::test]
+    async fn rejects_and_chokes_free_what_was_asked() {
+        // By name with the fast extension, all at once without it.
+        let mut fast = rig(true, 1 << 20, 16);
+        let wanted = fast.ask(0).await;
+        fast.send(&[Message::Reject(request(0, BLOCK_LEN)), Message::Choke, Message::Reject(wanted.request)])
+            .await;
+        let items = fast.said().await;
+        assert!(
+            matches!(&items[..], [Item::Choked(true), Item::Rejected(b)] if b.block == BlockIndex(0)),
+            "{items:?}"
+        );
+        let mut slow = rig(false, 1 << 20, 16);
+        slow.ask(0).await;
+        slow.send(&[Message::Choke, whole(0), Message::Unchoke]).await;
+        assert!(matches!(slow.said().await[..], [Item::Choked(true), Item::Choked(false)]));
+        assert_eq!(slow.counters.wasted.load(Ordering::Relaxed), u64::from(BLOCK_LEN));
+    }
+
+    #[tokio::test]
+    async fn blocks_are_served_to_who_is_let_in() {
+        let mut rig = rig(true, 1 << 20, 16);
+        rig.send(&[Message::Request(request(2, 0))]).await;
+        assert_eq!(rig.next().await, Message::Reject(request(2, 0)), "it is choked");
+        rig.outbox.choke(false);
+        assert_eq!(rig.next().await, Message::Unchoke);
+        rig.send(&[Message::Request(request(2, 0)), Message::Request(request(3, 0))]).await;
+        let Message::Piece { piece, begin: 0, data } = rig.next().await else { panic!("a block") };
+        assert_eq!((piece, data.len()), (PieceIndex(2), BLOCK_LEN as usize));
+        assert_eq!(rig.next().await, Message::Reject(request(3, 0)), "we don't have it");
+        assert_eq!(rig.counters.up.load(Ordering::Relaxed), u64::from(BLOCK_LEN));
+        // Taken back while it is read, and while it waits; then choked.
+        rig.zeros.hold.store(true, Ordering::SeqCst);
+        let many: Vec<_> = (0..12).map(|n| Message::Request(request(4 + 2 * n, 0))).collect();
+        rig.send(&many).await;
+        while rig.zeros.held.lock().len() < SERVING_MAX {
+            tokio::task::yield_now().await;
+        }
+        rig.send(&[Message::Cancel(request(4, 0)), Message::Cancel(request(26, 0)), Message::Interested])
+            .await;
+        assert!(matches!(rig.said().await[..], [Item::Interested(true)]));
+        assert_eq!(rig.next().await, Message::Reject(request(26, 0)), "it still waited");
+        rig.zeros.release();
+        let mut served = Vec::new();
+        let mut rejected = Vec::new();
+        for _ in 0..11 {
+            match rig.next().await {
+                Message::Piece { piece, .. } => served.push(piece.0),
+                Message::Reject(request) => rejected.push(request.piece.0),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((served.len(), rejected), (10, vec![4]));
+        rig.zeros.hold.store(true, Ordering::SeqCst);
+        rig.send(&many).await;
+        rig.send(&[Message::NotInterested]).await;
+        rig.said().await;
+        rig.outbox.choke(true);
+        assert_eq!(rig.next().await, Message::Choke);
+        rig.zeros.release();
+        for _ in 0..12 {
+            assert!(matches!(rig.next().await, Message::Reject(_)), "each by name");
+        }
+    }
+
+    #[tokio::test]
+    async fn r1_a_peer_that_does_not_read_holds_up_neither_demands_nor_blocks() {
+        let mut rig = rig(true, 64, 16);
+        let first = rig.ask(0).await;
+        // Its write buffer is filled beyond the mark, and the peer takes nothing.
+        (0..20_000).for_each(|n| rig.outbox.have(PieceIndex(n % PIECES)));
+        while !rig.outbox.is_quiet() {
+            tokio::task::yield_now().await;
+        }
+        let (second, third) = (wanted(BLOCK_LEN), wanted(2 * BLOCK_LEN));
+        rig.outbox.request(vec![second.clone()]);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(rig.outbox.pending_requests(), 1, "it can't be sent");
+        rig.outbox.cancel(second.request);
+        rig.outbox.request(vec![third.clone()]);
+        assert_eq!(rig.outbox.pending_requests(), 1, "what is desired changed at once");
+        // Blocks flow meanwhile.
+        rig.send(&[whole(0)]).await;
+        assert!(
+            matches!(&rig.said().await[..], [Item::Block { buffer, .. }] if Arc::ptr_eq(buffer, &first.buffer))
+        );
+        // When it reads again, it hears of the last state only.
+        loop {
+            match rig.next().await {
+                Message::Have(_) => {}
+                Message::Request(request) => break assert_eq!(request, third.request),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn r1_a_peer_that_does_not_read_can_be_disconnected() {
+        let mut rig = rig(true, 64, 16);
+        (0..20_000).for_each(|n| rig.outbox.have(PieceIndex(n % PIECES)));
+        while !rig.outbox.is_quiet() {
+            tokio::task::yield_now().await;
+        }
+        rig.outbox.disconnect("banned");
+        assert_eq!(rig.ended().await, "banned");
+    }
+
+    #[tokio::test]
+    async fn l2_a_full_channel_to_the_owner_holds_up_the_session_alone() {
+        let mut rig = rig(true, 1 << 16, 1);
+        // Nobody takes the events; the peer goes on until its own socket is full.
+        let mut haves = BytesMut::new();
+        (0..1000).for_each(|_| Message::Have(PieceIndex(1)).encode(&mut haves));
+        let flood = async {
+            loop {
+                rig.far.write_all(&haves).await.unwrap();
+            }
+        };
+        assert!(
+            tokio::time::timeout(Duration::from_millis(50), flood).await.is_err(),
+            "the peer is slowed down"
+        );
+        // The owner says what it likes without waiting, and hears the rest when it listens again.
+        rig.outbox.request(vec![wanted(0)]);
+        rig.outbox.interested(true);
+        assert!(rig.said().await.len() <= ITEMS_MAX);
+        drop(rig.events);
+        assert_eq!((&mut rig.end).await.unwrap().to_string(), "the torrent is closing");
+    }
+
+    #[tokio::test]
+    async fn many_small_messages_reach_the_owner_in_bounded_batches() {
+        let mut rig = rig(true, 1 << 20, 256);
+        rig.send(&vec![Message::Unchoke; 50_000]).await;
+        let mut items = 0;
+        while items < 50_000 {
+            let batch = rig.said().await.len();
+            assert!(batch <= ITEMS_MAX);
+            items += batch;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_requests_does_not_grow_what_we_keep() {
+        let (events, _kept) = mpsc::channel(1);
+        let now = Instant::now();
+        let mut session = Session {
+            ctx: context(true, events, Arc::default()),
+            decoder: Decoder::new(Limits { max_frame: 1 << 20 }),
+            asked: HashMap::new(),
+            excused: 0,
+            out: BytesMut::new(),
+            choking: true,
+            requests: VecDeque::new(),
+            taken_back: HashSet::new(),
+            serving: 0,
+            items: Vec::new(),
+            last_in: now,
+            last_out: now,
+            progress: now,
+            bounded: true,
+        };
+        for n in 0..500_000 {
+            session.asked_for(request(n % PIECES, 0));
+        }
+        assert!(session.out.len() < OUT_MAX + 100, "{}", session.out.len());
+        session.choking = false;
+        for n in 0..500_000 {
+            session.asked_for(request(n % PIECES, 0));
+        }
+        assert_eq!(session.requests.len(), REQUESTS_MAX);
+        assert!(session.out.len() < OUT_MAX + 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_peer_hears_that_we_are_alive_and_is_dropped_when_it_is_silent() {
+        let mut rig = rig(true, 1 << 16, 16);
+        let start = Instant::now();
+        assert_eq!(rig.next().await, Message::KeepAlive);
+        let after = start.elapsed();
+        assert!(
+            after >= timeouts::PEER_KEEPALIVE && after < timeouts::PEER_KEEPALIVE + 2 * LOOK,
+            "{after:?}"
+        );
+        rig.send(&[Message::KeepAlive]).await;
+        let spoke = Instant::now();
+        assert!(rig.ended().await.contains("silent"));
+        let silent = spoke.elapsed();
+        assert!(silent >= timeouts::PEER_IDLE && silent < timeouts::PEER_IDLE + 2 * LOOK, "{silent:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_dropped() {
+        let mut rig = rig(true, 16, 16);
+        (0..100).for_each(|n| rig.outbox.have(PieceIndex(n)));
+        let start = Instant::now();
+        assert!(rig.ended().await.contains("took nothing"));
+        let after = start.elapsed();
+        assert!(
+            after >= timeouts::PEER_WRITE_STALL && after < timeouts::PEER_WRITE_STALL + 2 * LOOK,
+            "{after:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_closed_connection_ends_it() {
+        let rig = rig(true, 1 << 16, 16);
+        drop(rig.far);
+        let end = rig.end.await.unwrap();
+        assert!(matches!(end, SessionEnd::Closed | SessionEnd::Io(_)), "{end}");
     }
 }

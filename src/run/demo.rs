@@ -96,7 +96,11 @@ async fn add(client: &Arc<Client>, magnet: &str) -> Result<Arc<crate::torrent::T
 }
 
 /// Starts the client that seeds, with everything complete. Returns it and the magnet link that names it.
-async fn seed(config: &Config, temporary: &Path, scope: &TaskScope) -> Result<(Arc<Client>, String), Failure> {
+async fn seed(
+    config: &Config,
+    temporary: &Path,
+    scope: &TaskScope,
+) -> Result<(Arc<Client>, String), Failure> {
     let failed = |e: std::io::Error| Failure::new(Exit::Cache, "can't write the demo's sample", e);
     demo::write(temporary).map_err(failed)?;
     let root = temporary.join(demo::NAME);

@@ -21,7 +21,6 @@ const RUNTIME_END: Duration = Duration::from_millis(500);
 /// # Errors
 /// The future's own; [`Exit::Internal`] when the runtime can't be made.
 pub fn on_runtime(main: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
-    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("runtime")
         .enable_all()
@@ -30,16 +29,4 @@ pub fn on_runtime(main: impl Future<Output = Result<Exit, Failure>>) -> Result<E
     let result = runtime.block_on(main);
     runtime.shutdown_timeout(RUNTIME_END);
     result
-}
-
-/// Files, sockets and the handles of waiting readers' status are descriptors; the usual soft limit of 1024 is
-/// for programs that use `select`.
-fn raise_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::debug!("the limit on open files stays at {soft}: {error}");
-    }
 }

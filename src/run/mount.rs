@@ -19,6 +19,7 @@ use crate::config::{self, Config};
 use crate::content::TorrentContent;
 use crate::storage::cache::{CacheDir, CacheError, default_path};
 use crate::sync::tasks::TaskScope;
+use crate::sync::timeouts;
 use crate::torrent::Torrent;
 use crate::torrent::status::State;
 
@@ -50,11 +51,13 @@ async fn run_async(config: &Config, display: &mut Display) -> Result<Exit, Failu
     };
     let (client, added) = tokio::select! {
         started = start => started?,
-        // Nothing is mounted yet, and nothing was fetched.
-        () = signals.reached(1) => return Ok(Exit::Ok),
+        () = signals.reached(1) => {
+            // Nothing is mounted yet, and nothing was fetched.
+            let nothing = Running { mounted: None, clients: Vec::new(), scope };
+            return Ok(shut_down(nothing, config.shutdown_timeout).await);
+        }
     };
-    let mut running =
-        Running { mounted: None, clients: vec![client.clone()], scope: scope.clone() };
+    let mut running = Running { mounted: None, clients: vec![client.clone()], scope: scope.clone() };
     let torrents = match added {
         Ok(torrents) => torrents,
         Err(failure) => {
@@ -126,7 +129,8 @@ fn say_ready(torrents: &[Arc<Torrent>], config: &Config) {
     let late: Vec<&str> =
         torrents.iter().filter(|t| t.status().state == State::Resolving).map(|t| t.name()).collect();
     if late.is_empty() {
-        tracing::info!("ready: {} torrents at {}", torrents.len(), config.mountpoint.display());
+        let plural = if torrents.len() == 1 { "" } else { "s" };
+        tracing::info!("ready: {} torrent{plural} at {}", torrents.len(), config.mountpoint.display());
     } else {
         tracing::warn!(
             "ready, but the metadata of {} hasn't come within {:?}; it appears when it comes",
@@ -187,6 +191,8 @@ fn options(config: &Config) -> Options {
         download_limit: config.download_limit,
         upload_limit: config.upload_limit,
         upload: config.upload,
+        check_all: config.initial_check == config::InitialCheck::Full,
+        trust_resume: config.trust_resume,
     }
 }
 
@@ -219,6 +225,11 @@ async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<To
     }
     for failure in failures {
         tracing::error!("left out: {failure}");
+    }
+    // So that what is known shows in the mount from its first moment.
+    let settled = futures_util::future::join_all(torrents.iter().map(|t| t.settled()));
+    if tokio::time::timeout(timeouts::SETTLE, settled).await.is_err() {
+        tracing::warn!("the disk is slow to tell what is here; mounting without waiting longer");
     }
     Ok(torrents)
 }

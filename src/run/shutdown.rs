@@ -66,13 +66,16 @@ pub async fn shut_down(running: Running, limit: Duration) -> Exit {
     }
     running.scope.cancel();
     hung.extend(running.scope.join(left().max(Duration::from_millis(100))).await);
-    for client in running.clients {
+    for client in &running.clients {
+        let client = client.clone();
         let limit = left().max(Duration::from_millis(100));
         let stopped = on_thread("stop workers", limit * 2, move || client.stop_workers(limit)).await;
         hung.extend(stopped.unwrap_or_else(|| vec!["storage workers".into()]));
     }
     if hung.is_empty() {
-        tracing::info!("unmounted");
+        if running.mounted.is_some() {
+            tracing::info!("unmounted");
+        }
         return Exit::Ok;
     }
     tracing::error!("did not stop within {limit:?}: {}", hung.join(", "));

@@ -13,10 +13,8 @@
 //!
 //! **Not here.** When to persist, and whether to trust what was loaded: that is the torrent owner's.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
-use super::pool::{Class, Job, Workers};
 pub use super::sealed::ResumeProblem;
 use super::sealed::{self, Kind};
 use super::{StorageError, Store};
@@ -91,21 +89,6 @@ impl ResumeData {
 pub fn persist(store: &dyn Store, dir: &Path, data: &ResumeData) -> Result<(), StorageError> {
     store.sync()?;
     save(dir, data)
-}
-
-/// Has a worker [`persist`], and `done` called there with the result. `done` is dropped uncalled when the
-/// workers stop first.
-///
-/// # Errors
-/// The job, when the workers have no room for background work or are closed.
-pub fn persist_on(
-    workers: &Workers,
-    store: Arc<dyn Store>,
-    dir: PathBuf,
-    data: ResumeData,
-    done: impl FnOnce(Result<(), StorageError>) + Send + 'static,
-) -> Result<(), Job> {
-    workers.submit(Class::Background, Box::new(move |_| done(persist(&*store, &dir, &data))))
 }
 
 /// Replaces the torrent's resume data in its folder `dir`, durably. Waits for the disk. [`persist`] is what
@@ -188,7 +171,6 @@ mod tests {
     use super::*;
     use std::io::IoSlice;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-    use std::time::Duration;
 
     fn data(pieces: u32) -> ResumeData {
         let mut complete = vec![0xa5; bitfield_len(pieces)];
@@ -286,7 +268,7 @@ mod tests {
     struct Fake {
         syncs: AtomicUsize,
         failing: AtomicBool,
-        saw: std::sync::OnceLock<PathBuf>,
+        saw: std::sync::OnceLock<std::path::PathBuf>,
     }
 
     impl Store for Fake {
@@ -324,22 +306,5 @@ mod tests {
         persist(&fake, dir.path(), &data(8)).unwrap();
         assert_eq!(load(dir.path()).unwrap(), Some(data(8)));
         assert_eq!(fake.syncs.load(Ordering::SeqCst), 2);
-    }
-
-    #[test]
-    fn a_worker_persists_and_tells() {
-        let dir = tempfile::tempdir().unwrap();
-        let workers = Workers::start(1).unwrap();
-        let fake: Arc<Fake> = Arc::default();
-        let (done, result) = std::sync::mpsc::channel();
-        let queued = persist_on(&workers, fake, dir.path().to_path_buf(), data(8), move |result| {
-            done.send(result).unwrap();
-        });
-        assert!(queued.is_ok());
-        result.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
-        assert_eq!(load(dir.path()).unwrap(), Some(data(8)));
-        workers.stop(Duration::from_secs(20));
-        let late = persist_on(&workers, Arc::<Fake>::default(), dir.path().to_path_buf(), data(8), |_| {});
-        assert!(late.is_err());
     }
 }

@@ -101,7 +101,13 @@ impl TaskScope {
         #[allow(clippy::disallowed_methods, reason = "the one place where tasks are spawned")]
         tokio::spawn(async move {
             let _registered = registered;
-            if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
+            let mut future = std::pin::pin!(AssertUnwindSafe(future).catch_unwind());
+            let watched = std::future::poll_fn(|cx| {
+                let polled = future.as_mut().poll(cx);
+                torrentfs_fs::lock::assert_none_held(&name);
+                polled
+            });
+            if let Err(panic) = watched.await {
                 let what = panic
                     .downcast_ref::<&str>()
                     .map(|s| (*s).to_owned())
@@ -122,7 +128,10 @@ impl TaskScope {
     /// Names of the live tasks of this scope and its children, oldest first.
     pub fn live(&self) -> Vec<String> {
         let live = self.registry.live.lock();
-        live.values().filter(|(name, _)| name.starts_with(&*self.prefix)).map(|(name, _)| name.clone()).collect()
+        live.values()
+            .filter(|(name, _)| name.starts_with(&*self.prefix))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// Waits until no task of this scope is left, `limit` at most; what is left then is returned by name.

@@ -53,3 +53,5 @@ pub const DHT_BOOTSTRAP: Duration = Duration::from_secs(15);
 pub const DHT_WATCH: Duration = Duration::from_secs(30);
 /// For a `.torrent` behind a URL: connect, TLS and body.
 pub const TORRENT_URL: Duration = Duration::from_secs(60);
+/// For the disk to tell what of the torrents is here, before the mount shows without it.
+pub const SETTLE: Duration = Duration::from_secs(10);

@@ -2,7 +2,7 @@
 //!
 //! A piece whose state is unknown is looked at on disk first; whoever wants it meanwhile stands in `checks`.
 //! A piece whose readers timed out fails at once for every other reader until a block of it comes, a peer
-//! comes, or [`FAILING`] has passed: the kernel repeats a failed read-ahead in pages of 4 KiB, and one time-out
+//! turns out to have it, or [`FAILING`] has passed: the kernel repeats a failed read-ahead in pages of 4 KiB, and one time-out
 //! must not become thirty-two.
 
 use std::collections::HashMap;
@@ -37,6 +37,8 @@ pub struct Wait {
     pub pieces: Vec<PieceIndex>,
     /// Since when.
     pub since: Instant,
+    /// When one of its pieces was completed last; at first the same.
+    heard: Instant,
 }
 
 #[derive(Debug)]
@@ -90,7 +92,8 @@ impl Demands {
             }
             Demand::Ahead { stream, pieces } => self.ahead(stream, pieces, table, picker, now, fx),
             Demand::Want { waiter: id, file, offset, pieces, since } => {
-                let failing = pieces.iter().find_map(|p| self.failing.get(p).filter(|(until, _)| *until > now));
+                let failing =
+                    pieces.iter().find_map(|p| self.failing.get(p).filter(|(until, _)| *until > now));
                 if let Some((_, error)) = failing {
                     fx.push(Effect::Fail(id, error.clone()));
                     return;
@@ -101,7 +104,7 @@ impl Demands {
                     self.want(*piece, waiter(id), now, table, picker, fx);
                 }
                 if !missing.is_empty() {
-                    self.waits.insert(id, Wait { file, offset, pieces: missing, since });
+                    self.waits.insert(id, Wait { file, offset, pieces: missing, since, heard: since });
                 }
             }
             Demand::Withdraw { waiter: id } => self.withdraw(id, table, picker, fx),
@@ -184,16 +187,25 @@ impl Demands {
         }
     }
 
+    /// A piece on disk is about to be hashed, though nobody wants it yet.
+    pub fn check_begins(&mut self, piece: PieceIndex) {
+        self.checks.entry(piece).or_default();
+    }
+
     /// A piece on disk was hashed: who wanted it.
     pub fn check_ended(&mut self, piece: PieceIndex) -> Vec<(DemandId, Instant)> {
         self.checks.remove(&piece).unwrap_or_default()
     }
 
     /// A piece is complete.
-    pub fn completed(&mut self, piece: PieceIndex) {
+    pub fn completed(&mut self, piece: PieceIndex, now: Instant) {
         self.failing.remove(&piece);
         self.waits.retain(|_, wait| {
+            let before = wait.pieces.len();
             wait.pieces.retain(|p| *p != piece);
+            if wait.pieces.len() < before {
+                wait.heard = now;
+            }
             !wait.pieces.is_empty()
         });
     }
@@ -204,9 +216,9 @@ impl Demands {
         self.last_block = Some(now);
     }
 
-    /// A peer came, or has more than before: what failed is worth another try.
-    pub fn peers_came(&mut self) {
-        self.failing.clear();
+    /// A peer has these pieces, and hadn't said so before: what failed of them is worth another try.
+    pub fn peer_has(&mut self, has: impl Fn(PieceIndex) -> bool) {
+        self.failing.retain(|piece, _| !has(*piece));
     }
 
     /// Gives up reads that have waited too long.
@@ -218,7 +230,7 @@ impl Demands {
             .iter()
             .filter(|(_, wait)| {
                 let last = wait.pieces.iter().filter_map(|p| picker.last_block(*p)).max();
-                now.saturating_duration_since(last.map_or(wait.since, |l| l.max(wait.since))) >= limit
+                now.saturating_duration_since(last.map_or(wait.heard, |l| l.max(wait.heard))) >= limit
             })
             .map(|(id, _)| *id)
             .collect();

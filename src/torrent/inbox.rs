@@ -83,3 +83,21 @@ impl Inbox {
         self.posted.notified().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_posted_arrives_in_order_and_wakes_the_owner_once() {
+        let inbox = Inbox::default();
+        // Posted before anybody waits: the wake-up isn't lost.
+        (0..3).for_each(|stream| inbox.post(Demand::Close { stream }));
+        inbox.posted().await;
+        let close = |stream| Demand::Close { stream };
+        assert_eq!(inbox.take(), [close(0), close(1), close(2)]);
+        assert!(inbox.take().is_empty());
+        let again = tokio::time::timeout(std::time::Duration::from_millis(1), inbox.posted()).await;
+        assert!(again.is_err(), "nothing was posted since");
+    }
+}

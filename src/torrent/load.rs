@@ -24,6 +24,13 @@ const DELAY_GUESS: Duration = Duration::from_millis(100);
 const LATE_FACTOR: u32 = 3;
 /// …and never before this long.
 const LATE_MIN: Duration = Duration::from_millis(500);
+/// A peer that owes blocks and was silent for this long isn't taken to be as fast as one that nobody asked yet.
+const QUIET: Duration = Duration::from_secs(3);
+/// A piece whose block a peer refused isn't asked of it for this long: asking again at once would go round in
+/// circles, and keep the block from those who would send it.
+const REFUSED: Duration = Duration::from_secs(10);
+/// A peer that refused this many pieces is asked for nothing until they are forgiven.
+const REFUSED_MAX: usize = 1024;
 /// A peer that owes blocks and sends none for this long is asked for nothing but a single block until it does.
 const SNUB: Duration = Duration::from_secs(15);
 
@@ -53,12 +60,17 @@ impl Has {
             return;
         }
         if matches!(self, Self::None) {
-            *self = Self::Bits(vec![0; (pieces as usize).div_ceil(8)]);
+            *self = Self::Bits(Vec::new());
         }
-        if let Self::Bits(bits) = self
-            && let Some(byte) = bits.get_mut(piece.0 as usize / 8)
-        {
-            *byte |= 0x80 >> (piece.0 % 8);
+        if let Self::Bits(bits) = self {
+            let at = piece.0 as usize / 8;
+            // Grows as far as it is used: a peer may have few of a million.
+            if bits.len() <= at {
+                bits.resize(at + 1, 0);
+            }
+            if let Some(byte) = bits.get_mut(at) {
+                *byte |= 0x80 >> (piece.0 % 8);
+            }
         }
     }
 }
@@ -104,6 +116,9 @@ pub struct PeerLoad {
     delay: Option<Duration>,
     last_progress: Instant,
     snubbed: bool,
+    /// Pieces it refused although it should serve them, and since when.
+    refused: HashSet<PieceIndex>,
+    refused_since: Option<Instant>,
 }
 
 impl PeerLoad {
@@ -119,6 +134,8 @@ impl PeerLoad {
             delay: None,
             last_progress: now,
             snubbed: false,
+            refused: HashSet::new(),
+            refused_since: None,
         }
     }
 
@@ -133,6 +150,10 @@ impl PeerLoad {
     /// It chokes us, or no longer.
     pub fn set_choked(&mut self, choked: bool) {
         self.choked = choked;
+        if !choked {
+            self.refused.clear();
+            self.refused_since = None;
+        }
     }
     /// Whether it chokes us.
     pub fn is_choked(&self) -> bool {
@@ -150,7 +171,23 @@ impl PeerLoad {
     }
     /// Whether it may be asked for this piece now.
     pub fn can_serve(&self, piece: PieceIndex) -> bool {
-        self.has.has(piece) && (!self.choked || self.allowed_fast.contains(&piece))
+        let willing = self.refused.len() < REFUSED_MAX && !self.refused.contains(&piece);
+        willing && self.has.has(piece) && (!self.choked || self.allowed_fast.contains(&piece))
+    }
+    /// It refused a block of this piece. When it chokes us that is how requests end (BEP 6); otherwise it isn't
+    /// asked for the piece for a while.
+    pub fn refuse(&mut self, piece: PieceIndex, now: Instant) {
+        if self.can_serve(piece) {
+            self.refused.insert(piece);
+            self.refused_since.get_or_insert(now);
+        }
+    }
+    /// Forgets refusals that are old enough.
+    pub fn forgive(&mut self, now: Instant) {
+        if self.refused_since.is_some_and(|since| now.saturating_duration_since(since) >= REFUSED) {
+            self.refused.clear();
+            self.refused_since = None;
+        }
     }
     /// Whether this block was asked of it.
     pub fn owes(&self, block: BlockRef) -> bool {
@@ -160,9 +197,10 @@ impl PeerLoad {
     pub fn in_flight(&self) -> impl Iterator<Item = BlockRef> + '_ {
         self.in_flight.keys().copied()
     }
-    /// Measured rate in bytes per second.
+    /// Measured rate in bytes per second, as long as it owes us anything; the last one when it doesn't: that
+    /// nothing was asked of it says nothing about the peer.
     pub fn rate(&mut self, now: Instant) -> u64 {
-        self.rate.get(now)
+        if self.in_flight.is_empty() { self.rate.last() } else { self.rate.get(now) }
     }
     /// Bytes of blocks it delivered.
     pub fn delivered_total(&self) -> u64 {
@@ -178,11 +216,11 @@ impl PeerLoad {
         if self.choked && self.allowed_fast.is_empty() {
             return 0;
         }
-        let rate = if self.in_flight.is_empty() { self.rate.last() } else { self.rate.get(now) };
+        let rate = self.rate(now);
         let depth = if self.snubbed {
             1
         } else if rate == 0 {
-            DEPTH_FIRST
+            if self.is_quiet(now) { DEPTH_MIN } else { DEPTH_FIRST }
         } else {
             let seconds = (self.delay.unwrap_or(DELAY_GUESS) + QUEUE).as_secs_f64();
             ((rate as f64 * seconds / f64::from(BLOCK_LEN)) as usize).clamp(DEPTH_MIN, DEPTH_MAX)
@@ -190,14 +228,20 @@ impl PeerLoad {
         depth.min(self.limit).saturating_sub(self.in_flight.len())
     }
 
+    /// Whether it owes blocks and has sent none for a while.
+    pub fn is_quiet(&self, now: Instant) -> bool {
+        !self.in_flight.is_empty() && now.saturating_duration_since(self.last_progress) > QUIET
+    }
+
     /// How long one more block would take to come.
-    pub fn expected(&self, _now: Instant) -> Duration {
+    pub fn expected(&self, now: Instant) -> Duration {
         let rate = match self.rate.last() {
-            0 => RATE_GUESS,
+            0 if !self.is_quiet(now) => RATE_GUESS,
             rate => rate.max(1024),
         };
         let queued = (self.in_flight.len() as u64 + 1) * u64::from(BLOCK_LEN);
-        self.delay.unwrap_or(DELAY_GUESS) + Duration::from_secs_f64(queued as f64 / rate as f64)
+        let silence = if self.snubbed { SNUB } else { Duration::ZERO };
+        silence + self.delay.unwrap_or(DELAY_GUESS) + Duration::from_secs_f64(queued as f64 / rate as f64)
     }
 
     /// It is asked for a block.
@@ -223,8 +267,14 @@ impl PeerLoad {
         {
             let sample = now.saturating_duration_since(request.at);
             // The shortest is the nearest to the round trip; it drifts up slowly, as lines change.
-            self.delay = Some(self.delay.map_or(sample, |d| if sample < d { sample } else { d + (sample - d) / 16 }));
+            self.delay =
+                Some(self.delay.map_or(sample, |d| if sample < d { sample } else { d + (sample - d) / 16 }));
         }
+        self.delivered_late(len, now);
+    }
+
+    /// It delivered `len` bytes of a block that was taken back.
+    pub fn delivered_late(&mut self, len: u32, now: Instant) {
         self.rate.add(u64::from(len), now);
         self.last_progress = now;
         self.snubbed = false;
@@ -255,5 +305,119 @@ impl PeerLoad {
             self.last_progress = now;
         }
         silent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metainfo::geometry::BlockIndex;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn block(n: u32) -> BlockRef {
+        BlockRef { piece: PieceIndex(n), block: BlockIndex(0) }
+    }
+
+    fn seed(now: Instant) -> PeerLoad {
+        let mut load = PeerLoad::new(now);
+        *load.has_mut() = Has::All;
+        load.set_choked(false);
+        load
+    }
+
+    /// It delivers `rate` bytes per second, 100 ms after each request, for ten seconds.
+    fn deliver(load: &mut PeerLoad, start: Instant, rate: u32) -> Instant {
+        for tenth in 1..=100 {
+            let at = start + S / 10 * tenth;
+            load.request(block(0), at - S / 10);
+            load.delivered(block(0), rate / 10, at);
+        }
+        start + 10 * S
+    }
+
+    #[test]
+    fn the_depth_follows_rate_and_delay() {
+        let start = Instant::now();
+        // Bytes per second, and requests: rate times the delay and a second.
+        for (rate, depth) in [(1_000, DEPTH_MIN), (163_840, 11), (1_638_400, 110), (100 << 20, DEPTH_MAX)] {
+            let mut load = seed(start);
+            load.set_limit(u32::MAX);
+            assert_eq!(load.room(start), DEPTH_FIRST);
+            let now = deliver(&mut load, start, rate);
+            let room = load.room(now);
+            assert!(room.abs_diff(depth) <= 1, "{rate}: {room}");
+            load.set_limit(5);
+            assert!(load.room(now) <= 5);
+            load.set_choked(true);
+            assert_eq!(load.room(now), 0);
+        }
+    }
+
+    #[test]
+    fn idling_says_nothing_about_a_peer_and_silence_does() {
+        let start = Instant::now();
+        let mut load = seed(start);
+        let now = deliver(&mut load, start, 1 << 20);
+        // Asked for its rate every ten seconds, as the choker does.
+        (1..10).for_each(|i| assert!(load.rate(now + 10 * S * i) > 900_000));
+        let soon = load.expected(now);
+        assert!(load.expected(now + 100 * S) <= soon);
+        let later = now + 100 * S;
+        load.request(block(1), later);
+        load.rate(later + 10 * S);
+        assert!(load.expected(later + 10 * S) > 10 * soon);
+        // Nobody knows how fast one is that was never asked; one that owes for long isn't fast.
+        let mut silent = seed(start);
+        let guess = silent.expected(start);
+        silent.request(block(1), start);
+        assert!(silent.expected(start + 4 * S) > 10 * guess);
+        assert!(silent.snub_if_silent(start + 16 * S));
+        silent.take_in_flight();
+        assert!(silent.expected(start + 16 * S) > SNUB);
+        assert_eq!(silent.room(start + 16 * S), 1);
+        silent.delivered_late(16384, start + 17 * S);
+        assert!(!silent.is_snubbed());
+    }
+
+    #[test]
+    fn what_was_refused_is_not_asked_for_until_it_is_forgiven() {
+        let now = Instant::now();
+        let mut load = seed(now);
+        load.refuse(PieceIndex(1), now);
+        assert!(!load.can_serve(PieceIndex(1)) && load.can_serve(PieceIndex(2)));
+        load.forgive(now + REFUSED - S / 10);
+        assert!(!load.can_serve(PieceIndex(1)));
+        load.forgive(now + REFUSED);
+        assert!(load.can_serve(PieceIndex(1)));
+        // Requests end by refusals when it chokes us: that is no unwillingness.
+        load.set_choked(true);
+        load.refuse(PieceIndex(1), now);
+        load.set_choked(false);
+        assert!(load.can_serve(PieceIndex(1)));
+        // But a piece that it offered in spite of it and refuses isn't asked for in a circle.
+        load.set_choked(true);
+        load.allow_fast(PieceIndex(3));
+        load.refuse(PieceIndex(3), now);
+        assert!(!load.can_serve(PieceIndex(3)));
+        // What is kept is bounded.
+        load.set_choked(false);
+        (0..1_000_000).for_each(|piece| load.refuse(PieceIndex(piece), now));
+        assert_eq!(load.refused.len(), REFUSED_MAX);
+        assert!(!load.can_serve(PieceIndex(2_000_000)));
+        (0..1_000_000).for_each(|piece| load.allow_fast(PieceIndex(piece)));
+        assert!(load.allowed_fast.len() <= 64);
+    }
+
+    #[test]
+    fn what_it_has_is_bounded_by_the_torrent() {
+        let mut has = Has::None;
+        has.add(PieceIndex(20), 20);
+        assert!(matches!(has, Has::None));
+        has.add(PieceIndex(19), 20);
+        assert!(has.has(PieceIndex(19)) && !has.has(PieceIndex(18)) && !has.has(PieceIndex(u32::MAX)));
+        let mut all = Has::All;
+        all.add(PieceIndex(3), 20);
+        assert!(all.has(PieceIndex(7)));
     }
 }

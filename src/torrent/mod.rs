@@ -18,6 +18,7 @@ pub mod picker;
 pub mod prepare;
 pub mod rate;
 pub mod reads;
+mod relations;
 mod resolve;
 pub mod sessions;
 pub mod status;
@@ -29,7 +30,7 @@ mod work;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use torrentfs_fs::lock::RankedMutex;
 
 use crate::metainfo::id::InfoHash;
@@ -73,12 +74,20 @@ pub struct Torrent {
     /// Wakes whoever watches the set of torrents: the metadata came, or the state changed for good.
     changed: Arc<Notify>,
     commands: mpsc::Sender<Command>,
+    settled: watch::Sender<bool>,
 }
 
 impl Torrent {
     /// What is shared for reading, once the metadata is known.
     pub fn live(&self) -> Option<&Arc<Shared>> {
         self.live.get()
+    }
+
+    /// Waits until all that can be known without a network is known: what was recorded, the metadata that came
+    /// along or was kept. As long as the disk takes, so bound it. Cancel-safe.
+    pub async fn settled(&self) {
+        // The sender lives as long as this does, so there is no error.
+        let _ = self.settled.subscribe().wait_for(|settled| *settled).await;
     }
 
     /// The name to show: the metadata's, or the hint.
@@ -105,7 +114,9 @@ impl Torrent {
 
 impl std::fmt::Debug for Torrent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Torrent").field("slot", &self.slot).field("name", &self.name()).finish_non_exhaustive()
+        f.debug_struct("Torrent")
+            .field("slot", &self.slot)
+            .field("name", &self.name())
+            .finish_non_exhaustive()
     }
 }
-

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::effects::{Effect, Event};
@@ -42,6 +42,13 @@ use crate::sync::tasks::TaskScope;
 /// quick and a crash costs little.
 const DIRTY_MAX: u64 = 64 << 20;
 const DIRTY_AGE: Duration = Duration::from_secs(5);
+/// What a reader learns when the owner's task died of a bug.
+const PANICKED: &str =
+    "an internal error stopped the fetching of this torrent; please report it, and mount again";
+/// How soon work is tried again that the workers had no room for, if none of this torrent's ends before.
+const BACKLOG: Duration = Duration::from_millis(100);
+/// With fewer peers than this, trackers and the DHT are asked more often.
+const PEERS_FEW: usize = 10;
 /// How often the status is published while something goes on: a person's eye asks for no more.
 const PUBLISH: Duration = Duration::from_millis(250);
 
@@ -65,6 +72,8 @@ pub struct Plan {
     pub peers: Vec<FoundPeers>,
     /// Where its data is kept.
     pub home: Home,
+    /// Whether what an earlier run recorded as complete is believed.
+    pub trust: bool,
     /// What doesn't change.
     pub settings: Settings,
 }
@@ -104,6 +113,7 @@ struct Owner {
     env: Environment,
     settings: Settings,
     home: Home,
+    trust: bool,
     inbox: Arc<Inbox>,
     links: HashMap<PeerKey, Link>,
     work: mpsc::Sender<Work>,
@@ -111,6 +121,8 @@ struct Owner {
     backlog: VecDeque<Effect>,
     found: mpsc::Sender<FoundPeers>,
     tiers: Vec<Vec<String>>,
+    /// Known to be private when the search for peers began.
+    private: bool,
     trackers: Option<Trackers>,
     following: Option<Following>,
     totals: Arc<Totals>,
@@ -122,8 +134,12 @@ struct Owner {
     dirty: u64,
     dirty_since: Option<Instant>,
     persisting: bool,
+    /// Another record is to follow the one under way, and whether it is the last one.
+    persist_next: Option<bool>,
     checking: usize,
     published: Option<Instant>,
+    /// Whether the published status is out of date, or about to be: a rate falls though nothing happens.
+    stale: bool,
     failed: Option<String>,
     persisted: Vec<oneshot::Sender<()>>,
 }
@@ -157,6 +173,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         sessions,
         changed: env.changed.clone(),
         commands,
+        settled: watch::Sender::new(false),
     });
     let now = Instant::now();
     let owner = Owner {
@@ -165,12 +182,14 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         scope: scope.clone(),
         settings: plan.settings,
         home: plan.home,
+        trust: plan.trust,
         inbox: Arc::default(),
         links: HashMap::new(),
         work,
         backlog: VecDeque::new(),
         found,
         tiers: plan.trackers,
+        private: plan.info.as_ref().is_some_and(|i| i.private),
         trackers: None,
         following: None,
         totals: Arc::default(),
@@ -180,8 +199,10 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         dirty: 0,
         dirty_since: None,
         persisting: false,
+        persist_next: None,
         checking: 0,
         published: None,
+        stale: true,
         failed: None,
         persisted: Vec::new(),
         env,
@@ -203,7 +224,7 @@ impl Owner {
     ) {
         let token = self.scope.token().clone();
         let inbox = self.inbox.clone();
-        let private = info.as_ref().is_some_and(|i| i.private);
+        let _end = End { torrent: self.torrent.clone() };
         match info {
             Some(info) => self.prepare(info),
             None => self.recall(),
@@ -211,13 +232,14 @@ impl Owner {
         for found in peers {
             self.apply(Event::Found(found));
         }
-        self.discover(private);
+        self.discover(self.private);
         let mut batch = Vec::new();
         loop {
             let now = Instant::now();
             self.persist_if_due(now);
             self.publish_if_due(now);
-            let next = tokio::time::Instant::from_std(now + self.swarm.next_tick(now).min(self.next_chore(now)));
+            let next =
+                tokio::time::Instant::from_std(now + self.swarm.next_tick(now).min(self.next_chore(now)));
             tokio::select! {
                 () = token.cancelled() => break,
                 n = peer_events.recv_many(&mut batch, 64) => {
@@ -236,21 +258,24 @@ impl Owner {
                 Some(work) = done.recv() => self.work_ended(work),
                 Some(found) = finds.recv() => self.apply(Event::Found(found)),
                 Some(command) = orders.recv() => self.command(command),
-                () = tokio::time::sleep_until(next) => self.apply(Event::Tick),
+                () = tokio::time::sleep_until(next) => {
+                    self.try_backlog();
+                    self.apply(Event::Tick);
+                }
             }
-        }
-        if let Some(shared) = self.torrent.live() {
-            shared.fail_all(&ReadError::Closed);
         }
     }
 
     fn next_chore(&self, now: Instant) -> Duration {
         let persist = self.dirty_since.map(|since| (since + DIRTY_AGE).saturating_duration_since(now));
         let persist = if self.persisting { None } else { persist };
-        persist.unwrap_or(Duration::from_secs(60))
+        let publish = if self.stale { PUBLISH } else { Duration::from_secs(60) };
+        let backlog = if self.backlog.is_empty() { publish } else { BACKLOG };
+        persist.unwrap_or(publish).min(publish).min(backlog)
     }
 
     fn apply(&mut self, event: Event) {
+        self.stale |= !matches!(event, Event::Tick);
         let effects = self.swarm.apply(event, Instant::now());
         for effect in effects {
             self.carry_out(effect);
@@ -373,10 +398,6 @@ impl Owner {
             Ok(info) => {
                 tracing::info!(torrent = %info.name, "metadata came from peers");
                 work::keep_metadata(&self.env.workers, &self.home, raw);
-                if info.private {
-                    // BEP 27: from here on its trackers alone.
-                    self.following = None;
-                }
                 self.prepare(Arc::new(info));
             }
             Err(error) => self.fail(format!("its metadata can't be used: {error}")),
@@ -384,7 +405,7 @@ impl Owner {
     }
 
     fn prepare(&mut self, info: Arc<Info>) {
-        if !work::prepare(&self.env.workers, &self.home, info, &self.inbox, &self.work) {
+        if !work::prepare(&self.env.workers, &self.home, self.trust, info, &self.inbox, &self.work) {
             self.fail("the storage workers take no more work".into());
         }
     }
@@ -393,6 +414,7 @@ impl Owner {
         tracing::error!(torrent = %self.torrent.name(), "{why}");
         self.failed = Some(why);
         self.published = None;
+        self.torrent.settled.send_replace(true);
         self.torrent.changed.notify_one();
     }
 
@@ -402,15 +424,19 @@ impl Owner {
             Work::Prepared(Err(error)) => self.fail(format!("its storage can't be opened: {error}")),
             Work::Recalled(Some(raw)) if self.torrent.live().is_none() => match Info::parse(&raw, None) {
                 Ok(info) if self.torrent.info_hash.matches(&raw) => {
-                    if info.private {
-                        self.following = None;
-                    }
                     self.prepare(Arc::new(info));
                 }
-                _ => tracing::warn!(torrent = %self.torrent.hint, "the kept metadata isn't that of the torrent"),
+                _ => {
+                    tracing::warn!(torrent = %self.torrent.hint, "the kept metadata isn't that of the torrent");
+                    self.torrent.settled.send_replace(true);
+                }
             },
-            Work::Recalled(_) => {}
-            Work::Verified { piece, verdict, digests } => self.apply(Event::Verified { piece, verdict, digests }),
+            Work::Recalled(_) => {
+                self.torrent.settled.send_replace(true);
+            }
+            Work::Verified { piece, verdict, digests } => {
+                self.apply(Event::Verified { piece, verdict, digests })
+            }
             Work::Checked { piece, good } => {
                 self.checking = self.checking.saturating_sub(1);
                 self.apply(Event::Checked { piece, good });
@@ -418,13 +444,20 @@ impl Owner {
             Work::Persisted(result) => {
                 self.persisting = false;
                 if let Err(error) = result {
+                    // Due again after the usual time.
+                    self.dirty_since.get_or_insert_with(Instant::now);
                     tracing::warn!(torrent = %self.torrent.name(), "what is complete could not be recorded: {error}");
                 }
-                for waiting in self.persisted.drain(..) {
-                    let _ = waiting.send(());
+                match self.persist_next.take() {
+                    Some(clean) => self.persist(clean),
+                    None => self.answer_persisted(),
                 }
             }
         }
+        self.try_backlog();
+    }
+
+    fn try_backlog(&mut self) {
         for _ in 0..self.backlog.len().min(4) {
             if let Some(effect) = self.backlog.pop_front() {
                 self.carry_out(effect);
@@ -439,10 +472,17 @@ impl Owner {
         let geometry = Arc::new(shared.info.geometry.clone());
         let source = Arc::new(Serving(shared.clone()));
         let _ = self.torrent.sessions.known().set(Known { geometry, source });
+        if shared.info.private && !self.private {
+            // BEP 27: from here on its trackers alone, tier by tier.
+            self.following = None;
+            self.trackers = None;
+            self.discover(true);
+        }
         self.apply(Event::Metadata { info: shared.info.clone(), table: shared.table.clone() });
         let end = shared.info.geometry.end();
         self.totals.left.store(end, Ordering::Relaxed);
         self.publish(Instant::now());
+        self.torrent.settled.send_replace(true);
         self.torrent.changed.notify_one();
     }
 
@@ -462,7 +502,7 @@ impl Owner {
             });
             let mut options = TrackerOptions::new(http.clone());
             options.private = private;
-            let tiers = std::mem::take(&mut self.tiers);
+            let tiers = self.tiers.clone();
             self.trackers =
                 Some(Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options));
         }
@@ -481,7 +521,6 @@ impl Owner {
                     return;
                 }
                 self.persisted.push(done);
-                // One that is under way may have begun before the last piece: another follows it.
                 self.persist(clean);
             }
             Command::Leave { limit, done } => {
@@ -504,7 +543,19 @@ impl Owner {
         }
     }
 
+    fn answer_persisted(&mut self) {
+        for waiting in self.persisted.drain(..) {
+            let _ = waiting.send(());
+        }
+    }
+
+    /// Records what is complete; one at a time, since an older record written last would undo a newer one.
     fn persist(&mut self, clean: bool) {
+        if self.persisting {
+            // The one under way may have begun before the last piece.
+            self.persist_next = Some(clean || self.persist_next.unwrap_or(false));
+            return;
+        }
         let Some(shared) = self.torrent.live() else { return };
         if work::persist(shared, &self.home, clean, &self.work) {
             self.persisting = true;
@@ -513,10 +564,7 @@ impl Owner {
         } else {
             // No room now: due again after the usual time.
             self.dirty_since = Some(Instant::now());
-            self.dirty = 0;
-            for waiting in self.persisted.drain(..) {
-                let _ = waiting.send(());
-            }
+            self.answer_persisted();
         }
     }
 
@@ -551,10 +599,9 @@ impl Owner {
             ..Status::default()
         };
         if let Some(shared) = self.torrent.live() {
-            let geometry = &shared.info.geometry;
             let complete = shared.table.complete_count() == shared.table.len();
-            status.size = shared.info.files.iter().map(|f| f.size).sum();
-            status.have = have(shared);
+            status.size = shared.size();
+            status.have = shared.have();
             self.totals.left.store(status.size.saturating_sub(status.have), Ordering::Relaxed);
             if let Some(demands) = self.swarm.demands() {
                 let waits = demands.waits();
@@ -578,40 +625,50 @@ impl Owner {
                     State::Idle
                 };
             }
-            debug_assert!(status.have <= geometry.end());
+            debug_assert!(status.have <= status.size);
         } else if status.error.is_some() {
             status.state = State::Error;
         }
+        let few = self.swarm.peer_count() < PEERS_FEW && status.state != State::Complete;
         if let Some(following) = &self.following {
-            following.want_peers(self.swarm.peer_count() < 10);
+            following.want_peers(few);
         }
+        if let Some(trackers) = &self.trackers {
+            trackers.want_peers(few);
+        }
+        self.stale = status.rate_down > 0 || status.rate_up > 0 || status.waiting_count > 0;
         self.torrent.publish(status);
     }
 }
 
-/// Bytes of complete pieces.
-fn have(shared: &Shared) -> u64 {
-    let geometry = &shared.info.geometry;
-    let complete = shared.table.complete_count();
-    if complete == shared.table.len() {
-        return shared.info.files.iter().map(|f| f.size).sum();
+/// Ends every read when the owner does, whatever ended it: nobody would wake them any more. What is complete can
+/// still be read.
+struct End {
+    torrent: Arc<Torrent>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let panicked = std::thread::panicking();
+        if let Some(shared) = self.torrent.live() {
+            shared.fail_all(&match panicked {
+                true => ReadError::Io(PANICKED.into()),
+                false => ReadError::Closed,
+            });
+        }
+        if panicked {
+            let error = Some(PANICKED.to_owned());
+            let last = self.torrent.status();
+            self.torrent.publish(Status { state: State::Error, error, ..Status::clone(&last) });
+        }
     }
-    // All pieces are of nominal length but the last ones; those are looked at only in a v2 torrent.
-    let last = PieceIndex(shared.table.len().saturating_sub(1));
-    let nominal = u64::from(complete) * u64::from(geometry.piece_length());
-    let short = u64::from(geometry.piece_length().saturating_sub(geometry.piece_len(last)));
-    nominal.saturating_sub(if shared.table.is_complete(last) { short } else { 0 }).min(geometry.end())
 }
 
 /// Gives peers the blocks that are here.
 struct Serving(Arc<Shared>);
 
 impl BlockSource for Serving {
-    fn fetch(
-        &self,
-        request: BlockRequest,
-        to: mpsc::Sender<(BlockRequest, Option<bytes::Bytes>)>,
-    ) -> bool {
+    fn fetch(&self, request: BlockRequest, to: mpsc::Sender<(BlockRequest, Option<bytes::Bytes>)>) -> bool {
         work::serve(&self.0, request, to)
     }
 }

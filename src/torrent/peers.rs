@@ -259,15 +259,6 @@ impl PeerBook {
         }
     }
 
-    /// A dial was given up for a reason of ours, such as a limit: no failure, it may be dialled again now.
-    pub fn not_dialled(&mut self, addr: SocketAddr, now: Instant) {
-        if let Some(entry) = self.entries.get_mut(&canonical_peer(addr))
-            && entry.state == State::Dialing
-        {
-            entry.state = State::Idle { not_before: now };
-        }
-    }
-
     /// Bans a peer that proved bad: every port of its IP address, on loopback this one only. Its addresses are
     /// forgotten and refused from now on, also those that the user named.
     pub fn ban(&mut self, addr: SocketAddr) {
@@ -321,6 +312,11 @@ impl PeerBook {
     /// Whether no address is known.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Forgets every address whose source isn't to be kept.
+    pub fn retain(&mut self, keep: impl Fn(PeerSource) -> bool) {
+        self.entries.retain(|_, entry| keep(entry.source));
     }
 
     /// Who named this address; `None` for unknown ones.
@@ -442,8 +438,6 @@ mod tests {
         book.disconnected(nth(0), now, true);
         assert_eq!(book.next_wakeup(now), Some(S * 2), "useful ones are tried soon");
         assert_eq!(book.next_dials(now + S * 2, 0, 0, LIMITS).len(), 1);
-        book.not_dialled(nth(0), now + S * 2);
-        assert_eq!(book.next_dials(now + S * 2, 0, 0, LIMITS).len(), 1, "no failure, no pause");
         // Outcomes of strangers are ignored.
         book.connected(nth(7));
         book.failed(nth(7), now);

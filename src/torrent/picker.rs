@@ -14,11 +14,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::load::PeerLoad;
+use super::load::{Lateness, PeerLoad};
 use crate::metainfo::geometry::{BlockIndex, BlockRef, Geometry, PieceIndex};
 use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
-
 
 /// Who wants a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,7 +69,6 @@ struct Parts {
     free: u32,
     /// Blocks not here yet.
     left: u32,
-    last_block: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +80,9 @@ struct Piece {
     /// told who sends bad data.
     alone: bool,
     sole: Option<PeerKey>,
+    /// Who had its turn alone and didn't bring it to an end: not to have the next one while there are others.
+    avoid: Vec<PeerKey>,
+    last_block: Option<Instant>,
 }
 
 impl Piece {
@@ -94,6 +95,13 @@ impl Piece {
     fn is_open(&self) -> bool {
         !self.verifying && self.parts.as_ref().is_none_or(|p| p.free > 0)
     }
+    /// Whether it may be requested although the budget is used up.
+    fn beyond_budget(&self) -> bool {
+        self.parts.is_some() || self.waited_for()
+    }
+    fn is_orphan(&self) -> bool {
+        self.demands.is_empty() && !self.verifying
+    }
 }
 
 /// See the module's text.
@@ -103,11 +111,16 @@ pub struct Picker {
     pieces: HashMap<PieceIndex, Piece>,
     /// Wanted pieces with blocks that nobody was asked for, soonest first.
     open: BTreeSet<(Instant, PieceIndex)>,
+    /// Of those, the ones that are requested although the budget is used up: begun, or waited for. What is
+    /// begun gives its memory back only by being finished, so it mustn't queue behind what can't begin.
+    open_always: BTreeSet<(Instant, PieceIndex)>,
     /// Pieces that a read waits for, for [`Picker::hedge`].
     waited: BTreeSet<PieceIndex>,
     peers: BTreeMap<PeerKey, PeerLoad>,
     /// Pieces with blocks that nobody wants any more, oldest first; their memory goes when it is needed.
     orphans: VecDeque<PieceIndex>,
+    /// Requests that are void, to be taken back at the peers.
+    void: Vec<(PeerKey, BlockRef)>,
     /// Bytes of all pieces being fetched or verified.
     held: u64,
     budget: u64,
@@ -121,9 +134,11 @@ impl Picker {
             geometry,
             pieces: HashMap::new(),
             open: BTreeSet::new(),
+            open_always: BTreeSet::new(),
             waited: BTreeSet::new(),
             peers: BTreeMap::new(),
             orphans: VecDeque::new(),
+            void: Vec::new(),
             held: 0,
             budget,
         }
@@ -148,11 +163,33 @@ impl Picker {
     pub fn remove_peer(&mut self, key: PeerKey) {
         self.release_all(key);
         self.peers.remove(&key);
-        for piece in self.pieces.values_mut() {
-            if piece.sole == Some(key) {
-                piece.sole = None;
-            }
+        let its: Vec<PieceIndex> =
+            self.pieces.iter().filter(|(_, p)| p.sole == Some(key)).map(|(index, _)| *index).collect();
+        for index in its {
+            self.lose_sole(index);
         }
+        for piece in self.pieces.values_mut() {
+            piece.avoid.retain(|k| *k != key);
+        }
+        self.void.retain(|(k, _)| *k != key);
+    }
+
+    /// The peer that was to deliver a piece alone doesn't: what it sent already would be mixed with another's
+    /// blocks, so the piece begins anew.
+    fn lose_sole(&mut self, index: PieceIndex) {
+        let Some(piece) = self.pieces.get_mut(&index) else { return };
+        let Some(key) = piece.sole.take() else { return };
+        if piece.verifying {
+            return;
+        }
+        if !piece.avoid.contains(&key) {
+            piece.avoid.push(key);
+        }
+        self.drop_parts(index);
+        if self.pieces.get(&index).is_some_and(Piece::is_orphan) {
+            self.pieces.remove(&index);
+        }
+        self.reopen(index);
     }
 
     /// Takes back everything this peer was asked for (it choked us, or it is snubbed). Returns the blocks.
@@ -166,11 +203,12 @@ impl Picker {
     }
 
     /// The peer refuses this block (BEP 6 reject). False if it wasn't asked.
-    pub fn rejected(&mut self, key: PeerKey, block: BlockRef) -> bool {
+    pub fn rejected(&mut self, key: PeerKey, block: BlockRef, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&key) else { return false };
         if !peer.finish(block) {
             return false;
         }
+        peer.refuse(block.piece, now);
         self.unrequest(key, block);
         true
     }
@@ -188,31 +226,35 @@ impl Picker {
             }
         }
         if piece.sole == Some(key) {
-            // What it delivered already would be mixed with another's blocks: begin anew.
-            piece.sole = None;
-            if let Some(parts) = &piece.parts
-                && !piece.verifying
-                && parts.blocks.iter().any(|b| matches!(b, Block::Received(_)))
-            {
-                self.drop_parts(block.piece);
-            }
+            self.lose_sole(block.piece);
         }
         self.reopen(block.piece);
     }
 
-    /// Puts a piece into the open set if it belongs there, with its present deadline.
+    /// Requests that have become void since the last call: cancel them at the peers, before new ones are made.
+    pub fn take_void(&mut self) -> Vec<(PeerKey, BlockRef)> {
+        std::mem::take(&mut self.void)
+    }
+
+    /// Puts a piece into the open sets if it belongs there, with its present deadline.
     fn reopen(&mut self, index: PieceIndex) {
         if let Some(piece) = self.pieces.get(&index)
             && let Some(due) = piece.due()
             && piece.is_open()
         {
             self.open.insert((due, index));
+            if piece.beyond_budget() {
+                self.open_always.insert((due, index));
+            } else {
+                self.open_always.remove(&(due, index));
+            }
         }
     }
 
     fn close(&mut self, index: PieceIndex) {
         if let Some(due) = self.pieces.get(&index).and_then(Piece::due) {
             self.open.remove(&(due, index));
+            self.open_always.remove(&(due, index));
         }
     }
 
@@ -257,6 +299,7 @@ impl Picker {
                 if parts.left as usize == parts.blocks.len() {
                     self.drop_parts(index);
                 } else {
+                    self.orphans.retain(|i| *i != index);
                     self.orphans.push_back(index);
                 }
             }
@@ -282,9 +325,9 @@ impl Picker {
         self.pieces.values().any(|p| !p.demands.is_empty() && !p.verifying)
     }
 
-    /// When the last block of this piece came, if one did since its fetching began.
+    /// When the last block of this piece came, if one did since somebody wanted it, tries that failed included.
     pub fn last_block(&self, index: PieceIndex) -> Option<Instant> {
-        self.pieces.get(&index)?.parts.as_ref()?.last_block
+        self.pieces.get(&index)?.last_block
     }
 
     /// Pieces for which blocks are being fetched: for their state in the piece table.
@@ -299,9 +342,10 @@ impl Picker {
         self.held = self.held.saturating_sub(u64::from(self.geometry.piece_len(index)));
         for (i, state) in parts.blocks.iter().enumerate() {
             if let Block::Requested(peers) = state {
-                for peer in peers {
-                    if let Some(peer) = self.peers.get_mut(peer) {
-                        peer.finish(BlockRef { piece: index, block: BlockIndex(i as u32) });
+                for key in peers {
+                    let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
+                    if self.peers.get_mut(key).is_some_and(|peer| peer.finish(block)) {
+                        self.void.push((*key, block));
                     }
                 }
             }
@@ -312,8 +356,7 @@ impl Picker {
     fn make_room(&mut self, len: u64) -> bool {
         while self.held + len > self.budget {
             let Some(index) = self.orphans.pop_front() else { return false };
-            let orphaned = self.pieces.get(&index).is_some_and(|p| p.demands.is_empty() && !p.verifying);
-            if orphaned {
+            if self.pieces.get(&index).is_some_and(Piece::is_orphan) {
                 self.drop_parts(index);
                 self.pieces.remove(&index);
             }
@@ -327,14 +370,14 @@ impl Picker {
         let mut room: Vec<(PeerKey, usize)> =
             self.peers.iter_mut().map(|(k, p)| (*k, p.room(now))).filter(|(_, room)| *room > 0).collect();
         let mut cursor: Option<(Instant, PieceIndex)> = None;
+        let mut full = false;
         while !room.is_empty() {
             use std::ops::Bound::{Excluded, Unbounded};
             let from = cursor.map_or(Unbounded, Excluded);
-            let Some(&next) = self.open.range((from, Unbounded)).next() else { break };
+            let open = if full { &self.open_always } else { &self.open };
+            let Some(&next) = open.range((from, Unbounded)).next() else { break };
             cursor = Some(next);
-            if !self.schedule_piece(next.1, next.0, now, &mut room, &mut out) {
-                break;
-            }
+            full |= !self.schedule_piece(next.1, next.0, now, &mut room, &mut out);
         }
         out
     }
@@ -348,30 +391,51 @@ impl Picker {
         room: &mut Vec<(PeerKey, usize)>,
         out: &mut Vec<Assignment>,
     ) -> bool {
-        let Some(piece) = self.pieces.get(&index) else { return true };
+        let sole = self.pieces.get(&index).and_then(|p| p.sole);
+        if sole.is_some_and(|s| !self.peers.get(&s).is_some_and(|p| p.can_serve(index))) {
+            // It chokes us, or refused: others get their turn.
+            self.lose_sole(index);
+        }
+        let Some(piece) = self.pieces.get_mut(&index) else { return true };
         let sole = piece.sole;
-        let serves = |peers: &BTreeMap<PeerKey, PeerLoad>, key: PeerKey| {
-            sole.is_none_or(|s| s == key) && peers.get(&key).is_some_and(|p| p.can_serve(index))
+        let serves = |key: PeerKey| {
+            sole.is_none_or(|s| s == key) && self.peers.get(&key).is_some_and(|p| p.can_serve(index))
         };
-        let mut able: Vec<PeerKey> =
-            room.iter().map(|(k, _)| *k).filter(|k| serves(&self.peers, *k)).collect();
+        let mut able: Vec<PeerKey> = room.iter().map(|(k, _)| *k).filter(|k| serves(*k)).collect();
+        if piece.alone && sole.is_none() {
+            // Who had its turn in vain comes after everybody else, also after those that have no room just now:
+            // they will, since they deliver or are snubbed.
+            let untried = |k: &PeerKey| !piece.avoid.contains(k);
+            if self.peers.keys().any(|k| untried(k) && serves(*k)) {
+                able.retain(untried);
+            } else {
+                piece.avoid.clear();
+            }
+        }
         if able.is_empty() {
             return true;
         }
         if piece.parts.is_none() {
-            let urgent = piece.waited_for();
+            let urgent = piece.beyond_budget();
             let len = u64::from(self.geometry.piece_len(index));
             if !self.make_room(len) && !urgent && self.held > 0 {
                 return false;
             }
             self.open_parts(index);
+            self.open_always.insert((due, index));
         }
         // Peers without room that may still be the soonest: a block isn't given to a slow peer that has room
         // when a fast one will have room long before the slow one delivers.
         let busy_best = self
             .peers
             .iter()
-            .filter(|(k, p)| !able.contains(k) && p.can_serve(index) && sole.is_none_or(|s| s == **k))
+            .filter(|(k, p)| {
+                !room.iter().any(|(with_room, _)| with_room == *k)
+                    && p.can_serve(index)
+                    && sole.is_none_or(|s| s == **k)
+            })
+            // What nobody has measured is no reason to hold a block back.
+            .filter(|(_, p)| p.delivered_total() > 0)
             .map(|(_, p)| p.expected(now))
             .min();
         let Some(piece) = self.pieces.get_mut(&index) else { return true };
@@ -380,10 +444,7 @@ impl Picker {
             if !matches!(state, Block::Missing) {
                 continue;
             }
-            let best = able
-                .iter()
-                .filter_map(|k| self.peers.get(k).map(|p| (p.expected(now), *k)))
-                .min();
+            let best = able.iter().filter_map(|k| self.peers.get(k).map(|p| (p.expected(now), *k))).min();
             let Some((expected, key)) = best else { break };
             if let Some(busy) = busy_best
                 && now + expected > due
@@ -420,6 +481,7 @@ impl Picker {
         }
         if parts.free == 0 {
             self.open.remove(&(due, index));
+            self.open_always.remove(&(due, index));
         }
         true
     }
@@ -432,26 +494,32 @@ impl Picker {
             blocks: vec![Block::Missing; count as usize].into_boxed_slice(),
             free: count,
             left: count,
-            last_block: None,
         });
         self.held += u64::from(self.geometry.piece_len(index));
     }
 
     /// Asks a second peer for blocks that a read waits for and that are late, or that another peer would
-    /// deliver much sooner. At most two peers are asked for one block, which bounds the waste.
+    /// deliver much sooner. At most two peers are asked for one block, which bounds the waste. A piece that one
+    /// peer was to deliver alone goes to another instead ([`Picker::schedule`] does it).
     pub fn hedge(&mut self, now: Instant) -> Vec<Assignment> {
         /// Pieces looked at in one go, so that thousands of waiting reads cost no more than a few.
         const LOOK: usize = 16;
         let mut out = Vec::new();
-        let mut waited: Vec<(Instant, PieceIndex)> = self
-            .waited
-            .iter()
-            .filter_map(|index| Some((self.pieces.get(index)?.due()?, *index)))
-            .collect();
+        if !self.peers.values_mut().any(|p| p.room(now) > 0) {
+            return out;
+        }
+        let mut waited: Vec<(Instant, PieceIndex)> =
+            self.waited.iter().filter_map(|index| Some((self.pieces.get(index)?.due()?, *index))).collect();
         waited.sort_unstable();
         for (_, index) in waited.into_iter().take(LOOK) {
             let Some(piece) = self.pieces.get_mut(&index) else { continue };
-            if piece.verifying || piece.alone {
+            if piece.alone {
+                if self.sole_is_late(index, now) {
+                    self.lose_sole(index);
+                }
+                continue;
+            }
+            if piece.verifying {
                 continue;
             }
             let Some(parts) = &mut piece.parts else { continue };
@@ -489,7 +557,31 @@ impl Picker {
         out
     }
 
-    /// A block came from a peer and is in the buffer it was requested for.
+    /// Whether the peer that delivers a piece alone is so slow that another, untried one is worth beginning anew.
+    fn sole_is_late(&mut self, index: PieceIndex, now: Instant) -> bool {
+        let Some(piece) = self.pieces.get(&index).filter(|p| !p.verifying) else { return false };
+        let (Some(sole), Some(parts)) = (piece.sole, &piece.parts) else { return false };
+        let others = self.peers.iter_mut().filter(|(k, _)| **k != sole && !piece.avoid.contains(k));
+        let able =
+            others.filter_map(|(_, p)| (p.can_serve(index) && p.room(now) > 0).then(|| p.expected(now)));
+        let Some(other) = able.min() else { return false };
+        let Some(load) = self.peers.get(&sole) else { return true };
+        // Against all that would have to come again.
+        let other = other * parts.blocks.len().min(64) as u32;
+        parts.blocks.iter().enumerate().any(|(i, state)| {
+            let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
+            let late = || match load.lateness(block, now) {
+                // By its own measure only, which may be wrong: it has to be silent as well.
+                Some(Lateness::Late) => load.is_quiet(now),
+                Some(lateness) => lateness.is_worth(other),
+                None => false,
+            };
+            matches!(state, Block::Requested(_)) && late()
+        })
+    }
+
+    /// A block came from a peer and is in the buffer it was requested for, though another peer may have put it
+    /// there: the buffer says who. Void when the peer isn't here any more.
     ///
     /// It may be the buffer of an earlier try at the piece; then the block counts for the peer's rate only.
     pub fn received(
@@ -501,16 +593,19 @@ impl Picker {
     ) -> Arrival {
         let mut arrival = Arrival::default();
         let len = self.geometry.block_len(block);
-        if let Some(peer) = self.peers.get_mut(&key) {
-            peer.delivered(block, len, now);
-        }
-        let Some(piece) = self.pieces.get_mut(&block.piece) else { return arrival };
-        let Some(parts) = &mut piece.parts else { return arrival };
-        if !Arc::ptr_eq(&parts.buffer, buffer) {
+        let Some(peer) = self.peers.get_mut(&key) else { return arrival };
+        let piece = self.pieces.get_mut(&block.piece);
+        let Some(piece) = piece.filter(|p| p.parts.as_ref().is_some_and(|p| Arc::ptr_eq(&p.buffer, buffer)))
+        else {
+            // What the peer may owe now is the block of the present try, not this one.
+            peer.delivered_late(len, now);
             return arrival;
-        }
+        };
+        peer.delivered(block, len, now);
+        let Some(parts) = &mut piece.parts else { return arrival };
         let Some(state) = parts.blocks.get_mut(block.block.0 as usize) else { return arrival };
-        match std::mem::replace(state, Block::Received(key)) {
+        let from = buffer.sender(block.block).unwrap_or(key);
+        match std::mem::replace(state, Block::Received(from)) {
             Block::Received(first) => {
                 *state = Block::Received(first);
                 return arrival;
@@ -520,7 +615,7 @@ impl Picker {
             Block::Missing => parts.free -= 1,
         }
         parts.left -= 1;
-        parts.last_block = Some(now);
+        piece.last_block = Some(now);
         let (left, free) = (parts.left, parts.free);
         if left == 0 {
             arrival.whole = Some(parts.buffer.clone());
@@ -550,10 +645,10 @@ impl Picker {
         piece.map(|p| p.demands.into_iter().map(|(id, _)| id).collect()).unwrap_or_default()
     }
 
-    /// The piece failed its hash: its blocks are dropped and it can be requested again. Returns whom each
-    /// block came from. When that is more than one peer, the next try is made with one peer alone, `not`
-    /// the ones already known to be under suspicion if others are here.
-    pub fn failed(&mut self, index: PieceIndex) -> Contributors {
+    /// The piece failed its hash (`bad`) or could not be written: its blocks are dropped and it can be requested
+    /// again. Returns whom each block came from. When it was bad and that is more than one peer, the next try is
+    /// made with one peer alone, and each has its turn.
+    pub fn failed(&mut self, index: PieceIndex, bad: bool) -> Contributors {
         let Some(piece) = self.pieces.get_mut(&index) else { return Vec::new() };
         piece.verifying = false;
         piece.sole = None;
@@ -563,7 +658,7 @@ impl Picker {
             .flat_map(|p| p.blocks.iter())
             .map(|b| if let Block::Received(key) = b { Some(*key) } else { None })
             .collect();
-        piece.alone = true;
+        piece.alone |= bad && from.iter().any(|f| Some(f) != from.first());
         self.drop_parts(index);
         if self.pieces.get(&index).is_some_and(|p| p.demands.is_empty()) {
             self.pieces.remove(&index);
@@ -572,18 +667,10 @@ impl Picker {
         from
     }
 
-    /// Whom each block of a piece came from, so far.
-    pub fn contributors(&self, index: PieceIndex) -> Contributors {
-        let parts = self.pieces.get(&index).and_then(|p| p.parts.as_ref());
-        parts
-            .iter()
-            .flat_map(|p| p.blocks.iter())
-            .map(|b| if let Block::Received(key) = b { Some(*key) } else { None })
-            .collect()
-    }
-
-    /// Peers that owe blocks and have been silent for too long; their requests are taken back.
+    /// Peers that owe blocks and have been silent for too long; their requests are taken back. Refusals that
+    /// are old enough are forgiven.
     pub fn snub(&mut self, now: Instant) -> Vec<(PeerKey, Vec<BlockRef>)> {
+        self.peers.values_mut().for_each(|p| p.forgive(now));
         let silent: Vec<PeerKey> =
             self.peers.iter_mut().filter_map(|(k, p)| p.snub_if_silent(now).then_some(*k)).collect();
         silent.into_iter().map(|key| (key, self.release_all(key))).collect()
@@ -601,6 +688,13 @@ impl Picker {
     pub fn check(&self) -> Result<(), String> {
         for (index, piece) in &self.pieces {
             let open = piece.due().is_some_and(|due| self.open.contains(&(due, *index)));
+            let always = piece.due().is_some_and(|due| self.open_always.contains(&(due, *index)));
+            if always != (open && piece.beyond_budget()) {
+                return Err(format!("piece {} may go beyond the budget: {always}", index.0));
+            }
+            if piece.demands.is_empty() && piece.parts.is_none() {
+                return Err(format!("piece {} is kept for nothing", index.0));
+            }
             if piece.demands.is_empty() && open {
                 return Err(format!("piece {} is open and nobody wants it", index.0));
             }
@@ -631,7 +725,10 @@ impl Picker {
                     matches!(p.blocks.get(block.block.0 as usize), Some(Block::Requested(peers)) if peers.contains(key))
                 });
                 if !known {
-                    return Err(format!("peer {} owes a block of piece {} that nobody asked", key.0, block.piece.0));
+                    return Err(format!(
+                        "peer {} owes a block of piece {} that nobody asked",
+                        key.0, block.piece.0
+                    ));
                 }
             }
         }

@@ -24,13 +24,14 @@ pub struct Home {
     pub key: String,
 }
 
-/// Opens the storage and believes what was recorded, as far as the files are long enough for it. Without a
-/// record, pieces that may have data are unknown: they are looked at when somebody wants them.
+/// Opens the storage and, with `trust`, believes what was recorded, as far as the files are long enough for it.
+/// Without a record, or without trust, pieces that may have data are unknown: they are looked at when somebody wants them.
 ///
 /// # Errors
 /// When the disk says no.
 pub fn prepare(
     home: &Home,
+    trust: bool,
     info: Arc<Info>,
     workers: Arc<Workers>,
     inbox: Arc<Inbox>,
@@ -45,6 +46,7 @@ pub fn prepare(
     let lens = crate::storage::Store::file_lens(&store)?;
     let pieces = geometry.pieces();
     let recorded = match resume::load(&home.dir) {
+        Ok(_) if !trust => None,
         Ok(Some(data)) if data.pieces == pieces && data.info_hash == home.key => Some(data.complete),
         Ok(_) => None,
         Err(problem) => {

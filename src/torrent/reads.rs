@@ -8,8 +8,8 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use torrentfs_fs::lock::{Rank, RankedMutex};
@@ -18,7 +18,7 @@ use super::inbox::{Demand, Inbox};
 use super::table::PieceTable;
 use super::window::Window;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
-use crate::metainfo::info::Info;
+use crate::metainfo::info::{FileKind, Info};
 use crate::storage::pool::{Class, Workers};
 use crate::storage::{StorageError, Store};
 
@@ -67,6 +67,10 @@ pub struct Shared {
     /// The way to the owner.
     pub inbox: Arc<Inbox>,
     next: AtomicU64,
+    /// Why nobody looks at demands any more, once that is so.
+    ended: OnceLock<ReadError>,
+    /// Bytes of all files that are shown: pad files are not.
+    size: u64,
 }
 
 impl Shared {
@@ -78,7 +82,26 @@ impl Shared {
         workers: Arc<Workers>,
         inbox: Arc<Inbox>,
     ) -> Self {
-        Self { info, table, store, workers, notifier: Notifier::new(), inbox, next: AtomicU64::new(1) }
+        let (notifier, next) = (Notifier::new(), AtomicU64::new(1));
+        let size = info.files.iter().filter(|f| f.kind == FileKind::Regular).map(|f| f.size).sum();
+        Self { info, table, store, workers, notifier, inbox, next, ended: OnceLock::new(), size }
+    }
+
+    /// Bytes of all files that are shown: pad files are not.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of them that are here, verified. Costs a look at each piece, unless all or none is here.
+    pub fn have(&self) -> u64 {
+        match self.table.complete_count() {
+            0 => 0,
+            all if all == self.table.len() => self.size,
+            _ => {
+                let files = self.info.files.iter().enumerate().filter(|(_, f)| f.kind == FileKind::Regular);
+                files.map(|(index, _)| self.bytes_here(FileIndex(index as u32))).sum()
+            }
+        }
     }
 
     /// Bytes of a file that are here, verified. Costs a look at each of its pieces.
@@ -141,24 +164,42 @@ pub struct Waiter {
 
 /// Who waits for which piece.
 pub struct Notifier {
-    by_piece: RankedMutex<HashMap<PieceIndex, Vec<Arc<Waiter>>>>,
+    waiting: RankedMutex<Registered>,
+}
+
+#[derive(Default)]
+struct Registered {
+    by_piece: HashMap<PieceIndex, Vec<Arc<Waiter>>>,
+    /// Those not answered yet, to find one without looking at all.
+    by_id: HashMap<u64, Arc<Waiter>>,
 }
 
 impl Notifier {
     fn new() -> Self {
-        Self { by_piece: RankedMutex::new(Rank::Leaf, "piece notifier", HashMap::new()) }
+        Self { waiting: RankedMutex::new(Rank::Leaf, "piece notifier", Registered::default()) }
     }
 
     fn register(&self, pieces: &[PieceIndex], waiter: &Arc<Waiter>) {
-        let mut map = self.by_piece.lock();
+        let mut waiting = self.waiting.lock();
         for piece in pieces {
-            map.entry(*piece).or_default().push(waiter.clone());
+            waiting.by_piece.entry(*piece).or_default().push(waiter.clone());
         }
+        waiting.by_id.insert(waiter.id, waiter.clone());
+    }
+
+    /// It is answered, or about to be.
+    fn answered(&self, id: u64) {
+        let waiter = self.waiting.lock().by_id.remove(&id);
+        drop(waiter);
+    }
+
+    fn find(&self, id: u64) -> Option<Arc<Waiter>> {
+        self.waiting.lock().by_id.get(&id).cloned()
     }
 
     /// Takes a waiter off a piece; true if it was there. Who takes it counts it down.
     fn take_one(&self, piece: PieceIndex, id: u64) -> bool {
-        let mut map = self.by_piece.lock();
+        let map = &mut self.waiting.lock().by_piece;
         let Some(list) = map.get_mut(&piece) else { return false };
         let before = list.len();
         list.retain(|w| w.id != id);
@@ -170,14 +211,13 @@ impl Notifier {
     }
 
     fn take_all(&self, piece: PieceIndex) -> Vec<Arc<Waiter>> {
-        self.by_piece.lock().remove(&piece).unwrap_or_default()
+        self.waiting.lock().by_piece.remove(&piece).unwrap_or_default()
     }
 
-    /// All waiters, each once: for diagnostics and for the end.
+    /// All waiters, each once, the oldest first: for diagnostics and for the end.
     pub fn waiters(&self) -> Vec<Arc<Waiter>> {
-        let mut all: Vec<Arc<Waiter>> = self.by_piece.lock().values().flatten().cloned().collect();
+        let mut all: Vec<Arc<Waiter>> = self.waiting.lock().by_id.values().cloned().collect();
         all.sort_by_key(|w| w.id);
-        all.dedup_by_key(|w| w.id);
         all
     }
 }
@@ -193,6 +233,7 @@ impl Shared {
     fn count_down(self: &Arc<Self>, waiter: &Arc<Waiter>) {
         if waiter.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             let done = waiter.done.lock().take();
+            self.notifier.answered(waiter.id);
             if let Some(done) = done {
                 self.read_now(waiter.offset, waiter.len, done);
             }
@@ -210,13 +251,15 @@ impl Shared {
 
     /// Ends the waiting read of this number with an error, if it still waits.
     pub fn fail_id(&self, id: u64, error: &ReadError) {
-        for waiter in self.notifier.waiters().iter().filter(|w| w.id == id) {
-            self.fail(waiter, error.clone());
+        if let Some(waiter) = self.notifier.find(id) {
+            self.fail(&waiter, error.clone());
         }
     }
 
-    /// Ends every waiting read with an error.
+    /// Ends every waiting read with an error, and each later one that would have to wait: nobody looks at
+    /// demands any more.
     pub fn fail_all(&self, error: &ReadError) {
+        let _ = self.ended.set(error.clone());
         for waiter in self.notifier.waiters() {
             self.fail(&waiter, error.clone());
         }
@@ -226,6 +269,7 @@ impl Shared {
         for piece in self.info.geometry.pieces_of(waiter.offset, waiter.len as u64) {
             self.notifier.take_one(PieceIndex(piece), waiter.id);
         }
+        self.notifier.answered(waiter.id);
     }
 }
 
@@ -350,6 +394,10 @@ impl Reader {
             since: waiter.since,
         });
         self.advance(at, len);
+        // Looked at after the registration: either `fail_all` sees the waiter, or this sees the end.
+        if let Some(error) = shared.ended.get() {
+            shared.fail(&waiter, error.clone());
+        }
         ReadTicket { shared, waiter: Some(waiter) }
     }
 }
@@ -357,5 +405,240 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.shared.inbox.post(Demand::Close { stream: self.id });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::io::IoSlice;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc::{Receiver, channel};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::metainfo::build::TorrentBuilder;
+    use crate::torrent::table::PieceState;
+
+    const PIECE: u32 = 16 * 1024;
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// A store all of whose bytes are 7.
+    struct Sevens;
+
+    impl Store for Sevens {
+        fn write_at(&self, _: u64, _: &[IoSlice<'_>]) -> Result<(), StorageError> {
+            Ok(())
+        }
+        fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+            buf.fill(7);
+            Ok(())
+        }
+        fn try_read(&self, _: u64, buf: &mut [u8]) -> Result<bool, StorageError> {
+            buf.fill(7);
+            Ok(true)
+        }
+        fn sync(&self) -> Result<(), StorageError> {
+            Ok(())
+        }
+        fn file_lens(&self) -> Result<Vec<Option<u64>>, StorageError> {
+            Ok(Vec::new())
+        }
+        fn close(&self) {}
+    }
+
+    fn shared(workers: &Arc<Workers>, pieces: u32) -> Arc<Shared> {
+        let size = u64::from(pieces * PIECE);
+        let mut builder = TorrentBuilder::new("t", PIECE);
+        builder.single_file(size).piece_hashes((0..pieces).map(|_| [0; 20]));
+        let info = Arc::new(Info::parse(&builder.info().unwrap(), None).unwrap());
+        let table = Arc::new(PieceTable::new(pieces, PieceState::Missing));
+        Arc::new(Shared::new(info, table, Arc::new(Sevens), workers.clone(), Arc::default()))
+    }
+
+    /// A read whose answers are sent on: its ticket, and the answers.
+    fn read(reader: &Reader, offset: u64, len: usize) -> (ReadTicket, Receiver<Result<Vec<u8>, ReadError>>) {
+        let (told, answers) = channel();
+        let ticket = reader.read(offset, len, Box::new(move |r| _ = told.send(r.map(<[u8]>::to_vec))));
+        (ticket, answers)
+    }
+
+    fn complete(shared: &Arc<Shared>, piece: u32) {
+        shared.table.set(PieceIndex(piece), PieceState::Complete);
+        shared.wake(PieceIndex(piece));
+    }
+
+    #[test]
+    fn a_read_over_several_pieces_is_answered_by_the_last() {
+        let workers = Workers::start(1).unwrap();
+        let shared = shared(&workers, 4);
+        let reader = Reader::open(shared.clone(), FileIndex(0)).unwrap();
+        complete(&shared, 2);
+        let (_ticket, answers) = read(&reader, 100, 3 * PIECE as usize);
+        for piece in [3, 0] {
+            complete(&shared, piece);
+            assert!(answers.recv_timeout(Duration::from_millis(1)).is_err());
+        }
+        complete(&shared, 1);
+        assert_eq!(answers.recv_timeout(LONG).unwrap().unwrap(), vec![7; 3 * PIECE as usize]);
+        assert!(answers.recv().is_err(), "once");
+        assert!(shared.notifier.waiters().is_empty());
+        let (_ticket, beyond) = read(&reader, u64::from(4 * PIECE) - 1, 2);
+        assert!(matches!(beyond.recv().unwrap(), Err(ReadError::Io(_))));
+        let (_ticket, nothing) = read(&reader, 5, 0);
+        assert_eq!(nothing.recv_timeout(LONG).unwrap().unwrap(), Vec::<u8>::new());
+        let mut buf = [0; 10];
+        assert!(reader.try_read(0, &mut buf).unwrap());
+        assert_eq!(buf, [7; 10]);
+        workers.stop(LONG);
+    }
+
+    #[test]
+    fn dropping_a_ticket_withdraws_the_read() {
+        let workers = Workers::start(1).unwrap();
+        let shared = shared(&workers, 4);
+        let reader = Reader::open(shared.clone(), FileIndex(0)).unwrap();
+        let (ticket, answers) = read(&reader, 0, 2 * PIECE as usize);
+        complete(&shared, 0);
+        shared.inbox.take();
+        drop(ticket);
+        assert!(matches!(shared.inbox.take()[..], [Demand::Withdraw { .. }]));
+        complete(&shared, 1);
+        assert!(answers.recv().is_err(), "never answered");
+        assert!(shared.notifier.waiters().is_empty());
+        assert!(shared.notifier.waiting.lock().by_piece.is_empty());
+        // One that was answered has nothing to withdraw.
+        let (ticket, answers) = read(&reader, u64::from(2 * PIECE), 10);
+        complete(&shared, 2);
+        answers.recv_timeout(LONG).unwrap().unwrap();
+        shared.inbox.take();
+        drop(ticket);
+        assert!(shared.inbox.take().is_empty());
+        drop(reader);
+        assert!(matches!(shared.inbox.take()[..], [Demand::Close { .. }]));
+        workers.stop(LONG);
+    }
+
+    #[test]
+    fn o1_a_hundred_waiters_on_one_piece_are_each_answered_once() {
+        let workers = Workers::start(2).unwrap();
+        let shared = shared(&workers, 4);
+        let reader = Reader::open(shared.clone(), FileIndex(0)).unwrap();
+        let count = Arc::new(AtomicUsize::new(0));
+        let tickets: Vec<_> = (0..100)
+            .map(|i| {
+                let count = count.clone();
+                let done = move |r: Result<&[u8], ReadError>| {
+                    assert_eq!(r.unwrap().len(), 10);
+                    count.fetch_add(1, Ordering::SeqCst);
+                };
+                reader.read(i * 10, 10, Box::new(done))
+            })
+            .collect();
+        assert_eq!(shared.notifier.waiters().len(), 100);
+        complete(&shared, 0);
+        shared.wake(PieceIndex(0));
+        let (end, ended) = channel();
+        let last = reader.read(0, 1, Box::new(move |_| end.send(()).unwrap()));
+        ended.recv_timeout(LONG).unwrap();
+        drop((tickets, last));
+        while count.load(Ordering::SeqCst) < 100 {
+            std::thread::yield_now();
+        }
+        assert!(workers.stop(LONG).is_empty());
+        assert_eq!(count.load(Ordering::SeqCst), 100);
+    }
+
+    #[test]
+    fn no_completion_is_missed_between_registering_looking_again_and_telling() {
+        // Readers and the owner race for each piece; every read is answered, none twice.
+        let workers = Workers::start(2).unwrap();
+        let answers = Arc::new(AtomicUsize::new(0));
+        for _ in 0..100 {
+            let shared = shared(&workers, 16);
+            let (told, done) = channel();
+            std::thread::scope(|scope| {
+                for thread in 0..4u64 {
+                    let (shared, told, answers) = (shared.clone(), told.clone(), answers.clone());
+                    scope.spawn(move || {
+                        let reader = Reader::open(shared, FileIndex(0)).unwrap();
+                        for piece in 0..15u64 {
+                            let (told, answers) = (told.clone(), answers.clone());
+                            let done = move |r: Result<&[u8], ReadError>| {
+                                assert_eq!(r.unwrap().len(), 2000);
+                                answers.fetch_add(1, Ordering::SeqCst);
+                                told.send(()).unwrap();
+                            };
+                            let offset = (piece + 1) * u64::from(PIECE) - 1000;
+                            let ticket = reader.read(offset, 2000, Box::new(done));
+                            if (piece + thread) % 3 == 0 {
+                                std::thread::yield_now();
+                            }
+                            // Kept for good: only an answer ends it.
+                            std::mem::forget(ticket);
+                        }
+                    });
+                }
+                scope.spawn(|| (0..16).for_each(|piece| complete(&shared, piece)));
+            });
+            for _ in 0..60 {
+                done.recv_timeout(LONG).expect("an answer");
+            }
+            assert!(shared.notifier.waiters().is_empty());
+            assert!(shared.notifier.waiting.lock().by_piece.is_empty());
+        }
+        assert!(workers.stop(LONG).is_empty());
+        assert_eq!(answers.load(Ordering::SeqCst), 6000);
+    }
+
+    #[test]
+    fn waking_failing_and_dropping_race_for_one_answer() {
+        let workers = Workers::start(2).unwrap();
+        let (answered, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        struct Reply(Arc<AtomicUsize>, Arc<AtomicUsize>, bool);
+        impl Drop for Reply {
+            fn drop(&mut self) {
+                let which = if self.2 { &self.0 } else { &self.1 };
+                which.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        for _ in 0..500 {
+            let shared = shared(&workers, 1);
+            let reader = Reader::open(shared.clone(), FileIndex(0)).unwrap();
+            let mut reply = Reply(answered.clone(), dropped.clone(), false);
+            let ticket = reader.read(
+                0,
+                10,
+                Box::new(move |_| {
+                    assert!(!std::mem::replace(&mut reply.2, true), "answered twice");
+                }),
+            );
+            let id = shared.notifier.waiters()[0].id;
+            std::thread::scope(|scope| {
+                scope.spawn(|| complete(&shared, 0));
+                scope.spawn(|| shared.fail_id(id, &ReadError::Full));
+                scope.spawn(move || drop(ticket));
+            });
+            assert!(shared.notifier.waiters().is_empty());
+            assert!(shared.notifier.waiting.lock().by_piece.is_empty());
+        }
+        assert!(workers.stop(LONG).is_empty());
+        assert_eq!(answered.load(Ordering::SeqCst) + dropped.load(Ordering::SeqCst), 500);
+    }
+
+    #[test]
+    fn o3_after_the_end_what_is_here_is_served_and_the_rest_fails_at_once() {
+        let workers = Workers::start(1).unwrap();
+        let shared = shared(&workers, 4);
+        let reader = Reader::open(shared.clone(), FileIndex(0)).unwrap();
+        complete(&shared, 0);
+        let (_ticket, waiting) = read(&reader, u64::from(PIECE), 10);
+        shared.fail_all(&ReadError::Closed);
+        assert_eq!(waiting.recv().unwrap(), Err(ReadError::Closed));
+        let (_ticket, late) = read(&reader, u64::from(PIECE), 10);
+        assert_eq!(late.recv().unwrap(), Err(ReadError::Closed));
+        let (_ticket, here) = read(&reader, 0, 10);
+        assert_eq!(here.recv_timeout(LONG).unwrap().unwrap(), [7; 10]);
+        workers.stop(LONG);
     }
 }

@@ -9,12 +9,12 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::net::limit::RateLimit;
+use crate::peer::PeerKey;
 use crate::peer::connect;
 use crate::peer::event::{Connected, Counters, KnownCell, PeerEvent};
 use crate::peer::outbox::Outbox;
 use crate::peer::session::{self, Context};
 use crate::peer::wire::{Handshake, Reserved};
-use crate::peer::PeerKey;
 use crate::sync::tasks::TaskScope;
 
 /// What all sessions of a torrent have in common.

@@ -3,9 +3,9 @@
 //! The owner's task calls [`Swarm::apply`] and carries the effects out after it has returned; nothing else
 //! changes a torrent. Parts: the peers; what readers want ([`super::demands`]); the [`Picker`]; who is to
 //! blame for bad pieces; the addresses to connect to; the metadata while it is still being fetched
-//! ([`super::resolve`]).
+//! ([`super::resolve`]); and the [`super::relations`] with peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::blame::{Blame, Digest};
-use super::choker::{self, Candidate};
+use super::choker;
 use super::demands::Demands;
 use super::effects::{Effect, Event, Verdict};
 use super::load::{Has, PeerLoad};
@@ -28,8 +28,7 @@ use crate::metainfo::info::Info;
 use crate::peer::PeerKey;
 use crate::peer::event::{Connected, Item};
 use crate::peer::extension::{self, ExtHandshake};
-use crate::peer::pex::{PexFlags, PexMessage, PexPeer, PexState};
-use crate::peer::session::REQUESTS_MAX;
+use crate::peer::pex::{PexMessage, PexState};
 use crate::peer::wire::Message;
 
 /// Bytes of pieces being fetched, hashed and written. Twice the window of one reader, so that two can run
@@ -37,9 +36,17 @@ use crate::peer::wire::Message;
 const MAKING_MAX: u64 = 64 << 20;
 /// How often late blocks and waiting reads are looked at while there are any.
 const LOOK: Duration = Duration::from_millis(250);
+/// Pieces of a full check hashed at a time: one keeps the disk busy while the other is hashed.
+const SWEEPING: usize = 2;
 /// Pieces a peer may announce before we know how many there are; it would take metadata of over 20 MB to
 /// describe more.
 const EARLY_PIECES: u32 = 1 << 24;
+
+/// Peers that are gone and whose address is remembered, so that what they sent is blamed on them: as many as
+/// can have had a part in the pieces being made.
+const DEPARTED_MAX: usize = 512;
+/// Banned addresses shown. Each took a bad piece, so it isn't reached unless somebody works at it.
+const BANNED_MAX: usize = 1024;
 
 /// What doesn't change.
 #[derive(Debug, Clone)]
@@ -58,25 +65,28 @@ pub struct Settings {
     pub upload: bool,
     /// Whether peers may introduce others.
     pub pex: bool,
+    /// Whether all data on disk is hashed at the start, in the background. What is recorded as complete is
+    /// served meanwhile; whether it is recorded is another question (see [`super::prepare::prepare`]).
+    pub check_all: bool,
 }
 
 /// One connected peer.
 pub(super) struct Peer {
     pub(super) who: Connected,
     /// Where it can be connected to, if that is known: for an incoming one only its own word.
-    listens: Option<SocketAddr>,
+    pub(super) listens: Option<SocketAddr>,
     /// Before the metadata is known: what it said that it has.
     early: Has,
     early_seed: bool,
     pub(super) extension: Option<ExtHandshake>,
-    pex: PexState,
-    interested_in_us: bool,
+    pub(super) pex: PexState,
+    pub(super) interested_in_us: bool,
     /// We told it that we are interested.
-    interested: bool,
-    choking: bool,
-    let_in: Option<Instant>,
+    pub(super) interested: bool,
+    pub(super) choking: bool,
+    pub(super) let_in: Option<Instant>,
     /// It has, as far as we know, something that we lack.
-    useful: bool,
+    pub(super) useful: bool,
 }
 
 /// What is there once the metadata is known.
@@ -86,17 +96,29 @@ pub(super) struct Live {
     pub(super) picker: Picker,
     pub(super) demands: Demands,
     blame: Blame,
+    /// The next piece that the full check looks at, while there is one going on.
+    sweep: Option<u32>,
+    /// When a reader last wanted anything, or the torrent began.
+    pub(super) wanted: Instant,
+    /// Pieces of the full check that are being hashed.
+    sweeping: BTreeSet<PieceIndex>,
 }
 
 /// See the module's text.
 pub struct Swarm {
-    settings: Settings,
+    pub(super) settings: Settings,
     pub(super) live: Option<Live>,
     pub(super) resolve: Resolve,
-    peers: BTreeMap<PeerKey, Peer>,
+    pub(super) peers: BTreeMap<PeerKey, Peer>,
     book: PeerBook,
+    /// Peers that are gone, the oldest first.
+    departed: VecDeque<(PeerKey, SocketAddr)>,
     dialing: usize,
-    next_round: Option<Instant>,
+    /// The book was changed by what a peer said: look whom to dial.
+    look_at_book: bool,
+    /// When a pause in the book ends.
+    next_dial: Option<Instant>,
+    pub(super) next_round: Option<Instant>,
     /// Why the torrent can't go on, for the user.
     error: Option<String>,
     banned: Vec<SocketAddr>,
@@ -111,7 +133,10 @@ impl Swarm {
             live: None,
             peers: BTreeMap::new(),
             book: PeerBook::default(),
+            departed: VecDeque::new(),
             dialing: 0,
+            look_at_book: false,
+            next_dial: None,
             next_round: None,
             error: None,
             banned: Vec::new(),
@@ -123,6 +148,12 @@ impl Swarm {
     /// Takes in what happened and returns what is to be done about it.
     pub fn apply(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         let mut fx = Vec::new();
+        // Looking through the book costs as much as it is long: not for every block.
+        let frequent = matches!(
+            event,
+            Event::Said { .. } | Event::Demand(_) | Event::Verified { .. } | Event::Checked { .. }
+        );
+        self.look_at_book |= !frequent;
         match event {
             Event::Metadata { info, table } => self.metadata(info, table, now, &mut fx),
             Event::Connected { key, peer } => self.connected(key, peer, now, &mut fx),
@@ -136,22 +167,25 @@ impl Swarm {
                 for addr in found.addrs {
                     self.book.add(addr, found.source, now);
                 }
-                if let Some(live) = &mut self.live {
-                    live.demands.peers_came();
-                }
             }
             Event::Demand(demand) => {
                 if let Some(live) = &mut self.live {
                     live.demands.apply(demand, &live.table, &mut live.picker, now, &mut fx);
-                    self.all_interests(&mut fx);
+                    live.wanted = now;
+                    self.all_interests(now, &mut fx);
                 }
             }
-            Event::Verified { piece, verdict, digests } => self.verified(piece, verdict, &digests, now, &mut fx),
+            Event::Verified { piece, verdict, digests } => {
+                self.verified(piece, verdict, &digests, now, &mut fx)
+            }
             Event::Checked { piece, good } => self.checked(piece, good, now, &mut fx),
             Event::Tick => self.tick(now, &mut fx),
         }
-        self.dial(now, &mut fx);
+        if std::mem::take(&mut self.look_at_book) {
+            self.dial(now, &mut fx);
+        }
         if let Some(live) = &mut self.live {
+            fx.extend(live.picker.take_void().into_iter().map(|(peer, block)| Effect::Cancel(peer, block)));
             let requests = live.picker.schedule(now);
             for request in &requests {
                 live.table.set(request.block.piece, PieceState::Requested);
@@ -163,10 +197,17 @@ impl Swarm {
             if live.table.len() < 4096
                 && let Err(broken) = live.picker.check()
             {
-                tracing::error!("the picker's invariant is broken: {broken}; this is a bug, please report it");
+                tracing::error!(
+                    "the picker's invariant is broken: {broken}; this is a bug, please report it"
+                );
             }
         }
         fx
+    }
+
+    /// Whether peers may introduce others: never those of a private torrent (BEP 27).
+    pub(super) fn pex(&self) -> bool {
+        self.settings.pex && self.live.as_ref().is_none_or(|l| !l.info.private)
     }
 
     fn metadata(&mut self, info: Arc<Info>, table: Arc<PieceTable>, now: Instant, fx: &mut Vec<Effect>) {
@@ -184,7 +225,7 @@ impl Swarm {
             *load.has_mut() = match std::mem::replace(&mut peer.early, Has::None) {
                 _ if peer.early_seed => Has::All,
                 Has::Bits(mut bits) => {
-                    bits.resize((pieces as usize).div_ceil(8), 0);
+                    bits.truncate((pieces as usize).div_ceil(8));
                     Has::Bits(bits)
                 }
                 has => has,
@@ -196,8 +237,36 @@ impl Swarm {
                 fx.push(Effect::Have(vec![*key], piece));
             }
         }
-        self.live = Some(Live { demands: Demands::new(self.settings.read_timeout), blame: Blame::default(), info, table, picker });
-        self.all_interests(fx);
+        self.live = Some(Live {
+            demands: Demands::new(self.settings.read_timeout),
+            blame: Blame::default(),
+            info,
+            table,
+            picker,
+            wanted: now,
+            sweep: self.settings.check_all.then_some(0),
+            sweeping: BTreeSet::new(),
+        });
+        self.sweep(fx);
+        for (key, peer) in self.peers.iter().filter(|(_, p)| p.who.extensions) {
+            // Now we have the metadata too, for who lacks it (BEP 10 allows a further handshake).
+            fx.push(Effect::Extended(*key, extension::HANDSHAKE_ID, self.hello(peer)));
+        }
+        if self.live.as_ref().is_some_and(|l| l.info.private) {
+            self.leave_strangers(fx);
+        }
+        self.all_interests(now, fx);
+    }
+
+    /// The torrent turned out to be private: its peers come from its trackers and the user alone (BEP 27).
+    fn leave_strangers(&mut self, fx: &mut Vec<Effect>) {
+        let stranger = |source| matches!(source, PeerSource::Dht | PeerSource::Pex | PeerSource::Lsd);
+        for (key, peer) in &self.peers {
+            if peer.listens.and_then(|addr| self.book.source(addr)).is_some_and(stranger) {
+                fx.push(Effect::Disconnect(*key, "the torrent is private, and no tracker named it".into()));
+            }
+        }
+        self.book.retain(|source| !stranger(source));
     }
 
     fn connected(&mut self, key: PeerKey, who: Connected, now: Instant, fx: &mut Vec<Effect>) {
@@ -249,27 +318,21 @@ impl Swarm {
             fx.push(Effect::First(key, Message::Bitfield(live.table.bitfield().into())));
         }
         if peer.who.extensions {
-            let ours = ExtHandshake {
-                ut_metadata: Some(extension::OUR_UT_METADATA),
-                ut_pex: self.settings.pex.then_some(extension::OUR_UT_PEX),
-                metadata_size: self.live.as_ref().map(|l| l.info.raw.len() as u32).filter(|n| *n > 0),
-                reqq: Some(REQUESTS_MAX as u32),
-                client: Some(format!("torrentfs {}", env!("CARGO_PKG_VERSION"))),
-                port: self.settings.listen_port,
-                your_ip: Some(peer.who.addr.ip()),
-                upload_only: all,
-            };
-            fx.push(Effect::Extended(key, 0, ours.encode()));
+            fx.push(Effect::Extended(key, extension::HANDSHAKE_ID, self.hello(&peer)));
         }
         if let Some(live) = &mut self.live {
             live.picker.add_peer(key, PeerLoad::new(now));
-            live.demands.peers_came();
         }
+        self.next_round.get_or_insert(now + choker::ROUND);
         self.peers.insert(key, peer);
     }
 
     fn gone(&mut self, key: PeerKey, reason: &str, now: Instant, fx: &mut Vec<Effect>) {
         let Some(peer) = self.peers.remove(&key) else { return };
+        if self.departed.len() >= DEPARTED_MAX {
+            self.departed.pop_front();
+        }
+        self.departed.push_back((key, peer.who.addr));
         let mut useful = peer.extension.is_some();
         if let Some(live) = &mut self.live {
             useful = live.picker.peer(key).is_some_and(|p| p.delivered_total() > 0);
@@ -287,6 +350,7 @@ impl Swarm {
 
     fn said(&mut self, key: PeerKey, items: Vec<Item>, now: Instant, fx: &mut Vec<Effect>) {
         let mut interests = false;
+        let mut came = false;
         for item in items {
             let Some(peer) = self.peers.get_mut(&key) else { return };
             match item {
@@ -309,7 +373,8 @@ impl Swarm {
                     if let Some(load) = live.picker.peer(key) {
                         load.has_mut().add(piece, live.table.len());
                     }
-                    peer.useful |= !live.table.is_complete(piece);
+                    peer.useful |= piece.0 < live.table.len() && !live.table.is_complete(piece);
+                    live.demands.peer_has(|p| p == piece);
                     interests = true;
                 }
                 Item::Bitfield(bits) => {
@@ -318,10 +383,13 @@ impl Swarm {
                         continue;
                     };
                     if let Some(load) = live.picker.peer(key) {
-                        *load.has_mut() = Has::Bits(bits.to_vec());
+                        // It may have been said before the number of pieces was known, and so be of any length.
+                        let mut bits = bits.to_vec();
+                        bits.resize((live.table.len() as usize).div_ceil(8), 0);
+                        *load.has_mut() = Has::Bits(bits);
                         peer.useful = useful(load.has(), &live.table);
+                        live.demands.peer_has(|p| load.has().has(p));
                     }
-                    live.demands.peers_came();
                     interests = true;
                 }
                 Item::HaveAll | Item::HaveNone => {
@@ -332,9 +400,9 @@ impl Swarm {
                     };
                     if let Some(load) = live.picker.peer(key) {
                         peer.useful = useful(&has, &live.table);
+                        live.demands.peer_has(|p| has.has(p));
                         *load.has_mut() = has;
                     }
-                    live.demands.peers_came();
                     interests = true;
                 }
                 Item::Choked(choked) => match &mut self.live {
@@ -345,19 +413,19 @@ impl Swarm {
                         }
                         // With the fast extension each request is rejected by name (BEP 6).
                         if choked && !peer.who.fast {
-                            live.picker.release_all(key);
+                            // Those that were not sent yet mustn't be sent any more.
+                            let released = live.picker.release_all(key);
+                            fx.extend(released.into_iter().map(|b| Effect::Cancel(key, b)));
                         }
                     }
                 },
                 Item::Interested(interested) => {
                     peer.interested_in_us = interested;
-                    if interested {
-                        self.next_round = Some(now);
-                    }
+                    came |= interested;
                 }
                 Item::Rejected(block) => {
                     if let Some(live) = &mut self.live {
-                        live.picker.rejected(key, block);
+                        live.picker.rejected(key, block, now);
                     }
                 }
                 Item::AllowedFast(piece) => {
@@ -369,14 +437,32 @@ impl Swarm {
             }
         }
         if interests {
-            self.interest(key, fx);
+            self.interest(key, now, fx);
         }
-        if self.next_round == Some(now) {
-            self.choke_round(now, fx);
+        if came {
+            self.let_in(key, now, fx);
+        }
+    }
+
+    /// A peer became interested: it is let in at once when there is a slot, else the next round decides. A round
+    /// for each who asks would let one peer turn all the others out as often as it likes.
+    fn let_in(&mut self, key: PeerKey, now: Instant, fx: &mut Vec<Effect>) {
+        let served = self.peers.values().filter(|p| !p.choking).count();
+        if self.live.is_none() || !self.settings.upload || served >= choker::SLOTS {
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&key)
+            && peer.interested_in_us
+            && peer.choking
+        {
+            peer.choking = false;
+            peer.let_in = Some(now);
+            fx.push(Effect::Choke(key, false));
         }
     }
 
     fn extended(&mut self, key: PeerKey, id: u8, payload: &Bytes, now: Instant, fx: &mut Vec<Effect>) {
+        let pex = self.pex();
         let Some(peer) = self.peers.get_mut(&key) else { return };
         match id {
             0 => {
@@ -403,12 +489,13 @@ impl Swarm {
                 let their_id = peer.extension.as_ref().and_then(|e| e.ut_metadata);
                 self.resolve.said(key, payload, raw, their_id, now, fx);
             }
-            extension::OUR_UT_PEX if self.settings.pex => match PexMessage::decode(payload) {
+            extension::OUR_UT_PEX if pex => match PexMessage::decode(payload) {
                 Ok(message) => {
                     if peer.pex.admit(now) {
                         for added in message.added {
                             self.book.add(added.addr, PeerSource::Pex, now);
                         }
+                        self.look_at_book = true;
                     }
                 }
                 Err(error) => fx.push(Effect::Disconnect(key, error.to_string())),
@@ -431,20 +518,23 @@ impl Swarm {
                 for addr in live.blame.passed(piece, digests) {
                     self.ban(addr, fx);
                 }
-                self.complete(piece, fx);
+                self.complete(piece, now, fx);
             }
             Verdict::Bad => {
-                let from = live.picker.failed(piece);
+                let from = live.picker.failed(piece, true);
                 live.table.set(piece, PieceState::Missing);
-                let from: Vec<Option<SocketAddr>> =
-                    from.iter().map(|k| k.and_then(|k| self.peers.get(&k)).map(|p| p.who.addr)).collect();
+                let address = |key: PeerKey| {
+                    let here = self.peers.get(&key).map(|p| p.who.addr);
+                    here.or_else(|| self.departed.iter().find(|(k, _)| *k == key).map(|(_, addr)| *addr))
+                };
+                let from: Vec<Option<SocketAddr>> = from.iter().map(|k| k.and_then(address)).collect();
                 tracing::warn!(torrent = %live.info.name, piece = piece.0, "a piece failed its hash; fetching it again");
                 if let Some(addr) = live.blame.failed(piece, &from, digests) {
                     self.ban(addr, fx);
                 }
             }
             Verdict::Unwritten(error) => {
-                live.picker.failed(piece);
+                live.picker.failed(piece, false);
                 live.table.set(piece, PieceState::Missing);
                 self.error = Some(error.to_string());
                 live.demands.give_up(piece, &error, &live.table, &mut live.picker, now, fx);
@@ -454,23 +544,56 @@ impl Swarm {
 
     fn checked(&mut self, piece: PieceIndex, good: bool, now: Instant, fx: &mut Vec<Effect>) {
         let Some(live) = &mut self.live else { return };
-        if good {
+        live.sweeping.remove(&piece);
+        if good && live.table.is_complete(piece) {
+            // As recorded.
+        } else if good {
             live.demands.check_ended(piece);
-            self.complete(piece, fx);
+            self.complete(piece, now, fx);
         } else {
+            if live.table.is_complete(piece) {
+                tracing::warn!(torrent = %live.info.name, piece = piece.0, "recorded as complete, and its data is wrong: it is fetched again when wanted");
+                self.finished = false;
+                // Who was of no use any more, or never, may be now.
+                for (key, peer) in &mut self.peers {
+                    peer.useful |= live.picker.peer(*key).is_some_and(|p| p.has().has(piece));
+                }
+            }
             live.table.set(piece, PieceState::Missing);
             for (id, due) in live.demands.check_ended(piece) {
                 live.picker.want(piece, id, due.min(now));
             }
         }
+        self.sweep(fx);
+    }
+
+    /// Has the next pieces of the full check hashed, a few at a time, so that readers come first.
+    fn sweep(&mut self, fx: &mut Vec<Effect>) {
+        let Some(live) = &mut self.live else { return };
+        while live.sweeping.len() < SWEEPING
+            && let Some(next) = live.sweep
+        {
+            live.sweep = (next + 1 < live.table.len()).then_some(next + 1);
+            let piece = PieceIndex(next);
+            match live.table.state(piece) {
+                PieceState::Unknown => {
+                    live.demands.check_begins(piece);
+                    live.table.set(piece, PieceState::Verifying);
+                }
+                PieceState::Complete => {}
+                PieceState::Missing | PieceState::Requested | PieceState::Verifying => continue,
+            }
+            live.sweeping.insert(piece);
+            fx.push(Effect::Check(piece));
+        }
     }
 
     /// A piece is here, verified and written.
-    fn complete(&mut self, piece: PieceIndex, fx: &mut Vec<Effect>) {
+    fn complete(&mut self, piece: PieceIndex, now: Instant, fx: &mut Vec<Effect>) {
         let Some(live) = &mut self.live else { return };
         live.table.set(piece, PieceState::Complete);
         live.picker.completed(piece);
-        live.demands.completed(piece);
+        live.demands.completed(piece, now);
         fx.push(Effect::Wake(piece));
         let lacking: Vec<PeerKey> = self
             .peers
@@ -487,18 +610,22 @@ impl Swarm {
             for peer in self.peers.values_mut() {
                 peer.useful = false;
             }
-            self.all_interests(fx);
+            self.all_interests(now, fx);
         }
     }
 
     fn ban(&mut self, addr: SocketAddr, fx: &mut Vec<Effect>) {
         tracing::warn!(peer = %addr, "banned: it sent bad data");
-        if !self.banned.contains(&addr) {
+        if !self.banned.contains(&addr) && self.banned.len() < BANNED_MAX {
             self.banned.push(addr);
         }
         self.book.ban(addr);
         for (key, peer) in &self.peers {
             if self.book.is_banned(peer.who.addr) {
+                // Nothing more is asked of it, and nothing more of it counts, while it is being disconnected.
+                if let Some(live) = &mut self.live {
+                    live.picker.remove_peer(*key);
+                }
                 fx.push(Effect::Disconnect(*key, "banned: it sent bad data".into()));
             }
         }
@@ -507,7 +634,11 @@ impl Swarm {
     fn tick(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         if let Some(live) = &mut self.live {
             for (key, blocks) in live.picker.snub(now) {
-                tracing::debug!(peer = key.0, blocks = blocks.len(), "silent for too long: its requests go to others");
+                tracing::debug!(
+                    peer = key.0,
+                    blocks = blocks.len(),
+                    "silent for too long: its requests go to others"
+                );
                 fx.extend(blocks.into_iter().map(|b| Effect::Cancel(key, b)));
             }
             let hedged = live.picker.hedge(now);
@@ -522,76 +653,12 @@ impl Swarm {
         if self.next_round.is_some_and(|at| at <= now) {
             self.choke_round(now, fx);
             self.exchange(now, fx);
-            self.all_interests(fx);
         }
-    }
-
-    fn choke_round(&mut self, now: Instant, fx: &mut Vec<Effect>) {
-        self.next_round = Some(now + choker::ROUND);
-        let live = match &mut self.live {
-            Some(live) if self.settings.upload => live,
-            _ => return,
-        };
-        let mut candidates = Vec::new();
-        for (key, peer) in &self.peers {
-            let rate = live.picker.peer(*key).map_or(0, |p| p.rate(now));
-            if peer.interested_in_us {
-                candidates.push(Candidate { key: *key, rate, last: peer.let_in });
-            }
-        }
-        let seeding = live.table.complete_count() == live.table.len();
-        let chosen = choker::choose(candidates, seeding);
-        for (key, peer) in &mut self.peers {
-            let choke = !chosen.contains(key);
-            if choke != peer.choking {
-                peer.choking = choke;
-                if !choke {
-                    peer.let_in = Some(now);
-                }
-                fx.push(Effect::Choke(*key, choke));
-            }
-        }
-    }
-
-    /// Introduces the peers to each other (BEP 11), once a minute each.
-    fn exchange(&mut self, now: Instant, fx: &mut Vec<Effect>) {
-        if !self.settings.pex {
-            return;
-        }
-        let reached = |p: &Peer| if p.who.incoming { PexFlags::default() } else { PexFlags::REACHABLE };
-        let known: Vec<PexPeer> = self
-            .peers
-            .values()
-            .filter_map(|p| Some(PexPeer { addr: p.listens?, flags: reached(p) }))
-            .collect();
-        for (key, peer) in &mut self.peers {
-            let Some(id) = peer.extension.as_ref().and_then(|e| e.ut_pex) else { continue };
-            let others = known.iter().filter(|o| Some(o.addr) != peer.listens).copied();
-            if let Some(message) = peer.pex.next(others, now) {
-                fx.push(Effect::Extended(*key, id, message.encode()));
-            }
-        }
-    }
-
-    fn interest(&mut self, key: PeerKey, fx: &mut Vec<Effect>) {
-        let wanting = self.live.as_ref().is_some_and(|l| l.demands.is_wanting());
-        if let Some(peer) = self.peers.get_mut(&key) {
-            let interested = wanting && peer.useful;
-            if interested != peer.interested {
-                peer.interested = interested;
-                fx.push(Effect::Interested(key, interested));
-            }
-        }
-    }
-
-    fn all_interests(&mut self, fx: &mut Vec<Effect>) {
-        let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
-        for key in keys {
-            self.interest(key, fx);
-        }
+        self.all_interests(now, fx);
     }
 
     fn dial(&mut self, now: Instant, fx: &mut Vec<Effect>) {
+        self.next_dial = None;
         if self.finished && self.live.is_some() {
             return;
         }
@@ -600,16 +667,16 @@ impl Swarm {
             self.dialing += 1;
             fx.push(Effect::Dial(addr));
         }
+        self.next_dial = self.book.next_wakeup(now).map(|pause| now + pause);
     }
 
     /// When [`Event::Tick`] should come next.
     pub fn next_tick(&self, now: Instant) -> Duration {
-        let busy = self.resolve.is_waiting() || self.live.as_ref().is_some_and(|l| l.demands.is_waiting() || l.picker.is_busy());
+        let busy = self.resolve.is_waiting()
+            || self.live.as_ref().is_some_and(|l| l.demands.is_waiting() || l.picker.is_busy());
         let mut next = if busy { LOOK } else { choker::ROUND };
-        if !self.finished
-            && let Some(dial) = self.book.next_wakeup(now)
-        {
-            next = next.min(dial);
+        if let Some(dial) = self.next_dial {
+            next = next.min(dial.saturating_duration_since(now));
         }
         if let Some(round) = self.next_round {
             next = next.min(round.saturating_duration_since(now));

@@ -19,10 +19,10 @@ use crate::metainfo::geometry::PieceIndex;
 use crate::metainfo::info::Info;
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::wire::BlockRequest;
+use crate::storage::StorageError;
 use crate::storage::pool::{Class, Workers};
 use crate::storage::resume::{self, ResumeData};
 use crate::storage::verify::{Checked, check_piece};
-use crate::storage::StorageError;
 
 /// What came of a job.
 pub(super) enum Work {
@@ -69,15 +69,18 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         let Some(work) = self.otherwise.take() else { return };
-        // The channel has room for every job there can be; without it the owner has ended.
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.to.try_send(work) {
-            tracing::error!("the owner's channel of finished work is full; this is a bug, please report it");
+        let Err(mpsc::error::TrySendError::Full(work)) = self.to.try_send(work) else { return };
+        // The owner lags by thousands of jobs: a worker can wait for it. On the runtime, where waiting is not
+        // allowed, this drops a job that was refused, and its caller knows.
+        if tokio::runtime::Handle::try_current().is_err() {
+            let _ = self.to.blocking_send(work);
         }
     }
 }
 
-fn closed() -> Verdict {
-    Verdict::Unwritten(ReadError::Closed)
+/// What is said of a piece whose job panicked.
+fn undone() -> Verdict {
+    Verdict::Unwritten(ReadError::Io("an internal error while a piece was checked; please report it".into()))
 }
 
 /// Hashes and writes a received piece. False when the workers have no room; nothing is said then.
@@ -88,7 +91,7 @@ pub(super) fn verify(
     to: &mpsc::Sender<Work>,
 ) -> bool {
     let piece = buffer.piece();
-    let otherwise = Work::Verified { piece, verdict: closed(), digests: Vec::new() };
+    let otherwise = Work::Verified { piece, verdict: undone(), digests: Vec::new() };
     let (job_shared, job_buffer, job_to) = (shared.clone(), buffer.clone(), to.clone());
     let job = Box::new(move |_: &mut _| {
         let answer = Answer::new(&job_to, otherwise);
@@ -143,6 +146,7 @@ pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, to: &mpsc::Sender<W
 pub(super) fn prepare(
     workers: &Arc<Workers>,
     home: &Home,
+    trust: bool,
     info: Arc<Info>,
     inbox: &Arc<Inbox>,
     to: &mpsc::Sender<Work>,
@@ -150,7 +154,7 @@ pub(super) fn prepare(
     let (home, job_workers, inbox) = (home.clone(), workers.clone(), inbox.clone());
     let answer = Answer::new(to, Work::Prepared(Err(StorageError::Closed)));
     let job = Box::new(move |_: &mut _| {
-        let prepared = prepare::prepare(&home, info, job_workers, inbox);
+        let prepared = prepare::prepare(&home, trust, info, job_workers, inbox);
         answer.say(Work::Prepared(prepared));
     });
     workers.submit(Class::Read, job).is_ok()
@@ -225,4 +229,29 @@ pub(super) fn serve(
         let _ = to.try_send((request, data));
     });
     shared.workers.submit(Class::Serve, job).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn an_answer_is_given_once_whatever_happens() {
+        let (to, mut answers) = mpsc::channel(4);
+        let checked = |good| Work::Checked { piece: PieceIndex(1), good };
+        Answer::new(&to, checked(false)).say(checked(true));
+        let answer = Answer::new(&to, checked(false));
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _answer = answer;
+            std::panic::panic_any("in the middle");
+        }));
+        assert!(panicked.is_err());
+        drop(to);
+        let mut said = Vec::new();
+        while let Some(Work::Checked { good, .. }) = answers.blocking_recv() {
+            said.push(good);
+        }
+        assert_eq!(said, [true, false]);
+    }
 }

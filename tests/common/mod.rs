@@ -1,8 +1,9 @@
 //! What the end-to-end tests stand on: the real binary on a real mount, and peers to fetch from.
 //!
 //! Parts: [`Mount`] runs the binary; [`Seeder`], [`Leecher`] are libtorrent; [`ScriptedPeer`] is a peer that
-//! misbehaves as told; [`Tracker`] and the dead ones; [`Sample`] is deterministic content; [`Proc`] is any other
-//! process. Whatever a test starts ends with it, also when it panics: no process and no mount is left behind.
+//! misbehaves as told; [`Tracker`] and the dead ones; [`Sample`] is deterministic content; [`Proc`] is any
+//! other process. Whatever a test starts ends with it, also when it panics: no process and no mount is left
+//! behind.
 //!
 //! State is awaited with [`wait_until`] and a bound, never slept for. Bounds are generous (five times what is
 //! expected and more), since the machine may be busy; they only turn a hang into a failure.

@@ -133,7 +133,8 @@ impl Seeder {
 pub struct Leecher;
 
 impl Leecher {
-    /// Downloads everything of a sample from one peer into a folder, over TCP without encryption. The process prints "done SECONDS CPU".
+    /// Downloads everything of a sample from one peer into a folder, over TCP without encryption. The process
+    /// prints "done SECONDS CPU".
     pub fn start(sample: &Sample, save: &Path, peer: SocketAddr) -> Proc {
         Self::from(&sample.torrent.to_string_lossy(), save, peer)
     }

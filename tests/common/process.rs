@@ -163,6 +163,9 @@ impl Proc {
 
 impl Drop for Proc {
     fn drop(&mut self) {
+        if std::thread::panicking() && !self.output().is_empty() {
+            eprintln!("--- output of {}:\n{}---", self.name, self.output());
+        }
         drop(self.stdin.take());
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             let _ = self.child.kill();
@@ -187,7 +190,8 @@ enum Asleep {
 }
 
 fn asleep(folder: &Path) -> Asleep {
-    // read, pread64, readv, sendfile, copy_file_range, splice, preadv, execve: names that the libc crate knows per machine.
+    // read, pread64, readv, sendfile, copy_file_range, splice, preadv, execve: names that the libc crate
+    // knows per machine.
     const READS: [libc::c_long; 8] = [
         libc::SYS_read,
         libc::SYS_pread64,

@@ -1,20 +1,24 @@
 //! Deterministic content and its `.torrent` files, made once and kept between runs.
 //!
-//! A sample lives in the test folder of cargo's target directory, built aside under a file lock and renamed, so that
-//! tests in parallel, also in several processes, make it once. Content is a function of (seed, offset): any range can
-//! be checked without reading the source.
+//! A sample lives in the test folder of cargo's target directory, built aside under a file lock and renamed,
+//! so that tests in parallel, also in several processes, make it once. Content is a function of (seed,
+//! offset): any range can be checked without reading the source.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 
+use super::Proc;
 use super::peers::{TorrentKind, make_huge, make_torrent};
 
 /// Raised when samples are made differently, so that kept ones aren't taken.
 const VERSION: u32 = 1;
+/// For a check of all files, in which everything is fetched: seconds, on a quiet machine.
+const CHECK: Duration = Duration::from_secs(180);
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
@@ -37,7 +41,8 @@ pub struct Sample {
     pub pieces: u64,
     /// Bytes of all files together, pad files included.
     pub total: u64,
-    /// Path (with the torrent's name in front if it has several) and size of each file, in the torrent's order.
+    /// Path (with the torrent's name in front if it has several) and size of each file, in the torrent's
+    /// order.
     pub files: Vec<(String, u64)>,
     /// What [`bytes_at`] needs for a sample of one file.
     pub seed: u64,
@@ -65,8 +70,8 @@ impl Sample {
         })
     }
 
-    /// Some hundred files of 0 to 3,000,000 bytes in nested folders, with unicode names; v1, so that files begin and end
-    /// inside pieces.
+    /// Some hundred files of 0 to 3,000,000 bytes in nested folders, with unicode names; v1, so that files
+    /// begin and end inside pieces.
     pub fn tree() -> Self {
         Self::tree_of(TorrentKind::V1)
     }
@@ -98,15 +103,13 @@ impl Sample {
         Self::made("huge", 0, |folder| make_huge(333_000, &folder.join("data"), &folder.join("torrent")))
     }
 
-    /// `sha256sum -c` against the content, in a folder that holds it under the torrent's name.
-    pub fn check_in(&self, folder: &Path) -> Output {
-        Command::new("sha256sum")
-            .args(["-c", "--quiet", "--strict"])
-            .arg(&self.sums)
-            .current_dir(folder)
-            .stdin(Stdio::null())
-            .output()
-            .expect("sha256sum runs")
+    /// `sha256sum -c` against the content, in a folder that holds it under the torrent's name. Panics when it
+    /// differs.
+    #[track_caller]
+    pub fn check_in(&self, folder: &Path) {
+        let mut command = Command::new("sha256sum");
+        command.args(["-c", "--quiet", "--strict"]).arg(&self.sums).current_dir(folder);
+        Proc::spawn(command).success(CHECK);
     }
 
     /// Where the content stands outside the mount.

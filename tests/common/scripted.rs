@@ -1,7 +1,7 @@
 //! A small peer over TCP that does as it is told: serves garbage, stalls, never unchokes, doesn't read.
 //!
-//! It speaks BEP 3 alone (no extension protocol, no fast extension, no encryption), and serves a [`Sample`]'s bytes.
-//! Each connection has a thread of its own; all end when the peer is dropped.
+//! It speaks BEP 3 alone (no extension protocol, no fast extension, no encryption), and serves a [`Sample`]'s
+//! bytes. Each connection has a thread of its own; all end when the peer is dropped.
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{ErrorKind, Read, Write};

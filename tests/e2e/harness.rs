@@ -26,8 +26,7 @@ fn libtorrent_fetches_from_libtorrent() {
     let seeder = Seeder::start(&sample);
     let save = tempfile::tempdir().expect("a folder");
     Leecher::start(&sample, save.path(), seeder.addr).success(MINUTE);
-    let output = sample.check_in(save.path());
-    assert!(output.status.success(), "{output:?}");
+    sample.check_in(save.path());
 }
 
 #[test]
@@ -35,13 +34,13 @@ fn libtorrent_fetches_from_a_scripted_peer() {
     needs!(Libtorrent);
     let sample = Sample::small();
     let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
-    peer.hold(3..5);
+    peer.hold(3..4);
     let save = tempfile::tempdir().expect("a folder");
     let mut leecher = Leecher::start(&sample, save.path(), peer.addr());
     crate::common::wait_until("a request for a held piece", MINUTE, || peer.asked_for(3));
     peer.release();
     leecher.success(MINUTE);
-    assert!(sample.check_in(save.path()).status.success());
+    sample.check_in(save.path());
     assert_eq!(peer.connections(), 1);
     assert!(peer.served() as u64 >= sample.total / (16 * 1024));
 }

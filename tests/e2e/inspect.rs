@@ -142,7 +142,8 @@ fn hostile_input_is_one_line_and_exit_1() {
         std::fs::write(&path, bytes).expect("a file");
         refused(name, &path);
     }
-    refused("a file that isn't there", &folder.path().join("missing.torrent"));
+    let missing = torrentfs(["inspect".as_ref(), folder.path().join("missing.torrent").as_os_str()]).output();
+    assert_eq!(missing.expect("runs").status.code(), Some(1), "a file that isn't there");
 }
 
 #[test]

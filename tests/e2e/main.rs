@@ -1,10 +1,11 @@
 //! End to end: the real binary, a real kernel mount, real peers on loopback.
 //!
-//! One module per thing that is shown; one binary for all, since linking is what costs. Each test mounts for itself and
-//! leaves nothing behind. What a test needs and the machine lacks is said by `needs!`: skipped by name, a failure in CI.
+//! One module per thing that is shown; one binary for all, since linking is what costs. Each test mounts for
+//! itself and leaves nothing behind. What a test needs and the machine lacks is said by `needs!`: skipped by
+//! name, a failure in CI.
 //!
-//! Bounds on time are five times what is promised, so that a busy machine doesn't fail them, and what took how long is
-//! printed.
+//! Bounds on time are five times what is promised, so that a busy machine doesn't fail them, and what took
+//! how long is printed.
 
 #![allow(
     clippy::unwrap_used,

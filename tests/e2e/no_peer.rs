@@ -1,4 +1,5 @@
-//! No peer at all: everything but reading answers at once, reads wait, and end in one of the ways they should.
+//! No peer at all: everything but reading answers at once, reads wait, and end in one of the ways they
+//! should.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
@@ -84,7 +85,8 @@ fn a_read_time_out_gives_eio() {
     let output = Reader::pread(&mount.path(&sample.name), 0, 4096).success(MINUTE);
     assert!(output.contains("error EIO"), "{output}");
     assert!(start.elapsed() >= Duration::from_millis(900), "before its time: {:?}", start.elapsed());
-    // The kernel asks again page by page after an error: the second answer must not wait for another second each.
+    // The kernel asks again page by page after an error: the second answer must not wait for another second
+    // each.
     assert!(start.elapsed() < Duration::from_secs(10), "one time-out became many: {:?}", start.elapsed());
     mount.stop();
 }

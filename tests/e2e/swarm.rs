@@ -80,7 +80,8 @@ fn peers_that_never_unchoke_or_lack_pieces_are_worked_around() {
     mount.stop();
 }
 
-/// Row R1 from outside: a peer that doesn't read fills our write buffer, and what is wanted then comes from another.
+/// Row R1 from outside: a peer that doesn't read fills our write buffer, and what is wanted then comes from
+/// another.
 #[test]
 fn r1_a_peer_that_does_not_read_starves_nobody() {
     needs!(Fuse);

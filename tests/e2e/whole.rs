@@ -1,4 +1,5 @@
-//! Whole contents from a `.torrent` file and a peer: a large file, and a tree of files that begin and end inside pieces.
+//! Whole contents from a `.torrent` file and a peer: a large file, and a tree of files that begin and end
+//! inside pieces.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -108,4 +109,17 @@ fn readers_of_many_files_at_once_read_right() {
         }
     });
     mount.stop();
+}
+
+/// Nothing has to be waited for: who mounts a `.torrent` file and then lists finds its content, never an
+/// empty folder or a name that changes.
+#[test]
+fn a_torrent_file_is_in_the_tree_when_the_mount_shows() {
+    needs!(Fuse, Libtorrent);
+    let samples = [Sample::tree(), Sample::small()];
+    for _ in 0..10 {
+        let mount = Mount::sample(&samples[0]).source(&samples[1].torrent).start();
+        assert_eq!(mount.names(), ["small.bin", "tree"]);
+        mount.stop();
+    }
 }

@@ -49,7 +49,7 @@ def main():
             "out_enc_policy": 2 if args.plain else 1,
             "min_reconnect_time": 1,
             "max_metadata_size": 64 * 1024 * 1024,
-            "alert_mask": 0,
+            "alert_mask": int(lt.alert.category_t.storage_notification),
         }
     )
     if args.source.startswith("magnet:"):
@@ -79,6 +79,12 @@ def main():
                 host, port = peer.rsplit(":", 1)
                 handle.connect_peer((host, int(port)))
         time.sleep(0.01)
+    # Pieces may still wait for their write: without this the end of the process would lose them.
+    handle.flush_cache()
+    flushed = False
+    while not flushed and time.monotonic() - start < args.limit:
+        session.wait_for_alert(1000)
+        flushed = any(isinstance(alert, lt.cache_flushed_alert) for alert in session.pop_alerts())
     seconds = time.monotonic() - start
     usage = resource.getrusage(resource.RUSAGE_SELF)
     print(f"done {seconds:.3f} {usage.ru_utime + usage.ru_stime:.2f}", flush=True)

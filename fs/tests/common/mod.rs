@@ -4,8 +4,10 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use torrentfs_fs::mock::Mock;
@@ -33,21 +35,35 @@ pub fn can_mount(test: &str) -> bool {
     }
 }
 
-/// A mock under a real mount point. Dropping it fails all reads and unmounts, whatever the test did.
+/// After this long a test is stuck: its reads are failed, so that it and its helpers come to an end.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// A mock under a real mount point. Dropping it fails all reads and unmounts, whatever the test did; so does
+/// its watchdog when the test is stuck, if only in a read of its own.
 pub struct Bed {
     pub mock: Arc<Mock>,
-    mounted: Option<Mounted>,
+    mounted: Arc<Mounted>,
+    watchdog: Option<(Sender<()>, JoinHandle<()>)>,
     folder: tempfile::TempDir,
 }
 
 impl Bed {
     pub fn new(mock: Arc<Mock>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mounted = mount(mock.clone(), MountOptions::new(folder.path())).unwrap();
-        Self { mock, mounted: Some(mounted), folder }
+        let mounted = Arc::new(mount(mock.clone(), MountOptions::new(folder.path())).unwrap());
+        let (over, is_over) = channel();
+        let watched = mounted.clone();
+        let watches = move || {
+            if is_over.recv_timeout(STUCK) == Err(RecvTimeoutError::Timeout) {
+                println!("stuck: all reads are failed");
+                watched.fail_reads();
+            }
+        };
+        let watchdog = std::thread::Builder::new().name("watchdog".into()).spawn(watches).unwrap();
+        Self { mock, mounted, watchdog: Some((over, watchdog)), folder }
     }
     pub fn mounted(&self) -> &Mounted {
-        self.mounted.as_ref().unwrap()
+        &self.mounted
     }
     pub fn root(&self) -> &Path {
         self.folder.path()
@@ -63,11 +79,14 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        let Some(mounted) = self.mounted.take() else { return };
-        let path = mounted.path().to_path_buf();
+        let mounted = &self.mounted;
         mounted.fail_reads();
         let report = mounted.unmount(SOON);
-        let left = mountinfo::at(&path);
+        let left = mountinfo::at(mounted.path());
+        if let Some((over, watchdog)) = self.watchdog.take() {
+            drop(over);
+            let _ = watchdog.join();
+        }
         if !std::thread::panicking() {
             assert!(report.is_complete(), "{report:?}");
             assert_eq!(left, None);
@@ -88,7 +107,8 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// A helper process; killed when it is dropped.
 pub struct Helper {
     child: Child,
-    output: BufReader<ChildStdout>,
+    /// Its lines, read by a thread, so that waiting for one has a bound. It ends with the output.
+    lines: Receiver<String>,
 }
 
 impl Helper {
@@ -97,13 +117,19 @@ impl Helper {
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        Self { child, output }
+        let (sender, lines) = channel();
+        let reads = move || {
+            let lines = output.lines().map_while(Result::ok);
+            lines.take_while(|line| sender.send(line.clone()).is_ok()).for_each(drop);
+        };
+        std::thread::Builder::new().name("helper".into()).spawn(reads).unwrap();
+        Self { child, lines }
     }
     /// Runs a script and waits for its line `ready`.
     pub fn python(script: &str, arguments: &[&str]) -> Self {
         let mut all = vec!["-u", "-c", script];
         all.extend(arguments);
-        let mut helper = Self::new("/usr/bin/python3", &all);
+        let helper = Self::new("/usr/bin/python3", &all);
         assert_eq!(helper.line(), "ready");
         helper
     }
@@ -111,10 +137,12 @@ impl Helper {
         self.child.id()
     }
     /// The next line it prints; empty at its end.
-    pub fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim_end().to_string()
+    pub fn line(&self) -> String {
+        match self.lines.recv_timeout(SOON) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Disconnected) => String::new(),
+            Err(RecvTimeoutError::Timeout) => panic!("the helper says nothing"),
+        }
     }
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
@@ -134,8 +162,8 @@ impl Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         let _ = self.child.kill();
-        let end = Instant::now() + SOON;
-        // Not for ever: if it can't die before its mount does, the mount's turn comes next.
+        // Not for long: if it can't die before its mount does, the mount's turn comes next.
+        let end = Instant::now() + Duration::from_secs(2);
         while Instant::now() < end && !matches!(self.child.try_wait(), Ok(Some(_))) {
             std::thread::sleep(Duration::from_millis(2));
         }
