@@ -28,8 +28,10 @@ pub fn run(source: &OsStr, json: bool, out: &mut dyn Write, err: &mut dyn Write)
     let shown = source.to_string_lossy();
     let text = match parse_source(source).map_err(|why| Failure::source(&shown, why))? {
         Source::File(path) => {
-            let torrent = Metainfo::parse(&read_torrent(&path)?)
-                .map_err(|why| Failure::source(path.display(), format_args!("not a valid torrent: {why}")))?;
+            let torrent = Metainfo::parse(&read_torrent(&path)?).map_err(|source| {
+                let name = path.display().to_string();
+                refused(&name, &SourceError::Invalid { name: name.clone(), source })
+            })?;
             for warning in &torrent.warnings {
                 // Nobody is left to warn when that fails.
                 let _ = writeln!(err, "torrentfs: {}: warning: {}", clean(&shown), clean(warning));
@@ -67,25 +69,36 @@ pub fn run(source: &OsStr, json: bool, out: &mut dyn Write, err: &mut dyn Write)
 /// # Errors
 /// [`Exit::BadInput`], with the reason.
 pub fn read_torrent(path: &Path) -> Result<Vec<u8>, Failure> {
-    let failure = |why: io::Error| {
-        let failure = Failure::source(path.display(), format_args!("can't read it: {}", reason(&why)));
-        match why.kind() {
-            io::ErrorKind::NotFound => {
-                failure.hint("a source is a magnet link, a .torrent file or an info-hash; check the path")
+    sources::read(path).map_err(|error| refused(&path.to_string_lossy(), &error))
+}
+
+/// Why a source gives no torrent, and what to do about it; `given` is the source as the user wrote it.
+pub fn refused(given: &str, error: &SourceError) -> Failure {
+    match error {
+        SourceError::Unreadable { source: why, .. } => {
+            let failure = Failure::source(given, format_args!("can't read it: {}", reason(why)));
+            match why.kind() {
+                io::ErrorKind::NotFound => {
+                    failure.hint("a source is a magnet link, a .torrent file or an info-hash; check the path")
+                }
+                io::ErrorKind::PermissionDenied => failure.hint("run as a user who may read it"),
+                io::ErrorKind::IsADirectory => {
+                    failure.hint("give the .torrent file itself; the mount point comes last")
+                }
+                _ => failure,
             }
-            io::ErrorKind::PermissionDenied => failure.hint("run as a user who may read it"),
-            io::ErrorKind::IsADirectory => failure.hint("give the .torrent file itself"),
-            _ => failure,
         }
-    };
-    sources::read(path).map_err(|error| match error {
-        SourceError::Unreadable { source, .. } => failure(source),
-        _ => {
+        SourceError::TooLarge(_) => {
             let largest = super::terminal::bytes(sources::MAX_TORRENT);
             let why = format!("it is larger than {largest}, so it is no .torrent file");
-            Failure::source(path.display(), why).hint("give the .torrent file, not what it describes")
+            Failure::source(given, why).hint("give the .torrent file, not what it describes")
         }
-    })
+        SourceError::Invalid { source: why, .. } => {
+            Failure::source(given, format_args!("not a valid torrent: {why}"))
+        }
+        SourceError::Unfetched { why, .. } => Failure::source(given, format_args!("could not be fetched: {why}")),
+        SourceError::OnlyV2 => Failure::source(given, error),
+    }
 }
 
 /// The system's words for an error, without the number in brackets.

@@ -147,7 +147,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
 async fn fetch(url: &str) -> Result<Vec<u8>, SourceError> {
     let failed = |why: String| SourceError::Unfetched { url: url.to_owned(), why };
     let client = crate::discovery::tracker::http_client().map_err(|e| failed(e.to_string()))?;
-    let answer = client.get(url).send().await.map_err(|e| failed(e.to_string()))?;
+    let answer = client.get(url).send().await.map_err(|e| failed(root_cause(&e)))?;
     if !answer.status().is_success() {
         return Err(failed(format!("the server answered {}", answer.status())));
     }
@@ -160,6 +160,15 @@ async fn fetch(url: &str) -> Result<Vec<u8>, SourceError> {
         }
     }
     Ok(bytes)
+}
+
+/// The innermost reason of an error: the outer ones repeat the address and say little.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
 }
 
 /// `host:port` or `[address]:port`.

@@ -46,6 +46,8 @@ const OUT_MAX: usize = 1024 * 1024;
 /// Blocks nobody asked for that a peer may send beyond those that were cancelled on their way: none from an
 /// honest one, but counting across a choke is theirs to get right too.
 const UNASKED_MAX: u64 = 64;
+/// Blocks with unanswered cancels that are remembered: some peers never answer them.
+const UNANSWERED_MAX: usize = 4096;
 /// How often silence is looked at. Coarse: the time-outs are minutes.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -91,13 +93,50 @@ pub enum SessionEnd {
 
 type Permit = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// How much of what a peer sends is blocks. A block is a slice of the buffer it was read into and keeps all of
+/// it: from a peer that puts other things between its blocks they are copied out, or a few blocks would hold many
+/// times their size.
+#[derive(Default)]
+struct Share {
+    read: u64,
+    blocks: u64,
+}
+
+impl Share {
+    /// Bytes over which the share is taken.
+    const SPAN: u64 = 4 << 20;
+    /// What a peer may say besides, such as a bitfield, before it counts.
+    const GRACE: u64 = 512 << 10;
+
+    fn read(&mut self, bytes: u64) {
+        self.read += bytes;
+        if self.read > Self::SPAN {
+            self.read /= 2;
+            self.blocks /= 2;
+        }
+    }
+
+    /// Takes a block in: as it is, or a copy.
+    fn keep(&mut self, data: Bytes) -> Bytes {
+        self.blocks += data.len() as u64;
+        if self.blocks * 2 < self.read.saturating_sub(Self::GRACE) {
+            Bytes::copy_from_slice(&data)
+        } else {
+            data
+        }
+    }
+}
+
 struct Session {
     ctx: Context,
+    share: Share,
     decoder: Decoder,
     /// Frames are bounded by what the torrent can need, now that it is known.
     bounded: bool,
     /// What we asked for, by piece and begin.
     asked: HashMap<(u32, u32), Wanted>,
+    /// Cancels that the peer has yet to answer, by the same; only with the fast extension.
+    unanswered: HashMap<(u32, u32), u32>,
     /// Blocks that may still come though they aren't asked for any more.
     excused: u64,
     out: BytesMut,
@@ -123,7 +162,9 @@ where
     let mut session = Session {
         decoder: Decoder::new(Limits { max_frame: wire::MAX_FRAME_BEFORE_METADATA }),
         bounded: false,
+        share: Share::default(),
         asked: HashMap::new(),
+        unanswered: HashMap::new(),
         excused: UNASKED_MAX,
         out: BytesMut::with_capacity(4096),
         choking: true,
@@ -186,6 +227,7 @@ impl Session {
                     }
                     chunk = if n >= READ_SMALL / 2 { READ_LARGE } else { READ_SMALL };
                     self.last_in = Instant::now();
+                    self.share.read(n as u64);
                     let mut more = true;
                     while more {
                         let understood = self.understand(&mut input);
@@ -254,6 +296,9 @@ impl Session {
         for cancel in outgoing.cancels {
             if self.asked.remove(&(cancel.piece.0, cancel.begin)).is_some() {
                 self.excused += 1;
+                if self.ctx.fast && self.unanswered.len() < UNANSWERED_MAX {
+                    *self.unanswered.entry((cancel.piece.0, cancel.begin)).or_default() += 1;
+                }
                 Message::Cancel(cancel).encode(&mut self.out);
             }
         }
@@ -307,12 +352,15 @@ impl Session {
                 Message::AllowedFast(piece) => self.items.push(Item::AllowedFast(piece)),
                 Message::Extended { id, payload } => self.items.push(Item::Extended(id, payload)),
                 Message::Piece { piece, begin, data } => {
+                    // Either answer will do for a block that was asked for again meanwhile.
+                    self.answers_a_cancel((piece.0, begin));
                     let asked = self.asked.get(&(piece.0, begin));
                     let fits = asked.is_some_and(|w| w.request.len as usize == data.len());
                     let len = data.len() as u64;
                     match self.asked.remove(&(piece.0, begin)) {
                         Some(wanted) if fits => {
                             let block = BlockRef { piece, block: BlockIndex(begin / BLOCK_LEN) };
+                            let data = self.share.keep(data);
                             let counter = match wanted.buffer.put(block.block, data, self.ctx.key) {
                                 true => &self.ctx.counters.down,
                                 false => &self.ctx.counters.wasted,
@@ -336,6 +384,9 @@ impl Session {
                     }
                 }
                 Message::Reject(request) => {
+                    if self.answers_a_cancel((request.piece.0, request.begin)) {
+                        continue;
+                    }
                     if self.asked.remove(&(request.piece.0, request.begin)).is_some() {
                         let block = BlockIndex(request.begin / BLOCK_LEN);
                         self.items.push(Item::Rejected(BlockRef { piece: request.piece, block }));
@@ -354,6 +405,18 @@ impl Session {
             }
         }
         Ok(true)
+    }
+
+    /// Whether an answer for this block is the one to a request that was cancelled: with the fast extension each
+    /// request is answered, cancelled or not, by the block or by a reject, and in order (BEP 6). Without this, the
+    /// reject of a cancelled request would be taken for a refusal of the same block asked for again.
+    fn answers_a_cancel(&mut self, block: (u32, u32)) -> bool {
+        let Some(count) = self.unanswered.get_mut(&block) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            self.unanswered.remove(&block);
+        }
+        true
     }
 
     /// The peer asks for a block.
@@ -494,6 +557,8 @@ mod tests {
         events: mpsc::Receiver<PeerEvent>,
         end: oneshot::Receiver<SessionEnd>,
         zeros: Arc<Zeros>,
+        /// What is waited for comes within this, or the test fails.
+        patience: Duration,
         _scope: TaskScope,
     }
 
@@ -524,7 +589,17 @@ mod tests {
         scope.spawn("session", async move {
             let _ = ended.send(run(near, context).await);
         });
-        Rig { far, read: BytesMut::new(), outbox, counters, events, end, zeros, _scope: scope }
+        Rig {
+            far,
+            read: BytesMut::new(),
+            outbox,
+            counters,
+            events,
+            end,
+            zeros,
+            patience: Duration::from_secs(20),
+            _scope: scope,
+        }
     }
 
     impl Rig {
@@ -541,19 +616,22 @@ mod tests {
                 if let Some(message) = decoder.decode(&mut self.read).unwrap() {
                     return message;
                 }
-                assert!(self.far.read_buf(&mut self.read).await.unwrap() > 0, "the session closed");
+                let read = tokio::time::timeout(self.patience, self.far.read_buf(&mut self.read)).await;
+                assert!(read.expect("a message").unwrap() > 0, "the session closed");
             }
         }
 
         async fn said(&mut self) -> Vec<Item> {
-            match self.events.recv().await.expect("the session lives") {
+            let event = tokio::time::timeout(self.patience, self.events.recv()).await;
+            match event.expect("an event").expect("the session lives") {
                 PeerEvent::Said { items, .. } => items,
                 _ => panic!("something else"),
             }
         }
 
         async fn ended(&mut self) -> String {
-            (&mut self.end).await.expect("an end").to_string()
+            let end = tokio::time::timeout(self.patience, &mut self.end).await;
+            end.expect("it ends").expect("an end").to_string()
         }
 
         /// Asks for a block, and has the request arrive.
@@ -614,6 +692,37 @@ mod tests {
         assert!(
             matches!(&rig.said().await[..], [Item::Block { buffer, .. }] if Arc::ptr_eq(buffer, &again.buffer))
         );
+    }
+
+    #[tokio::test]
+    async fn the_answer_to_a_cancel_is_no_refusal_of_the_block_asked_for_again() {
+        // The peer rejects what was cancelled when the same block is already asked for again.
+        let mut rig = rig(true, 1 << 20, 16);
+        let first = rig.ask(0).await;
+        rig.outbox.cancel(first.request);
+        assert_eq!(rig.next().await, Message::Cancel(first.request));
+        let again = rig.ask(0).await;
+        rig.send(&[Message::Reject(first.request), whole(0)]).await;
+        let items = rig.said().await;
+        assert!(
+            matches!(&items[..], [Item::Block { buffer, .. }] if Arc::ptr_eq(buffer, &again.buffer)),
+            "{items:?}"
+        );
+        // Or it had sent the block before the cancel came: that will do, and the second answer is excused.
+        let first = rig.ask(BLOCK_LEN).await;
+        rig.outbox.cancel(first.request);
+        assert_eq!(rig.next().await, Message::Cancel(first.request));
+        let again = rig.ask(BLOCK_LEN).await;
+        rig.send(&[whole(BLOCK_LEN), whole(BLOCK_LEN), Message::Reject(again.request)]).await;
+        let items = rig.said().await;
+        assert!(
+            matches!(&items[..], [Item::Block { buffer, .. }] if Arc::ptr_eq(buffer, &again.buffer)),
+            "{items:?}"
+        );
+        // A refusal of what is asked for once is one.
+        let wanted = rig.ask(2 * BLOCK_LEN).await;
+        rig.send(&[Message::Reject(wanted.request)]).await;
+        assert!(matches!(rig.said().await[..], [Item::Rejected(_)]));
     }
 
     #[tokio::test]
@@ -798,6 +907,7 @@ mod tests {
             ctx: context(true, events, Arc::default()),
             decoder: Decoder::new(Limits { max_frame: 1 << 20 }),
             asked: HashMap::new(),
+            unanswered: HashMap::new(),
             excused: 0,
             out: BytesMut::new(),
             choking: true,
@@ -809,6 +919,7 @@ mod tests {
             last_out: now,
             progress: now,
             bounded: true,
+            share: Share::default(),
         };
         for n in 0..500_000 {
             session.asked_for(request(n % PIECES, 0));
@@ -825,6 +936,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_quiet_peer_hears_that_we_are_alive_and_is_dropped_when_it_is_silent() {
         let mut rig = rig(true, 1 << 16, 16);
+        rig.patience = 100 * timeouts::PEER_IDLE;
         let start = Instant::now();
         assert_eq!(rig.next().await, Message::KeepAlive);
         let after = start.elapsed();
@@ -842,6 +954,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_dropped() {
         let mut rig = rig(true, 16, 16);
+        rig.patience = 100 * timeouts::PEER_IDLE;
         (0..100).for_each(|n| rig.outbox.have(PieceIndex(n)));
         let start = Instant::now();
         assert!(rig.ended().await.contains("took nothing"));
@@ -850,6 +963,21 @@ mod tests {
             after >= timeouts::PEER_WRITE_STALL && after < timeouts::PEER_WRITE_STALL + 2 * LOOK,
             "{after:?}"
         );
+    }
+
+    #[test]
+    fn blocks_among_other_things_are_copied_out_of_their_buffer() {
+        let mut share = Share::default();
+        let read = |share: &mut Share, blocks: u64, other: u64| {
+            share.read(blocks * u64::from(BLOCK_LEN) + other);
+            let data = Bytes::from(vec![0; BLOCK_LEN as usize]);
+            let at = data.as_ptr();
+            (0..blocks).all(|_| share.keep(data.clone()).as_ptr() == at)
+        };
+        assert!(read(&mut share, 1, 300 << 10), "a bitfield first");
+        assert!((0..100).all(|_| read(&mut share, 15, 4096)), "an honest peer");
+        let copied = (0..100).filter(|_| !read(&mut share, 1, 240 << 10)).count();
+        assert!(copied > 70, "{copied}");
     }
 
     #[tokio::test]

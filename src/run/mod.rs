@@ -9,12 +9,9 @@ pub mod shutdown;
 pub mod signals;
 
 use std::future::Future;
-use std::time::Duration;
 
 use crate::cli::exit::{Exit, Failure};
-
-/// What the runtime itself may take to end after the shutdown sequence: nothing is left to run then.
-const RUNTIME_END: Duration = Duration::from_millis(500);
+use crate::sync::timeouts;
 
 /// Runs the program's main future on a runtime of its own.
 ///
@@ -27,6 +24,6 @@ pub fn on_runtime(main: impl Future<Output = Result<Exit, Failure>>) -> Result<E
         .build()
         .map_err(|e| Failure::internal("can't start the runtime", e))?;
     let result = runtime.block_on(main);
-    runtime.shutdown_timeout(RUNTIME_END);
+    runtime.shutdown_timeout(timeouts::RUNTIME_END);
     result
 }

@@ -1,6 +1,5 @@
 //! `torrentfs mount`: from a configuration to a mount that is up, and down again.
 
-use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +11,9 @@ use torrentfs_fs::session::Mounted;
 use super::shutdown::{Running, shut_down};
 use super::signals::Signals;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::inspect;
 use crate::cli::terminal::{self, Display, TorrentLine};
-use crate::client::sources::{self, SourceError};
+use crate::client::sources;
 use crate::client::{Client, ClientError, Options};
 use crate::config::{self, Config};
 use crate::content::TorrentContent;
@@ -25,8 +25,6 @@ use crate::torrent::status::State;
 
 /// How often the live lines are drawn.
 const DRAW: Duration = Duration::from_millis(250);
-/// How long a second signal still gives to detaching the mount.
-const FORCED: Duration = Duration::from_millis(500);
 
 /// Mounts and stays until a signal comes or somebody unmounts from outside.
 ///
@@ -117,8 +115,8 @@ pub async fn stay(
             tracing::error!("a second signal: leaving at once");
             if let Some(mounted) = mounted {
                 // Detaches what it can; the process ends right after, which closes /dev/fuse.
-                let _ = std::thread::Builder::new().name("forced unmount".into()).spawn(move || mounted.unmount(FORCED));
-                tokio::time::sleep(FORCED).await;
+                let _ = std::thread::Builder::new().name("forced unmount".into()).spawn(move || mounted.unmount(timeouts::FORCED));
+                tokio::time::sleep(timeouts::FORCED).await;
             }
             Exit::Forced
         }
@@ -201,7 +199,7 @@ fn options(config: &Config) -> Options {
 async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<Torrent>>, Failure> {
     let loading = config.sources.iter().map(async |given| {
         let source = config::parse_source(given).map_err(|e| Failure::source(given.display(), e))?;
-        sources::load(&source).await.map_err(|e| source_failure(given, &e))
+        sources::load(&source).await.map_err(|e| inspect::refused(&given.to_string_lossy(), &e))
     });
     let mut torrents: Vec<Arc<Torrent>> = Vec::new();
     let mut failures = Vec::new();
@@ -232,14 +230,6 @@ async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<To
         tracing::warn!("the disk is slow to tell what is here; mounting without waiting longer");
     }
     Ok(torrents)
-}
-
-fn source_failure(given: &OsStr, error: &SourceError) -> Failure {
-    match error {
-        SourceError::Unreadable { source, .. } => Failure::source(given.display(), source),
-        SourceError::Invalid { source, .. } => Failure::source(given.display(), source),
-        other => Failure::source(given.display(), other),
-    }
 }
 
 /// Mounts a client's torrents.

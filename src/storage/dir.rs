@@ -75,6 +75,11 @@ impl Root {
         }
     }
 
+    /// Makes everything on the file system of the folder durable. May wait for a disk, and for others' data too.
+    pub(super) fn sync_file_system(&self) -> io::Result<()> {
+        Ok(nix::unistd::syncfs(&self.fd)?)
+    }
+
     /// Makes the names in a folder durable. May wait for a disk.
     pub(super) fn sync_folder(&self, folders: &[String]) -> io::Result<()> {
         let folder = self.folder(folders, false)?;

@@ -55,3 +55,10 @@ pub const DHT_WATCH: Duration = Duration::from_secs(30);
 pub const TORRENT_URL: Duration = Duration::from_secs(60);
 /// For the disk to tell what of the torrents is here, before the mount shows without it.
 pub const SETTLE: Duration = Duration::from_secs(10);
+/// For the runtime to end after the shutdown sequence: nothing is left to run then.
+pub const RUNTIME_END: Duration = Duration::from_millis(500);
+/// What a second signal still gives to detaching the mount.
+pub const FORCED: Duration = Duration::from_millis(500);
+/// For the last lines to be written to the terminal. It takes them at once, unless it is stopped, and then the
+/// user has other worries than the last log lines.
+pub const TERMINAL: Duration = Duration::from_secs(1);

@@ -481,10 +481,10 @@ mod tests {
         }
         complete(&shared, 1);
         assert_eq!(answers.recv_timeout(LONG).unwrap().unwrap(), vec![7; 3 * PIECE as usize]);
-        assert!(answers.recv().is_err(), "once");
+        assert!(answers.recv_timeout(LONG).is_err(), "once");
         assert!(shared.notifier.waiters().is_empty());
         let (_ticket, beyond) = read(&reader, u64::from(4 * PIECE) - 1, 2);
-        assert!(matches!(beyond.recv().unwrap(), Err(ReadError::Io(_))));
+        assert!(matches!(beyond.recv_timeout(LONG).unwrap(), Err(ReadError::Io(_))));
         let (_ticket, nothing) = read(&reader, 5, 0);
         assert_eq!(nothing.recv_timeout(LONG).unwrap().unwrap(), Vec::<u8>::new());
         let mut buf = [0; 10];
@@ -504,7 +504,7 @@ mod tests {
         drop(ticket);
         assert!(matches!(shared.inbox.take()[..], [Demand::Withdraw { .. }]));
         complete(&shared, 1);
-        assert!(answers.recv().is_err(), "never answered");
+        assert!(answers.recv_timeout(LONG).is_err(), "never answered");
         assert!(shared.notifier.waiters().is_empty());
         assert!(shared.notifier.waiting.lock().by_piece.is_empty());
         // One that was answered has nothing to withdraw.
@@ -634,9 +634,9 @@ mod tests {
         complete(&shared, 0);
         let (_ticket, waiting) = read(&reader, u64::from(PIECE), 10);
         shared.fail_all(&ReadError::Closed);
-        assert_eq!(waiting.recv().unwrap(), Err(ReadError::Closed));
+        assert_eq!(waiting.recv_timeout(LONG).unwrap(), Err(ReadError::Closed));
         let (_ticket, late) = read(&reader, u64::from(PIECE), 10);
-        assert_eq!(late.recv().unwrap(), Err(ReadError::Closed));
+        assert_eq!(late.recv_timeout(LONG).unwrap(), Err(ReadError::Closed));
         let (_ticket, here) = read(&reader, 0, 10);
         assert_eq!(here.recv_timeout(LONG).unwrap().unwrap(), [7; 10]);
         workers.stop(LONG);

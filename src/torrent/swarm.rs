@@ -363,7 +363,6 @@ impl Swarm {
                         fx.push(Effect::Verify { digests: live.blame.wants_digests(block.piece), buffer });
                     }
                     live.demands.block_came(block.piece, now);
-                    self.error = None;
                 }
                 Item::Have(piece) => {
                     let Some(live) = &mut self.live else {
@@ -515,6 +514,7 @@ impl Swarm {
         let Some(live) = &mut self.live else { return };
         match verdict {
             Verdict::Good => {
+                self.error = None;
                 for addr in live.blame.passed(piece, digests) {
                     self.ban(addr, fx);
                 }

@@ -10,9 +10,9 @@ use std::ops::Range;
 /// Most bytes fetched ahead for one handle: over a second's work at the rate of a fast line, and half of the
 /// memory that pieces in the making may take.
 pub const AHEAD_MAX: u64 = 32 << 20;
-/// How far off a read may lie from the last and still count as going on: the kernel reads ahead 128 KiB at a
-/// time from several threads, so requests come a little out of order.
-const SLACK: u64 = 512 * 1024;
+/// How far off a read may lie from the last and still count as going on: one read of a program becomes several
+/// requests of up to 1 MiB, and four threads take them, so they come out of order.
+const SLACK: u64 = 2 << 20;
 /// A step back of no more than this is neither a seek nor progress: players do it.
 const STEP_BACK: u64 = 4 << 20;
 
@@ -23,6 +23,8 @@ pub struct Window {
     position: u64,
     /// Bytes read in sequence up to there.
     run: u64,
+    /// Bytes behind the position that were skipped, and count when they are read after all.
+    skipped: u64,
     /// End of the file.
     end: u64,
     piece_length: u64,
@@ -35,6 +37,7 @@ impl Window {
         Self {
             position: file.start,
             run: 0,
+            skipped: 0,
             end: file.end,
             piece_length: u64::from(piece_length.max(1)),
             wanted: 0..0,
@@ -46,14 +49,25 @@ impl Window {
     pub fn on_read(&mut self, offset: u64, len: u64) -> Option<Range<u32>> {
         let end = offset + len;
         let near = offset <= self.position + SLACK && offset + STEP_BACK >= self.position;
-        if near {
-            self.run += end.saturating_sub(self.position);
-            self.position = self.position.max(end);
+        if near && end > self.position {
+            self.skipped = (self.skipped + offset.saturating_sub(self.position)).min(SLACK);
+            self.run += len.min(end - self.position);
+            self.position = end;
+        } else if near {
+            let late = len.min(self.skipped);
+            self.skipped -= late;
+            self.run += late;
         } else {
             self.position = end;
             self.run = len;
+            self.skipped = 0;
         }
-        let wanted = self.pieces();
+        let mut wanted = self.pieces();
+        if near && !self.wanted.is_empty() && self.wanted.end >= wanted.start {
+            // What is wanted just behind the position may be about to be read: it came out of order.
+            let keep = (self.position.saturating_sub(SLACK) / self.piece_length) as u32;
+            wanted.start = self.wanted.start.max(keep).min(wanted.start);
+        }
         let jumped = wanted.start < self.wanted.start || wanted.start > self.wanted.end;
         let grown = wanted.end.saturating_sub(self.wanted.end);
         let step = (wanted.end.saturating_sub(wanted.start) / 8).max(1);
@@ -115,6 +129,31 @@ mod tests {
         assert_eq!(read(&mut window, 2 * MIB..8 * MIB), 8..16);
         assert_eq!(read(&mut window, 8 * MIB..100 * MIB), 100..132);
         assert_eq!(read(&mut window, 100 * MIB..990 * MIB), 990..1000);
+    }
+
+    #[test]
+    fn reads_out_of_order_take_nothing_back() {
+        let mut window = Window::new(0..1000 * MIB, 65536);
+        read(&mut window, 0..4 * MIB);
+        let before = window.wanted.clone();
+        // A program's next MiB, in requests of 128 KiB, the last first.
+        for n in (0..8).rev() {
+            if let Some(wanted) = window.on_read(4 * MIB + n * 131_072, 131_072) {
+                assert!(wanted.start <= (4 * MIB / 65536) as u32, "{wanted:?}");
+                assert!(wanted.end >= before.end, "{wanted:?}");
+            }
+        }
+        assert_eq!((window.position, window.run), (5 * MIB, 5 * MIB));
+    }
+
+    #[test]
+    fn f5_small_hops_forward_count_only_what_they_read() {
+        let mut window = Window::new(0..1000 * MIB, 65536);
+        for n in 0..500 {
+            window.on_read(n * MIB, 4096);
+            let ahead = u64::from(window.wanted.end.saturating_sub((window.position / 65536) as u32)) * 65536;
+            assert!(ahead <= (n + 1) * 4096 + 65536, "hop {n}: {ahead} bytes ahead");
+        }
     }
 
     #[test]

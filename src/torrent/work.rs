@@ -1,6 +1,6 @@
 //! The blocking work of a torrent, done by the storage workers: hashing, reading, writing, recording.
 //!
-//! Each job answers exactly once through the owner's channel, also when it panics or is dropped undone: an
+//! Each job that was begun answers exactly once through the owner's channel, also when it panics: an
 //! [`Answer`] carries what to say then. So no piece stays "being verified" for ever (row P3).
 
 use std::io::IoSlice;
@@ -205,6 +205,20 @@ pub(super) fn persist(shared: &Arc<Shared>, home: &Home, clean: bool, to: &mpsc:
     }
 }
 
+/// Answers a session on being dropped, also when the job panics: it counts the blocks that are being read.
+struct Served {
+    to: mpsc::Sender<(BlockRequest, Option<Bytes>)>,
+    request: BlockRequest,
+    data: Option<Bytes>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // The session keeps room for the answer.
+        let _ = self.to.try_send((self.request, self.data.take()));
+    }
+}
+
 /// Reads a block for a peer. False when it isn't here or the workers have no room.
 pub(super) fn serve(
     shared: &Arc<Shared>,
@@ -216,17 +230,15 @@ pub(super) fn serve(
     }
     let job_shared = shared.clone();
     let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
+        let mut served = Served { to, request, data: None };
         let buf = scratch.buffer(request.len as usize);
         let offset = job_shared.info.geometry.piece_offset(request.piece) + u64::from(request.begin);
-        let data = match job_shared.store.read_at(offset, buf) {
-            Ok(()) => Some(Bytes::copy_from_slice(buf)),
+        match job_shared.store.read_at(offset, buf) {
+            Ok(()) => served.data = Some(Bytes::copy_from_slice(buf)),
             Err(error) => {
                 tracing::warn!(torrent = %job_shared.info.name, "reading for a peer failed: {error}");
-                None
             }
-        };
-        // The session keeps room for the answer.
-        let _ = to.try_send((request, data));
+        }
     });
     shared.workers.submit(Class::Serve, job).is_ok()
 }
