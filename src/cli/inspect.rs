@@ -96,7 +96,9 @@ pub fn refused(given: &str, error: &SourceError) -> Failure {
         SourceError::Invalid { source: why, .. } => {
             Failure::source(given, format_args!("not a valid torrent: {why}"))
         }
-        SourceError::Unfetched { why, .. } => Failure::source(given, format_args!("could not be fetched: {why}")),
+        SourceError::Unfetched { why, .. } => {
+            Failure::source(given, format_args!("could not be fetched: {why}"))
+        }
         SourceError::OnlyV2 => Failure::source(given, error),
     }
 }

@@ -9,6 +9,17 @@ use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// Frees a mount point if its program didn't.
+struct Unmount<'a>(&'a std::path::Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        if is_mounted(self.0) {
+            let _ = nix::mount::umount2(self.0, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
 #[test]
 fn the_demo_mounts_reads_and_ends_on_ctrl_c() {
     needs!(Fuse);
@@ -17,6 +28,8 @@ fn the_demo_mounts_reads_and_ends_on_ctrl_c() {
     std::fs::create_dir(&point).expect("a mount point");
     let mut command = torrentfs(["demo".as_ref(), point.as_os_str()]);
     command.env("XDG_CACHE_HOME", folder.path().join("cache")).env("TMPDIR", folder.path());
+    // Dropped after the program: whatever went wrong, no mount stays.
+    let _clean = Unmount(&point);
     let mut demo = Proc::spawn(command);
     wait_until("the demo's mount", MINUTE, || {
         assert!(demo.is_running(), "{}", demo.output());
