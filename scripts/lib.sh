@@ -118,7 +118,7 @@ peers_python() {
 # build_release: the program as users run it; quiet unless it fails. Prints its path.
 build_release() {
     local target="${CARGO_TARGET_DIR:-target}"
-    [ -x "$target/release/torrentfs" ] || say "building (some minutes the first time)"
+    say "building (some minutes the first time)"
     local log
     log=$(mktemp)
     cargo build --release --locked --bin torrentfs >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; die "the build failed"; }

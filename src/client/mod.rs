@@ -29,7 +29,7 @@ use crate::torrent::{Command, Torrent, owner};
 use listen::Listener;
 use sources::Loaded;
 
-/// Threads that do blocking work. Hashing is what costs, so one per core; two more, so that a disk that keeps
+/// Threads that do blocking work. Hashing is what costs, so one per core; one more, so that a disk that keeps
 /// some waiting doesn't keep all.
 fn worker_threads() -> usize {
     std::thread::available_parallelism().map_or(2, std::num::NonZero::get) + 1
