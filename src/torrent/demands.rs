@@ -80,7 +80,9 @@ impl Demands {
         fx: &mut Vec<Effect>,
     ) {
         match demand {
-            Demand::Open { stream, .. } => {
+            // A matter of the torrent's state: see the swarm.
+            Demand::Unreadable { .. } => {}
+            Demand::Open { stream } => {
                 self.streams.insert(stream, Stream { ahead: 0..0 });
             }
             Demand::Close { stream } => {

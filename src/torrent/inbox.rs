@@ -19,8 +19,6 @@ pub enum Demand {
     Open {
         /// The handle's stream.
         stream: u64,
-        /// The file.
-        file: FileIndex,
     },
     /// The handle is closed: what was fetched ahead for it isn't wanted any more.
     Close {
@@ -46,6 +44,11 @@ pub enum Demand {
         pieces: Vec<PieceIndex>,
         /// Since when it waits.
         since: Instant,
+    },
+    /// A complete piece could not be read back: the disk failed, or somebody cut its file.
+    Unreadable {
+        /// Why, for the user.
+        reason: String,
     },
     /// The read was given up.
     Withdraw {

@@ -133,6 +133,7 @@ impl Shared {
                 Ok(()) => done(Ok(buf)),
                 Err(error) => {
                     tracing::warn!(torrent = %shared.info.name, "reading failed: {error}");
+                    shared.inbox.post(Demand::Unreadable { reason: error.to_string() });
                     done(Err(error.into()));
                 }
             }
@@ -308,7 +309,7 @@ impl Reader {
         let id = shared.next.fetch_add(1, Ordering::Relaxed);
         let range: Range<u64> = extent.offset..extent.offset + extent.len;
         let window = Window::new(range, shared.info.geometry.piece_length());
-        shared.inbox.post(Demand::Open { stream: id, file });
+        shared.inbox.post(Demand::Open { stream: id });
         Some(Self {
             id,
             file,

@@ -16,6 +16,7 @@ use super::blame::{Blame, Digest};
 use super::choker;
 use super::demands::Demands;
 use super::effects::{Effect, Event, Verdict};
+use super::inbox::Demand;
 use super::load::{Has, PeerLoad};
 use super::peers::{DialLimits, PeerBook};
 use super::picker::{DemandId, Picker};
@@ -168,6 +169,7 @@ impl Swarm {
                     self.book.add(addr, found.source, now);
                 }
             }
+            Event::Demand(Demand::Unreadable { reason }) => self.error = Some(reason),
             Event::Demand(demand) => {
                 if let Some(live) = &mut self.live {
                     live.demands.apply(demand, &live.table, &mut live.picker, now, &mut fx);

@@ -14,7 +14,6 @@ use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, FileIndex};
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::metadata::MetadataMessage;
 use crate::peer::session::REQUESTS_MAX;
-use crate::torrent::inbox::Demand;
 use crate::torrent::picker::Assignment;
 
 const S: Duration = Duration::from_secs(1);
@@ -143,7 +142,7 @@ impl World {
     }
 
     fn open(&mut self, stream: u64) {
-        self.apply(Event::Demand(Demand::Open { stream, file: FileIndex(0) }));
+        self.apply(Event::Demand(Demand::Open { stream }));
     }
 
     fn want(&mut self, waiter: u64, pieces: &[u32]) {
@@ -589,6 +588,19 @@ fn a_peer_that_asks_to_be_let_in_turns_nobody_out() {
     world.say(1, vec![Item::Interested(true)]);
     world.tick(11 * S);
     assert_eq!(world.count(|e| matches!(e, Effect::Choke(..))), 0);
+}
+
+#[test]
+fn what_cannot_be_read_back_is_shown_until_something_was_written() {
+    let mut world = World::live(2);
+    world.seed(1);
+    world.apply(Event::Demand(Demand::Unreadable { reason: "it was cut".into() }));
+    assert_eq!(world.swarm.error(), Some("it was cut"));
+    world.want(1, &[0]);
+    world.deliver_all(&[]);
+    assert_eq!(world.swarm.error(), Some("it was cut"), "blocks in memory say nothing of the disk");
+    while world.hash_one(true) {}
+    assert_eq!(world.swarm.error(), None);
 }
 
 #[test]
