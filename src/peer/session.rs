@@ -158,25 +158,7 @@ pub async fn run<S>(stream: S, ctx: Context) -> SessionEnd
 where
     S: AsyncRead + AsyncWrite + Send + Unpin,
 {
-    let now = Instant::now();
-    let mut session = Session {
-        decoder: Decoder::new(Limits { max_frame: wire::MAX_FRAME_BEFORE_METADATA }),
-        bounded: false,
-        share: Share::default(),
-        asked: HashMap::new(),
-        unanswered: HashMap::new(),
-        excused: UNASKED_MAX,
-        out: BytesMut::with_capacity(4096),
-        choking: true,
-        requests: VecDeque::new(),
-        taken_back: HashSet::new(),
-        serving: 0,
-        items: Vec::new(),
-        last_in: now,
-        last_out: now,
-        progress: now,
-        ctx,
-    };
+    let mut session = Session::new(ctx);
     match session.drive(stream).await {
         Ok(never) => match never {},
         Err(end) => end,
@@ -184,6 +166,29 @@ where
 }
 
 impl Session {
+    /// Nothing was said yet; the peer is choked.
+    fn new(ctx: Context) -> Self {
+        let now = Instant::now();
+        Self {
+            decoder: Decoder::new(Limits { max_frame: wire::MAX_FRAME_BEFORE_METADATA }),
+            bounded: false,
+            share: Share::default(),
+            asked: HashMap::new(),
+            unanswered: HashMap::new(),
+            excused: UNASKED_MAX,
+            out: BytesMut::with_capacity(4096),
+            choking: true,
+            requests: VecDeque::new(),
+            taken_back: HashSet::new(),
+            serving: 0,
+            items: Vec::new(),
+            last_in: now,
+            last_out: now,
+            progress: now,
+            ctx,
+        }
+    }
+
     async fn drive<S>(&mut self, stream: S) -> Result<std::convert::Infallible, SessionEnd>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin,
@@ -902,25 +907,7 @@ mod tests {
     #[tokio::test]
     async fn a_flood_of_requests_does_not_grow_what_we_keep() {
         let (events, _kept) = mpsc::channel(1);
-        let now = Instant::now();
-        let mut session = Session {
-            ctx: context(true, events, Arc::default()),
-            decoder: Decoder::new(Limits { max_frame: 1 << 20 }),
-            asked: HashMap::new(),
-            unanswered: HashMap::new(),
-            excused: 0,
-            out: BytesMut::new(),
-            choking: true,
-            requests: VecDeque::new(),
-            taken_back: HashSet::new(),
-            serving: 0,
-            items: Vec::new(),
-            last_in: now,
-            last_out: now,
-            progress: now,
-            bounded: true,
-            share: Share::default(),
-        };
+        let mut session = Session::new(context(true, events, Arc::default()));
         for n in 0..500_000 {
             session.asked_for(request(n % PIECES, 0));
         }
