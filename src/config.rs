@@ -294,7 +294,7 @@ fn parse_port(text: &str) -> Result<u16, ValueError> {
     }
 }
 
-/// Reads ADDR[:PORT]: an IP address of this machine, or a port after a colon, or both. IPv6 stands in brackets
+/// Reads `ADDR[:PORT]`: an IP address of this machine, or a port after a colon, or both. IPv6 stands in brackets
 /// when a port follows.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! The filesystem of torrentfs: inodes, handles, parked reads and the kernel's side of it. Knows nothing of
 //! BitTorrent.
 //!
-//! What it shows comes from a [`content::Content`]; [`mount`] puts it under a mount point. The way of a call:
+//! What it shows comes from a [`content::Content`]; [`mount()`] puts it under a mount point. The way of a call:
 //! kernel, [`adapter`], [`ops`], content. A read that must wait is kept in [`parked`] without a thread, until
 //! data, a signal ([`signals`]), a failure or the unmount ends it.
 //!

@@ -79,7 +79,7 @@ wer hinsieht, der ruft es her.
 Still bleibt, was keiner liest.
 ";
 
-/// The files of the sample, in the order of their paths; `SHA256SUMS`, which [`write`] adds, not among them.
+/// The files of the sample, in the order of their paths; `SHA256SUMS`, which [`write()`] adds, not among them.
 pub fn sample() -> [SampleFile; 8] {
     let text = |path, text| SampleFile { path, content: Content::Text(text) };
     let file = |path, content| SampleFile { path, content };

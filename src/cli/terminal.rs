@@ -1,6 +1,6 @@
 //! What is shown on stderr: log lines, and below them, on a terminal, one live line per torrent.
 //!
-//! **Parts.** [`TorrentLine`] and [`line`]: pure formatting. `Screen`: the bytes that bring a terminal from what
+//! **Parts.** [`TorrentLine`] and [`line()`]: pure formatting. `Screen`: the bytes that bring a terminal from what
 //! it shows to what it should show, pure as well. [`Display`]: the owner of the one thread that writes to stderr.
 //! [`LogWriter`]: the way of log lines to that thread.
 //!
