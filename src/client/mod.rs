@@ -22,6 +22,8 @@ use crate::net::limit::RateLimit;
 use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::pool::Workers;
 use crate::sync::tasks::TaskScope;
+use crate::torrent::background::Prefetch;
+use crate::torrent::memory::Memory;
 use crate::torrent::owner::{Environment, Plan};
 use crate::torrent::prepare::Home;
 use crate::torrent::swarm::Settings;
@@ -68,6 +70,8 @@ pub struct Options {
     pub check_all: bool,
     /// Whether what an earlier run recorded as complete is believed.
     pub trust_resume: bool,
+    /// What is fetched beyond what is read.
+    pub prefetch: Prefetch,
 }
 
 /// Why the client can't start, or a torrent can't be added.
@@ -138,6 +142,7 @@ impl Client {
                 dht,
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
+                memory: Memory::default(),
             },
             peer_id: new_peer_id(),
             port,
@@ -221,6 +226,9 @@ impl Client {
                 upload: self.options.upload,
                 pex: self.options.use_pex,
                 check_all: self.options.check_all,
+                prefetch: self.options.prefetch,
+                memory: self.env.memory.clone(),
+                check_invariants: cfg!(debug_assertions),
             },
         };
         let torrent = owner::start(self.scope.child(&format!("torrent {slot}")), plan, self.env.clone());

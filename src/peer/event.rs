@@ -37,6 +37,8 @@ pub enum Item {
     Interested(bool),
     /// It won't send this block.
     Rejected(BlockRef),
+    /// A block that we took back won't come: the peer has taken notice, or was never asked.
+    Recalled(BlockRef),
     /// It serves this piece although it chokes us.
     AllowedFast(PieceIndex),
     /// An extension message, by our own number for it.

@@ -36,6 +36,7 @@ struct Inner {
     choke: Option<bool>,
     requests: VecDeque<Wanted>,
     cancels: Vec<BlockRequest>,
+    unsent: Vec<BlockRequest>,
     haves: Vec<PieceIndex>,
     extended: VecDeque<(u8, Bytes)>,
     disconnect: Option<String>,
@@ -51,6 +52,8 @@ pub struct Outgoing {
     pub requests: Vec<Wanted>,
     /// Requests to forget, and to cancel.
     pub cancels: Vec<BlockRequest>,
+    /// Requests that were taken back before they were sent.
+    pub unsent: Vec<BlockRequest>,
     /// Whether we choke the peer, where that changed.
     pub choke: Option<bool>,
     /// The connection is to be closed, for this reason.
@@ -104,6 +107,8 @@ impl Outbox {
             i.requests.retain(|w| w.request != request);
             if i.requests.len() == before {
                 i.cancels.push(request);
+            } else {
+                i.unsent.push(request);
             }
         });
     }
@@ -163,6 +168,7 @@ impl Outbox {
         }
         out.choke = inner.choke.take();
         out.cancels = std::mem::take(&mut inner.cancels);
+        out.unsent = std::mem::take(&mut inner.unsent);
         out.requests = inner.requests.drain(..).collect();
         out
     }

@@ -10,8 +10,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::PeerKey;
+use super::buffer::PieceBuffer;
 use super::event::{Counters, Item, KnownCell, PeerEvent};
 use super::outbox::{Outbox, Wanted};
 use super::wire::{self, BlockRequest, Decoder, Limits, Message};
@@ -91,6 +92,15 @@ pub enum SessionEnd {
     Ours(String),
 }
 
+/// A request that was cancelled. With the fast extension the peer answers it, by the block or by a reject.
+struct TakenBack {
+    /// How often it was asked for and cancelled since the last answer.
+    times: u32,
+    /// Where the block goes if it comes, as long as its piece is being made.
+    buffer: Weak<PieceBuffer>,
+    len: u32,
+}
+
 type Permit = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// How much of what a peer sends is blocks. A block is a slice of the buffer it was read into and keeps all of
@@ -135,8 +145,8 @@ struct Session {
     bounded: bool,
     /// What we asked for, by piece and begin.
     asked: HashMap<(u32, u32), Wanted>,
-    /// Cancels that the peer has yet to answer, by the same; only with the fast extension.
-    unanswered: HashMap<(u32, u32), u32>,
+    /// What we took back and may come all the same, by the same.
+    unanswered: HashMap<(u32, u32), TakenBack>,
     /// Blocks that may still come though they aren't asked for any more.
     excused: u64,
     out: BytesMut,
@@ -207,7 +217,9 @@ impl Session {
         loop {
             if dirty && self.out.len() < WRITE_HIGH {
                 dirty = false;
-                self.say()?;
+                let said = self.say();
+                self.tell().await?;
+                said?;
             } else if dirty && let Some(reason) = outbox.take_disconnect() {
                 return Err(SessionEnd::Ours(reason));
             }
@@ -298,12 +310,13 @@ impl Session {
                 Message::Unchoke.encode(&mut self.out);
             }
         }
+        for unsent in outgoing.unsent {
+            self.items.push(Item::Recalled(block_of(unsent)));
+        }
         for cancel in outgoing.cancels {
-            if self.asked.remove(&(cancel.piece.0, cancel.begin)).is_some() {
+            if let Some(wanted) = self.asked.remove(&(cancel.piece.0, cancel.begin)) {
                 self.excused += 1;
-                if self.ctx.fast && self.unanswered.len() < UNANSWERED_MAX {
-                    *self.unanswered.entry((cancel.piece.0, cancel.begin)).or_default() += 1;
-                }
+                self.take_back(&wanted);
                 Message::Cancel(cancel).encode(&mut self.out);
             }
         }
@@ -316,6 +329,19 @@ impl Session {
             Some(reason) => Err(SessionEnd::Ours(reason)),
             None => Ok(()),
         }
+    }
+
+    fn take_back(&mut self, wanted: &Wanted) {
+        if self.unanswered.len() >= UNANSWERED_MAX {
+            return;
+        }
+        let (buffer, len) = (Arc::downgrade(&wanted.buffer), wanted.request.len);
+        let taken_back = self
+            .unanswered
+            .entry((wanted.request.piece.0, wanted.request.begin))
+            .or_insert(TakenBack { times: 0, buffer: Weak::new(), len });
+        taken_back.times += 1;
+        taken_back.buffer = buffer;
     }
 
     fn reject(&mut self, request: BlockRequest) {
@@ -358,20 +384,14 @@ impl Session {
                 Message::Extended { id, payload } => self.items.push(Item::Extended(id, payload)),
                 Message::Piece { piece, begin, data } => {
                     // Either answer will do for a block that was asked for again meanwhile.
-                    self.answers_a_cancel((piece.0, begin));
+                    let taken_back = self.answers_a_cancel((piece.0, begin));
                     let asked = self.asked.get(&(piece.0, begin));
                     let fits = asked.is_some_and(|w| w.request.len as usize == data.len());
                     let len = data.len() as u64;
+                    let block = BlockRef { piece, block: BlockIndex(begin / BLOCK_LEN) };
                     match self.asked.remove(&(piece.0, begin)) {
                         Some(wanted) if fits => {
-                            let block = BlockRef { piece, block: BlockIndex(begin / BLOCK_LEN) };
-                            let data = self.share.keep(data);
-                            let counter = match wanted.buffer.put(block.block, data, self.ctx.key) {
-                                true => &self.ctx.counters.down,
-                                false => &self.ctx.counters.wasted,
-                            };
-                            counter.fetch_add(len, Ordering::Relaxed);
-                            self.items.push(Item::Block { block, buffer: wanted.buffer });
+                            self.block_came(block, data, wanted.buffer);
                         }
                         Some(_) => {
                             return Err(SessionEnd::Ours(
@@ -380,21 +400,23 @@ impl Session {
                         }
                         // Cancelled, and sent before the cancel arrived there.
                         None => {
-                            self.ctx.counters.wasted.fetch_add(len, Ordering::Relaxed);
                             let Some(left) = self.excused.checked_sub(1) else {
                                 return Err(SessionEnd::Ours("it sends blocks nobody asked for".into()));
                             };
                             self.excused = left;
+                            let useful = taken_back.filter(|t| u64::from(t.len) == len);
+                            match useful.and_then(|t| t.buffer.upgrade()) {
+                                Some(buffer) => self.block_came(block, data, buffer),
+                                None => _ = self.ctx.counters.wasted.fetch_add(len, Ordering::Relaxed),
+                            }
                         }
                     }
                 }
                 Message::Reject(request) => {
-                    if self.answers_a_cancel((request.piece.0, request.begin)) {
-                        continue;
-                    }
-                    if self.asked.remove(&(request.piece.0, request.begin)).is_some() {
-                        let block = BlockIndex(request.begin / BLOCK_LEN);
-                        self.items.push(Item::Rejected(BlockRef { piece: request.piece, block }));
+                    if self.answers_a_cancel((request.piece.0, request.begin)).is_some() {
+                        self.items.push(Item::Recalled(block_of(request)));
+                    } else if self.asked.remove(&(request.piece.0, request.begin)).is_some() {
+                        self.items.push(Item::Rejected(block_of(request)));
                     }
                 }
                 Message::Request(request) => self.asked_for(request),
@@ -412,16 +434,30 @@ impl Session {
         Ok(true)
     }
 
-    /// Whether an answer for this block is the one to a request that was cancelled: with the fast extension each
+    /// A block that is of use came.
+    fn block_came(&mut self, block: BlockRef, data: Bytes, buffer: Arc<PieceBuffer>) {
+        let len = data.len() as u64;
+        let data = self.share.keep(data);
+        let counter = match buffer.put(block.block, data, self.ctx.key) {
+            true => &self.ctx.counters.down,
+            false => &self.ctx.counters.wasted,
+        };
+        counter.fetch_add(len, Ordering::Relaxed);
+        self.items.push(Item::Block { block, buffer });
+    }
+
+    /// The request that was cancelled and that an answer for this block belongs to: with the fast extension each
     /// request is answered, cancelled or not, by the block or by a reject, and in order (BEP 6). Without this, the
     /// reject of a cancelled request would be taken for a refusal of the same block asked for again.
-    fn answers_a_cancel(&mut self, block: (u32, u32)) -> bool {
-        let Some(count) = self.unanswered.get_mut(&block) else { return false };
-        *count -= 1;
-        if *count == 0 {
+    fn answers_a_cancel(&mut self, block: (u32, u32)) -> Option<TakenBack> {
+        let taken_back = self.unanswered.get_mut(&block)?;
+        taken_back.times -= 1;
+        let last = taken_back.times == 0;
+        let answered = TakenBack { buffer: taken_back.buffer.clone(), ..*taken_back };
+        if last {
             self.unanswered.remove(&block);
         }
-        true
+        Some(answered)
     }
 
     /// The peer asks for a block.
@@ -483,6 +519,11 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The block that a request is for.
+fn block_of(request: BlockRequest) -> BlockRef {
+    BlockRef { piece: request.piece, block: BlockIndex(request.begin / BLOCK_LEN) }
 }
 
 /// Waits for a permit; for ever when there is none to wait for. Cancel-safe: the permit keeps its place.
@@ -681,16 +722,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancelled_block_that_comes_all_the_same_is_wasted_and_harmless() {
+    async fn a_cancelled_block_that_comes_all_the_same_is_welcome() {
         let mut rig = rig(true, 1 << 20, 16);
         let cancelled = rig.ask(0).await;
         rig.outbox.cancel(cancelled.request);
         assert_eq!(rig.next().await, Message::Cancel(cancelled.request));
         rig.send(&[whole(0), Message::Have(PieceIndex(3))]).await;
+        assert!(matches!(rig.said().await[..], [Item::Block { .. }, Item::Have(PieceIndex(3))]));
+        assert_eq!(rig.counters.down.load(Ordering::Relaxed), u64::from(BLOCK_LEN));
+        assert_eq!(cancelled.buffer.sender(BlockIndex(0)), Some(PeerKey(1)));
+        // When nobody makes its piece any more it is wasted, and harmless.
+        let cancelled = rig.ask(0).await;
+        rig.outbox.cancel(cancelled.request);
+        assert_eq!(rig.next().await, Message::Cancel(cancelled.request));
+        drop(cancelled);
+        rig.send(&[whole(0), Message::Have(PieceIndex(3))]).await;
         assert!(matches!(rig.said().await[..], [Item::Have(PieceIndex(3))]));
         assert_eq!(rig.counters.wasted.load(Ordering::Relaxed), u64::from(BLOCK_LEN));
-        assert_eq!(rig.counters.down.load(Ordering::Relaxed), 0);
-        assert_eq!(cancelled.buffer.sender(BlockIndex(0)), None);
         // Asked for again, into another buffer: that is where it goes.
         let again = rig.ask(0).await;
         rig.send(&[whole(0)]).await;
@@ -710,7 +758,7 @@ mod tests {
         rig.send(&[Message::Reject(first.request), whole(0)]).await;
         let items = rig.said().await;
         assert!(
-            matches!(&items[..], [Item::Block { buffer, .. }] if Arc::ptr_eq(buffer, &again.buffer)),
+            matches!(&items[..], [Item::Recalled(_), Item::Block { buffer, .. }] if Arc::ptr_eq(buffer, &again.buffer)),
             "{items:?}"
         );
         // Or it had sent the block before the cancel came: that will do, and the second answer is excused.

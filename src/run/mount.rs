@@ -191,6 +191,7 @@ fn options(config: &Config) -> Options {
         upload: config.upload,
         check_all: config.initial_check == config::InitialCheck::Full,
         trust_resume: config.trust_resume,
+        prefetch: crate::torrent::background::Prefetch::None,
     }
 }
 

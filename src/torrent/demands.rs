@@ -6,23 +6,22 @@
 //! must not become thirty-two.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::effects::Effect;
 use super::inbox::Demand;
 use super::picker::{DemandId, Picker};
 use super::reads::ReadError;
+use super::streams::{Change, Streams};
 use super::swarm::{timed_out, waiter};
 use super::table::{PieceState, PieceTable};
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 
 /// How long a piece fails at once after its readers timed out or its data could not be written.
 const FAILING: Duration = Duration::from_secs(10);
-/// Read-ahead comes after what is waited for, unless that was asked for later than this…
-const AHEAD_DELAY: Duration = Duration::from_millis(100);
-/// …and in the order in which a reader would come to it: at this many bytes per second, faster than any.
-const AHEAD_RATE: u64 = 256 << 20;
+/// A waiting read goes before all read-ahead that isn't overdue by more than this: where the swarm is slower than
+/// its readers everything ahead of them is overdue, and a seek mustn't queue behind it.
+const URGENT: Duration = Duration::from_secs(5);
 /// Without a block for this long while a read waits, the torrent is called stalled.
 pub const STALLED: Duration = Duration::from_secs(10);
 
@@ -39,11 +38,7 @@ pub struct Wait {
     pub since: Instant,
     /// When one of its pieces was completed last; at first the same.
     heard: Instant,
-}
-
-#[derive(Debug)]
-struct Stream {
-    ahead: Range<u32>,
+    stream: u64,
 }
 
 /// See the module's text.
@@ -51,19 +46,23 @@ struct Stream {
 pub struct Demands {
     read_timeout: Option<Duration>,
     waits: HashMap<u64, Wait>,
-    streams: HashMap<u64, Stream>,
+    streams: Streams,
+    /// Files that were read from since somebody last asked.
+    touched: Vec<FileIndex>,
     checks: HashMap<PieceIndex, Vec<(DemandId, Instant)>>,
     failing: HashMap<PieceIndex, (Instant, ReadError)>,
     last_block: Option<Instant>,
 }
 
 impl Demands {
-    /// Nobody wants anything. Reads are given up `read_timeout` after the last block they waited for.
-    pub fn new(read_timeout: Option<Duration>) -> Self {
+    /// Nobody wants anything of a torrent with pieces of `piece_length` bytes. Reads are given up `read_timeout`
+    /// after the last block they waited for.
+    pub fn new(read_timeout: Option<Duration>, piece_length: u32) -> Self {
         Self {
             read_timeout,
             waits: HashMap::new(),
-            streams: HashMap::new(),
+            streams: Streams::new(piece_length),
+            touched: Vec::new(),
             checks: HashMap::new(),
             failing: HashMap::new(),
             last_block: None,
@@ -82,18 +81,22 @@ impl Demands {
         match demand {
             // A matter of the torrent's state: see the swarm.
             Demand::Unreadable { .. } => {}
-            Demand::Open { stream } => {
-                self.streams.insert(stream, Stream { ahead: 0..0 });
+            Demand::Open { stream, file } => {
+                let end = picker.geometry().files().get(file.0 as usize).map_or(0, |f| f.offset + f.len);
+                self.streams.open(stream, file, end, now);
             }
             Demand::Close { stream } => {
-                if let Some(old) = self.streams.remove(&stream) {
-                    for piece in old.ahead {
-                        self.unwant(PieceIndex(piece), DemandId::Stream(stream), table, picker, fx);
-                    }
+                for piece in self.streams.close(stream) {
+                    self.unwant(PieceIndex(piece), DemandId::Stream(stream), table, picker, fx);
                 }
             }
-            Demand::Ahead { stream, pieces } => self.ahead(stream, pieces, table, picker, now, fx),
-            Demand::Want { waiter: id, file, offset, pieces, since } => {
+            Demand::Moved { stream, reach } => {
+                self.touched.extend(self.streams.file(stream));
+                let change = self.streams.moved(stream, reach, picker.rate(), now);
+                self.ahead(stream, change, table, picker, fx);
+            }
+            Demand::Want { waiter: id, stream, file, offset, pieces, since } => {
+                self.touched.push(file);
                 let failing =
                     pieces.iter().find_map(|p| self.failing.get(p).filter(|(until, _)| *until > now));
                 if let Some((_, error)) = failing {
@@ -102,11 +105,14 @@ impl Demands {
                 }
                 let missing: Vec<PieceIndex> =
                     pieces.into_iter().filter(|p| !table.is_complete(*p)).collect();
+                let due = urgent(now);
                 for piece in &missing {
-                    self.want(*piece, waiter(id), now, table, picker, fx);
+                    self.want(*piece, waiter(id), due, table, picker, fx);
                 }
                 if !missing.is_empty() {
-                    self.waits.insert(id, Wait { file, offset, pieces: missing, since, heard: since });
+                    self.streams.waits(stream, true);
+                    let wait = Wait { file, offset, pieces: missing, since, heard: since, stream };
+                    self.waits.insert(id, wait);
                 }
             }
             Demand::Withdraw { waiter: id } => self.withdraw(id, table, picker, fx),
@@ -116,22 +122,16 @@ impl Demands {
     fn ahead(
         &mut self,
         stream: u64,
-        pieces: Range<u32>,
+        change: Change,
         table: &PieceTable,
         picker: &mut Picker,
-        now: Instant,
         fx: &mut Vec<Effect>,
     ) {
-        let Some(known) = self.streams.get_mut(&stream) else { return };
-        let old = std::mem::replace(&mut known.ahead, pieces.clone());
         let id = DemandId::Stream(stream);
-        for piece in old.clone().filter(|p| !pieces.contains(p)) {
+        for piece in change.drop {
             self.unwant(PieceIndex(piece), id, table, picker, fx);
         }
-        let length = u64::from(picker.piece_length());
-        for piece in pieces.clone().filter(|p| !old.contains(p)) {
-            let distance = u64::from(piece - pieces.start) * length;
-            let due = now + AHEAD_DELAY + Duration::from_millis(distance * 1000 / AHEAD_RATE);
+        for (piece, due) in change.want {
             let piece = PieceIndex(piece);
             if !self.failing.contains_key(&piece) {
                 self.want(piece, id, due, table, picker, fx);
@@ -139,7 +139,22 @@ impl Demands {
         }
     }
 
-    fn want(
+    /// Files that were read from since this was last called.
+    pub fn take_touched(&mut self) -> Vec<FileIndex> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// Handles that haven't read for long give up what is fetched ahead for them.
+    pub fn idle(&mut self, table: &PieceTable, picker: &mut Picker, now: Instant, fx: &mut Vec<Effect>) {
+        for (stream, pieces) in self.streams.idle(now) {
+            for piece in pieces {
+                self.unwant(PieceIndex(piece), DemandId::Stream(stream), table, picker, fx);
+            }
+        }
+    }
+
+    /// Somebody wants a piece, whatever its state.
+    pub(super) fn want(
         &mut self,
         piece: PieceIndex,
         id: DemandId,
@@ -152,7 +167,10 @@ impl Demands {
             PieceState::Complete => {}
             PieceState::Missing | PieceState::Requested => picker.want(piece, id, due),
             PieceState::Verifying => match self.checks.get_mut(&piece) {
-                Some(waiting) => waiting.push((id, due)),
+                Some(waiting) => {
+                    waiting.retain(|(d, _)| *d != id);
+                    waiting.push((id, due));
+                }
                 None => picker.want(piece, id, due),
             },
             PieceState::Unknown => {
@@ -163,7 +181,8 @@ impl Demands {
         }
     }
 
-    fn unwant(
+    /// Somebody no longer wants a piece.
+    pub(super) fn unwant(
         &mut self,
         piece: PieceIndex,
         id: DemandId,
@@ -183,6 +202,7 @@ impl Demands {
 
     fn withdraw(&mut self, id: u64, table: &PieceTable, picker: &mut Picker, fx: &mut Vec<Effect>) {
         if let Some(wait) = self.waits.remove(&id) {
+            self.streams.waits(wait.stream, false);
             for piece in wait.pieces {
                 self.unwant(piece, waiter(id), table, picker, fx);
             }
@@ -202,11 +222,15 @@ impl Demands {
     /// A piece is complete.
     pub fn completed(&mut self, piece: PieceIndex, now: Instant) {
         self.failing.remove(&piece);
+        let streams = &mut self.streams;
         self.waits.retain(|_, wait| {
             let before = wait.pieces.len();
             wait.pieces.retain(|p| *p != piece);
             if wait.pieces.len() < before {
                 wait.heard = now;
+            }
+            if wait.pieces.is_empty() {
+                streams.waits(wait.stream, false);
             }
             !wait.pieces.is_empty()
         });
@@ -265,8 +289,7 @@ impl Demands {
             self.withdraw(id, table, picker, fx);
             fx.push(Effect::Fail(id, error.clone()));
         }
-        let streams: Vec<u64> = self.streams.keys().copied().collect();
-        for stream in streams {
+        for stream in self.streams.ids() {
             self.unwant(piece, DemandId::Stream(stream), table, picker, fx);
         }
     }
@@ -296,4 +319,9 @@ impl Demands {
             now.saturating_duration_since(last) > STALLED
         })
     }
+}
+
+/// When what a read waits for since `now` is due.
+fn urgent(now: Instant) -> Instant {
+    now.checked_sub(URGENT).unwrap_or(now)
 }

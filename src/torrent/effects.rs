@@ -9,7 +9,7 @@ use super::inbox::Demand;
 use super::picker::Assignment;
 use super::reads::ReadError;
 use crate::discovery::FoundPeers;
-use crate::metainfo::geometry::{BlockRef, PieceIndex};
+use crate::metainfo::geometry::{BlockRef, FileIndex, PieceIndex};
 use crate::metainfo::info::Info;
 use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
@@ -55,8 +55,15 @@ pub enum Event {
     },
     /// Addresses of peers were found.
     Found(FoundPeers),
-    /// A reader wants something, or no longer.
-    Demand(Demand),
+    /// Readers want something, or no longer: all that came in since they were last looked at.
+    Demands(Vec<Demand>),
+    /// A file is to be fetched whole in the background, or no longer.
+    Prefetch {
+        /// The file; one beyond the last stands for all.
+        file: FileIndex,
+        /// Whether it is.
+        on: bool,
+    },
     /// A received piece was hashed.
     Verified {
         /// The piece.

@@ -4,12 +4,12 @@
 //! Posting is a push under a leaf lock and a wake-up. What is in it is bounded by what the kernel can have
 //! outstanding: a few demands per open handle and waiting read; the owner takes all of them at once.
 
-use std::ops::Range;
 use std::time::Instant;
 
 use tokio::sync::Notify;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
+use super::track::Reach;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 
 /// What a reader tells the owner.
@@ -19,23 +19,27 @@ pub enum Demand {
     Open {
         /// The handle's stream.
         stream: u64,
+        /// Its file.
+        file: FileIndex,
     },
     /// The handle is closed: what was fetched ahead for it isn't wanted any more.
     Close {
         /// The handle's stream.
         stream: u64,
     },
-    /// Fetch these pieces ahead for a handle, instead of those told before.
-    Ahead {
+    /// The reader of a handle has moved.
+    Moved {
         /// The handle's stream.
         stream: u64,
-        /// The pieces.
-        pieces: Range<u32>,
+        /// Where it is.
+        reach: Reach,
     },
     /// A read waits for these pieces.
     Want {
         /// The read.
         waiter: u64,
+        /// The handle's stream.
+        stream: u64,
         /// The file it reads.
         file: FileIndex,
         /// From where in the torrent's linear space.

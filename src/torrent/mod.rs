@@ -6,12 +6,14 @@
 //! the piece notifier and the store ([`reads::Shared`]); readers say what they want through the
 //! [`inbox::Inbox`].
 
+pub mod background;
 pub mod blame;
 pub mod choker;
 pub mod demands;
 pub mod effects;
 pub mod inbox;
 pub mod load;
+pub mod memory;
 pub mod owner;
 pub mod peers;
 pub mod picker;
@@ -22,9 +24,10 @@ mod relations;
 mod resolve;
 pub mod sessions;
 pub mod status;
+pub mod streams;
 pub mod swarm;
 pub mod table;
-pub mod window;
+pub mod track;
 mod work;
 
 use std::sync::{Arc, OnceLock};
@@ -33,6 +36,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use torrentfs_fs::lock::RankedMutex;
 
+use crate::metainfo::geometry::FileIndex;
 use crate::metainfo::id::InfoHash;
 use reads::Shared;
 use sessions::Sessions;
@@ -46,6 +50,13 @@ pub enum Command {
         clean: bool,
         /// Answered when it is on disk, or could not be put there.
         done: oneshot::Sender<()>,
+    },
+    /// Fetch a file whole in the background, or no longer. Nothing happens before the metadata is known.
+    Prefetch {
+        /// The file; [`swarm::EVERYTHING`] stands for the whole torrent.
+        file: FileIndex,
+        /// Whether it is to be fetched.
+        on: bool,
     },
     /// Tell the trackers that we leave, no longer than this.
     Leave {

@@ -15,6 +15,7 @@ use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::effects::{Effect, Event};
 use super::inbox::Inbox;
+use super::memory::Memory;
 use super::prepare::Home;
 use super::rate::Rate;
 use super::reads::{ReadError, Shared};
@@ -91,6 +92,8 @@ pub struct Environment {
     pub changed: Arc<Notify>,
     /// Limits on what is received and sent, for the whole program.
     pub limits: (RateLimit, RateLimit),
+    /// What the pieces in the making may take.
+    pub memory: Memory,
 }
 
 struct Link {
@@ -250,11 +253,7 @@ impl Owner {
                         self.peer_event(event);
                     }
                 }
-                () = inbox.posted() => {
-                    for demand in inbox.take() {
-                        self.apply(Event::Demand(demand));
-                    }
-                }
+                () = inbox.posted() => self.apply(Event::Demands(inbox.take())),
                 Some(work) = done.recv() => self.work_ended(work),
                 Some(found) = finds.recv() => self.apply(Event::Found(found)),
                 Some(command) = orders.recv() => self.command(command),
@@ -523,6 +522,7 @@ impl Owner {
                 self.persisted.push(done);
                 self.persist(clean);
             }
+            Command::Prefetch { file, on } => self.apply(Event::Prefetch { file, on }),
             Command::Leave { limit, done } => {
                 let trackers = self.trackers.take();
                 self.following = None;

@@ -4,12 +4,17 @@ use std::time::{Duration, Instant};
 
 /// Weight of the past falls to 1/e over this time: long enough to ride over bursts of a limiter that hands
 /// out quota twice a second, short enough to follow a peer that slows down.
-const MEMORY: Duration = Duration::from_secs(2);
+const MEMORY: f64 = 2.0;
+/// At first there is less of a past, and it counts for less: a peer's rate doubles with each round trip while
+/// its queue is being filled, and is to be followed. In seconds.
+const MEMORY_FIRST: f64 = 0.1;
 
 /// An exponentially weighted rate in bytes per second.
 #[derive(Debug, Clone)]
 pub struct Rate {
     per_second: f64,
+    /// Seconds that were measured.
+    measured: f64,
     since: Instant,
     pending: u64,
     total: u64,
@@ -18,7 +23,7 @@ pub struct Rate {
 impl Rate {
     /// Nothing measured yet.
     pub fn new(now: Instant) -> Self {
-        Self { per_second: 0.0, since: now, pending: 0, total: 0 }
+        Self { per_second: 0.0, measured: 0.0, since: now, pending: 0, total: 0 }
     }
 
     /// `bytes` came at `now`.
@@ -58,7 +63,9 @@ impl Rate {
         }
         let seconds = elapsed.as_secs_f64();
         let fresh = self.pending as f64 / seconds;
-        let keep = if self.per_second == 0.0 { 0.0 } else { (-seconds / MEMORY.as_secs_f64()).exp() };
+        let memory = self.measured.clamp(MEMORY_FIRST, MEMORY);
+        let keep = if self.per_second == 0.0 { 0.0 } else { (-seconds / memory).exp() };
+        self.measured = (self.measured + seconds).min(MEMORY);
         self.per_second = self.per_second * keep + fresh * (1.0 - keep);
         if self.per_second < 1.0 {
             self.per_second = 0.0;

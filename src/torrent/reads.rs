@@ -7,7 +7,6 @@
 //! Dropping a [`ReadTicket`] withdraws the demand.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -16,7 +15,7 @@ use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::inbox::{Demand, Inbox};
 use super::table::PieceTable;
-use super::window::Window;
+use super::track::Track;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::info::{FileKind, Info};
 use crate::storage::pool::{Class, Workers};
@@ -299,7 +298,7 @@ pub struct Reader {
     /// First byte of the file in the torrent's linear space.
     base: u64,
     size: u64,
-    window: RankedMutex<Window>,
+    track: RankedMutex<Track>,
 }
 
 impl Reader {
@@ -307,27 +306,25 @@ impl Reader {
     pub fn open(shared: Arc<Shared>, file: FileIndex) -> Option<Self> {
         let extent = *shared.info.geometry.files().get(file.0 as usize)?;
         let id = shared.next.fetch_add(1, Ordering::Relaxed);
-        let range: Range<u64> = extent.offset..extent.offset + extent.len;
-        let window = Window::new(range, shared.info.geometry.piece_length());
-        shared.inbox.post(Demand::Open { stream: id });
+        shared.inbox.post(Demand::Open { stream: id, file });
         Some(Self {
             id,
             file,
             base: extent.offset,
             size: extent.len,
-            window: RankedMutex::new(Rank::Leaf, "stream window", window),
+            track: RankedMutex::new(Rank::Leaf, "stream track", Track::new(extent.offset)),
             shared,
         })
     }
 
-    /// Tells the window of a read; what is to be fetched ahead goes to the owner.
+    /// Follows a read; the owner is told where the reader is, for what is to be fetched ahead.
     fn advance(&self, offset: u64, len: usize) {
         if self.shared.table.complete_count() == self.shared.table.len() {
             return;
         }
-        let changed = self.window.lock().on_read(offset, len as u64);
-        if let Some(pieces) = changed {
-            self.shared.inbox.post(Demand::Ahead { stream: self.id, pieces });
+        let moved = self.track.lock().on_read(offset, len as u64);
+        if let Some(reach) = moved {
+            self.shared.inbox.post(Demand::Moved { stream: self.id, reach });
         }
     }
 
@@ -389,6 +386,7 @@ impl Reader {
         shared.count_down(&waiter);
         shared.inbox.post(Demand::Want {
             waiter: waiter.id,
+            stream: self.id,
             file: self.file,
             offset: at,
             pieces: missing,

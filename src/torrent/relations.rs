@@ -83,10 +83,11 @@ impl Swarm {
     }
 
     pub(super) fn interest(&mut self, key: PeerKey, now: Instant, fx: &mut Vec<Effect>) {
-        let wanting = self
-            .live
-            .as_ref()
-            .is_some_and(|l| l.demands.is_wanting() || now.saturating_duration_since(l.wanted) < LINGER);
+        let wanting = self.live.as_ref().is_some_and(|l| {
+            l.demands.is_wanting()
+                || l.background.is_active()
+                || now.saturating_duration_since(l.wanted) < LINGER
+        });
         if let Some(peer) = self.peers.get_mut(&key) {
             let interested = wanting && peer.useful;
             if interested != peer.interested {

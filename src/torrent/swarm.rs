@@ -1,8 +1,8 @@
 //! The state of one torrent and what every event does to it: `apply(event, now)` and the effects. Pure.
 //!
 //! The owner's task calls [`Swarm::apply`] and carries the effects out after it has returned; nothing else
-//! changes a torrent. Parts: the peers; what readers want ([`super::demands`]); the [`Picker`]; who is to
-//! blame for bad pieces; the addresses to connect to; the metadata while it is still being fetched
+//! changes a torrent. Parts: the peers; what readers want ([`super::demands`]); what is fetched beyond that
+//! ([`super::background`]); the [`Picker`]; who is to blame for bad pieces; the addresses to connect to; the metadata while it is still being fetched
 //! ([`super::resolve`]); and the [`super::relations`] with peers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,19 +12,21 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::background::{Background, Prefetch};
 use super::blame::{Blame, Digest};
 use super::choker;
 use super::demands::Demands;
 use super::effects::{Effect, Event, Verdict};
 use super::inbox::Demand;
 use super::load::{Has, PeerLoad};
+use super::memory::Memory;
 use super::peers::{DialLimits, PeerBook};
 use super::picker::{DemandId, Picker};
 use super::reads::ReadError;
 use super::resolve::Resolve;
 use super::table::{PieceState, PieceTable};
 use crate::discovery::PeerSource;
-use crate::metainfo::geometry::PieceIndex;
+use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::info::Info;
 use crate::peer::PeerKey;
 use crate::peer::event::{Connected, Item};
@@ -32,13 +34,16 @@ use crate::peer::extension::{self, ExtHandshake};
 use crate::peer::pex::{PexMessage, PexState};
 use crate::peer::wire::Message;
 
-/// Bytes of pieces being fetched, hashed and written. Twice the window of one reader, so that two can run
-/// ahead at full rate.
-const MAKING_MAX: u64 = 64 << 20;
-/// How often late blocks and waiting reads are looked at while there are any.
+/// How often what is late is looked at while anything is being fetched…
 const LOOK: Duration = Duration::from_millis(250);
+/// …and while a read waits.
+const LOOK_CLOSELY: Duration = Duration::from_millis(100);
+/// Pieces handed from the background to the picker in one go: more follow with the next event.
+const BACKGROUND_STEP: usize = 16;
 /// Pieces of a full check hashed at a time: one keeps the disk busy while the other is hashed.
 const SWEEPING: usize = 2;
+/// Stands for the whole torrent where a file is named: no torrent has so many.
+pub const EVERYTHING: FileIndex = FileIndex(u32::MAX);
 /// Pieces a peer may announce before we know how many there are; it would take metadata of over 20 MB to
 /// describe more.
 const EARLY_PIECES: u32 = 1 << 24;
@@ -69,6 +74,13 @@ pub struct Settings {
     /// Whether all data on disk is hashed at the start, in the background. What is recorded as complete is
     /// served meanwhile; whether it is recorded is another question (see [`super::prepare::prepare`]).
     pub check_all: bool,
+    /// What is fetched beyond what is read.
+    pub prefetch: Prefetch,
+    /// What the pieces in the making of all torrents may take.
+    pub memory: Memory,
+    /// Whether the invariants are checked after each event, at a cost that grows with what is going on. What is
+    /// broken is reported, never a reason to stop.
+    pub check_invariants: bool,
 }
 
 /// One connected peer.
@@ -96,6 +108,7 @@ pub(super) struct Live {
     pub(super) table: Arc<PieceTable>,
     pub(super) picker: Picker,
     pub(super) demands: Demands,
+    pub(super) background: Background,
     blame: Blame,
     /// The next piece that the full check looks at, while there is one going on.
     sweep: Option<u32>,
@@ -124,6 +137,9 @@ pub struct Swarm {
     error: Option<String>,
     banned: Vec<SocketAddr>,
     finished: bool,
+    /// How often it was decided who is asked for what, and how often the invariants were checked: for tests.
+    pub(super) scheduled: u64,
+    pub(super) invariants_checked: u64,
 }
 
 impl Swarm {
@@ -142,6 +158,8 @@ impl Swarm {
             error: None,
             banned: Vec::new(),
             finished: false,
+            scheduled: 0,
+            invariants_checked: 0,
             settings,
         }
     }
@@ -152,7 +170,7 @@ impl Swarm {
         // Looking through the book costs as much as it is long: not for every block.
         let frequent = matches!(
             event,
-            Event::Said { .. } | Event::Demand(_) | Event::Verified { .. } | Event::Checked { .. }
+            Event::Said { .. } | Event::Demands(_) | Event::Verified { .. } | Event::Checked { .. }
         );
         self.look_at_book |= !frequent;
         match event {
@@ -169,14 +187,8 @@ impl Swarm {
                     self.book.add(addr, found.source, now);
                 }
             }
-            Event::Demand(Demand::Unreadable { reason }) => self.error = Some(reason),
-            Event::Demand(demand) => {
-                if let Some(live) = &mut self.live {
-                    live.demands.apply(demand, &live.table, &mut live.picker, now, &mut fx);
-                    live.wanted = now;
-                    self.all_interests(now, &mut fx);
-                }
-            }
+            Event::Demands(demands) => self.demanded(demands, now, &mut fx),
+            Event::Prefetch { file, on } => self.prefetch(file, on, now, &mut fx),
             Event::Verified { piece, verdict, digests } => {
                 self.verified(piece, verdict, &digests, now, &mut fx)
             }
@@ -186,25 +198,78 @@ impl Swarm {
         if std::mem::take(&mut self.look_at_book) {
             self.dial(now, &mut fx);
         }
-        if let Some(live) = &mut self.live {
-            fx.extend(live.picker.take_void().into_iter().map(|(peer, block)| Effect::Cancel(peer, block)));
-            let requests = live.picker.schedule(now);
-            for request in &requests {
-                live.table.set(request.block.piece, PieceState::Requested);
-            }
-            if !requests.is_empty() {
-                fx.push(Effect::Request(requests));
-            }
-            #[cfg(debug_assertions)]
-            if live.table.len() < 4096
-                && let Err(broken) = live.picker.check()
-            {
-                tracing::error!(
-                    "the picker's invariant is broken: {broken}; this is a bug, please report it"
-                );
-            }
+        self.schedule(now, &mut fx);
+        if self.settings.check_invariants {
+            self.check_invariants();
         }
         fx
+    }
+
+    /// Decides who is asked for what, once for each event.
+    fn schedule(&mut self, now: Instant, fx: &mut Vec<Effect>) {
+        let Some(live) = &mut self.live else { return };
+        self.scheduled += 1;
+        let mut requests = live.picker.schedule(now);
+        if live.background.is_active() && live.pick_background(now, fx) {
+            requests.extend(live.picker.schedule(now));
+        }
+        // Cancels first: what is recalled from a peer makes room for what is asked of it instead.
+        fx.extend(live.picker.take_void().into_iter().map(|(peer, block)| Effect::Cancel(peer, block)));
+        for request in &requests {
+            live.table.set(request.block.piece, PieceState::Requested);
+        }
+        if !requests.is_empty() {
+            fx.push(Effect::Request(requests));
+        }
+    }
+
+    fn check_invariants(&mut self) {
+        let Some(live) = &self.live else { return };
+        self.invariants_checked += 1;
+        // The order of a large torrent takes milliseconds to look through.
+        let order = if live.table.len() < 4096 { live.background.check() } else { Ok(()) };
+        if let Err(broken) = live.picker.check().and(order) {
+            tracing::error!("an invariant is broken: {broken}; this is a bug, please report it");
+        }
+    }
+
+    fn demanded(&mut self, demands: Vec<Demand>, now: Instant, fx: &mut Vec<Effect>) {
+        for demand in demands {
+            if let Demand::Unreadable { reason } = demand {
+                self.error = Some(reason);
+            } else if let Some(live) = &mut self.live {
+                live.demands.apply(demand, &live.table, &mut live.picker, now, fx);
+                live.wanted = now;
+            }
+        }
+        let touched = self.live.as_mut().map_or(Vec::new(), |l| l.demands.take_touched());
+        if self.settings.prefetch == Prefetch::File {
+            touched.into_iter().for_each(|file| self.prefetch(file, true, now, fx));
+        }
+        self.all_interests(now, fx);
+    }
+
+    /// A file is to be fetched whole in the background, or no longer. A file beyond the last stands for all.
+    fn prefetch(&mut self, file: FileIndex, on: bool, now: Instant, fx: &mut Vec<Effect>) {
+        let Some(live) = &mut self.live else { return };
+        if on == live.background.has_file(file) {
+            return;
+        }
+        if on {
+            let geometry = live.picker.geometry();
+            let pieces = match geometry.files().get(file.0 as usize) {
+                Some(_) => geometry.file_pieces(file),
+                None => 0..geometry.pieces(),
+            };
+            let peers: Vec<&Has> =
+                self.peers.keys().filter_map(|key| live.picker.load(*key)).map(PeerLoad::has).collect();
+            live.background.add(file, pieces, &live.table, peers.into_iter());
+        } else {
+            for piece in live.background.remove(file) {
+                live.demands.unwant(piece, DemandId::Background, &live.table, &mut live.picker, fx);
+            }
+        }
+        self.all_interests(now, fx);
     }
 
     /// Whether peers may introduce others: never those of a private torrent (BEP 27).
@@ -215,7 +280,8 @@ impl Swarm {
     fn metadata(&mut self, info: Arc<Info>, table: Arc<PieceTable>, now: Instant, fx: &mut Vec<Effect>) {
         let pieces = table.len();
         let geometry = Arc::new(info.geometry.clone());
-        let mut picker = Picker::new(geometry, MAKING_MAX);
+        let piece_length = geometry.piece_length();
+        let mut picker = Picker::new(geometry, self.settings.memory.clone());
         self.finished = table.complete_count() == pieces;
         self.resolve.finish();
         for (key, peer) in &mut self.peers {
@@ -240,7 +306,8 @@ impl Swarm {
             }
         }
         self.live = Some(Live {
-            demands: Demands::new(self.settings.read_timeout),
+            demands: Demands::new(self.settings.read_timeout, piece_length),
+            background: Background::new(pieces, seed(&self.settings.peer_id)),
             blame: Blame::default(),
             info,
             table,
@@ -256,6 +323,9 @@ impl Swarm {
         }
         if self.live.as_ref().is_some_and(|l| l.info.private) {
             self.leave_strangers(fx);
+        }
+        if self.settings.prefetch == Prefetch::All {
+            self.prefetch(EVERYTHING, true, now, fx);
         }
         self.all_interests(now, fx);
     }
@@ -337,8 +407,8 @@ impl Swarm {
         self.departed.push_back((key, peer.who.addr));
         let mut useful = peer.extension.is_some();
         if let Some(live) = &mut self.live {
-            useful = live.picker.peer(key).is_some_and(|p| p.delivered_total() > 0);
-            live.picker.remove_peer(key);
+            useful = live.picker.load(key).is_some_and(|p| p.delivered_total() > 0);
+            live.forget(key, fx);
         }
         self.resolve.remove_peer(key);
         tracing::debug!(peer = %peer.who.addr, "gone: {reason}");
@@ -371,8 +441,13 @@ impl Swarm {
                         peer.early.add(piece, EARLY_PIECES);
                         continue;
                     };
-                    if let Some(load) = live.picker.peer(key) {
+                    let new = piece.0 < live.table.len();
+                    if let Some(load) = live.picker.peer(key)
+                        && new
+                        && !load.has().has(piece)
+                    {
                         load.has_mut().add(piece, live.table.len());
+                        live.background.have(piece);
                     }
                     peer.useful |= piece.0 < live.table.len() && !live.table.is_complete(piece);
                     live.demands.peer_has(|p| p == piece);
@@ -387,7 +462,9 @@ impl Swarm {
                         // It may have been said before the number of pieces was known, and so be of any length.
                         let mut bits = bits.to_vec();
                         bits.resize((live.table.len() as usize).div_ceil(8), 0);
+                        live.background.count(load.has(), false);
                         *load.has_mut() = Has::Bits(bits);
+                        live.background.count(load.has(), true);
                         peer.useful = useful(load.has(), &live.table);
                         live.demands.peer_has(|p| load.has().has(p));
                     }
@@ -402,6 +479,7 @@ impl Swarm {
                     if let Some(load) = live.picker.peer(key) {
                         peer.useful = useful(&has, &live.table);
                         live.demands.peer_has(|p| has.has(p));
+                        live.background.count(load.has(), false);
                         *load.has_mut() = has;
                     }
                     interests = true;
@@ -427,6 +505,11 @@ impl Swarm {
                 Item::Rejected(block) => {
                     if let Some(live) = &mut self.live {
                         live.picker.rejected(key, block, now);
+                    }
+                }
+                Item::Recalled(block) => {
+                    if let Some(live) = &mut self.live {
+                        live.picker.settled(key, block);
                     }
                 }
                 Item::AllowedFast(piece) => {
@@ -539,6 +622,10 @@ impl Swarm {
                 live.picker.failed(piece, false);
                 live.table.set(piece, PieceState::Missing);
                 self.error = Some(error.to_string());
+                if live.background.taken().contains(&piece) {
+                    live.background.failed(piece, now);
+                    live.demands.unwant(piece, DemandId::Background, &live.table, &mut live.picker, fx);
+                }
                 live.demands.give_up(piece, &error, &live.table, &mut live.picker, now, fx);
             }
         }
@@ -563,7 +650,10 @@ impl Swarm {
             }
             live.table.set(piece, PieceState::Missing);
             for (id, due) in live.demands.check_ended(piece) {
-                live.picker.want(piece, id, due.min(now));
+                live.picker.want(piece, id, due);
+            }
+            if !live.background.taken().contains(&piece) {
+                live.background.put_back(piece);
             }
         }
         self.sweep(fx);
@@ -595,6 +685,7 @@ impl Swarm {
         let Some(live) = &mut self.live else { return };
         live.table.set(piece, PieceState::Complete);
         live.picker.completed(piece);
+        live.background.completed(piece);
         live.demands.completed(piece, now);
         fx.push(Effect::Wake(piece));
         let lacking: Vec<PeerKey> = self
@@ -626,7 +717,7 @@ impl Swarm {
             if self.book.is_banned(peer.who.addr) {
                 // Nothing more is asked of it, and nothing more of it counts, while it is being disconnected.
                 if let Some(live) = &mut self.live {
-                    live.picker.remove_peer(*key);
+                    live.forget(*key, fx);
                 }
                 fx.push(Effect::Disconnect(*key, "banned: it sent bad data".into()));
             }
@@ -643,10 +734,12 @@ impl Swarm {
                 );
                 fx.extend(blocks.into_iter().map(|b| Effect::Cancel(key, b)));
             }
+            live.picker.settle_old(now);
             let hedged = live.picker.hedge(now);
             if !hedged.is_empty() {
                 fx.push(Effect::Request(hedged));
             }
+            live.demands.idle(&live.table, &mut live.picker, now, fx);
             live.demands.time_out(&live.table, &mut live.picker, now, fx);
         }
         if self.resolve.is_wanted() {
@@ -674,9 +767,14 @@ impl Swarm {
 
     /// When [`Event::Tick`] should come next.
     pub fn next_tick(&self, now: Instant) -> Duration {
-        let busy = self.resolve.is_waiting()
-            || self.live.as_ref().is_some_and(|l| l.demands.is_waiting() || l.picker.is_busy());
-        let mut next = if busy { LOOK } else { choker::ROUND };
+        let live = self.live.as_ref();
+        let busy = self.resolve.is_waiting() || live.is_some_and(|l| l.picker.is_busy());
+        let waiting = live.is_some_and(|l| l.demands.is_waiting());
+        let mut next = match (waiting, busy) {
+            (true, _) => LOOK_CLOSELY,
+            (false, true) => LOOK,
+            (false, false) => choker::ROUND,
+        };
         if let Some(dial) = self.next_dial {
             next = next.min(dial.saturating_duration_since(now));
         }
@@ -721,6 +819,47 @@ impl Swarm {
     pub fn is_fetching(&self) -> bool {
         self.live.as_ref().is_some_and(|l| l.picker.is_busy())
     }
+}
+
+impl Live {
+    /// Hands pieces of the background to the picker, for peers that have nothing better to do; true if there were
+    /// any.
+    fn pick_background(&mut self, now: Instant, fx: &mut Vec<Effect>) -> bool {
+        let memory = self.picker.memory_max() / u64::from(self.picker.geometry().piece_length());
+        let most = (memory as usize).max(2);
+        let mut picked = 0;
+        for key in self.picker.hungry(now) {
+            if self.background.taken().len() >= most || picked >= BACKGROUND_STEP {
+                break;
+            }
+            let Some(load) = self.picker.load(key) else { continue };
+            if let Some(piece) = self.background.pick(key, load.has(), now) {
+                picked += 1;
+                let due = Background::due(now);
+                self.demands.want(piece, DemandId::Background, due, &self.table, &mut self.picker, fx);
+            }
+        }
+        picked > 0
+    }
+
+    /// A peer is gone, or nothing more of it counts.
+    fn forget(&mut self, key: PeerKey, fx: &mut Vec<Effect>) {
+        if let Some(load) = self.picker.load(key) {
+            self.background.count(load.has(), false);
+        }
+        self.background.forget(key);
+        self.picker.remove_peer(key);
+        // What only it could have sent is no longer on its way.
+        let gone = self.background.recall(|piece| self.picker.is_servable(piece));
+        for piece in gone {
+            self.demands.unwant(piece, DemandId::Background, &self.table, &mut self.picker, fx);
+        }
+    }
+}
+
+/// A number of our own out of our peer id, which is random at its end.
+fn seed(peer_id: &[u8; 20]) -> u64 {
+    peer_id.iter().fold(0, |seed: u64, byte| seed.rotate_left(7) ^ u64::from(*byte))
 }
 
 /// Whether a peer has anything that we lack.

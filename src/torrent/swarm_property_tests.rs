@@ -33,7 +33,8 @@ enum Step {
     },
     Open(u64),
     Close(u64),
-    Ahead(u64, u32, u32),
+    Moved(u64, u32, u32),
+    Prefetch(bool),
     Want(u8),
     Withdraw(usize),
     Tick(u64),
@@ -55,7 +56,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => any::<bool>().prop_map(|good| Step::Checked { good }),
         1 => (0..3u64).prop_map(Step::Open),
         1 => (0..3u64).prop_map(Step::Close),
-        2 => (0..3u64, 0..6u32, 0..6u32).prop_map(|(stream, from, len)| Step::Ahead(stream, from, len)),
+        2 => (0..3u64, 0..6u32, 0..6u32).prop_map(|(stream, from, run)| Step::Moved(stream, from, run)),
+        1 => any::<bool>().prop_map(Step::Prefetch),
         4 => (1..64u8).prop_map(Step::Want),
         1 => n().prop_map(Step::Withdraw),
         4 => (0..30_000u64).prop_map(Step::Tick),
@@ -147,12 +149,12 @@ impl History {
             }
             Step::Close(stream) => {
                 self.streams.remove(&stream);
-                world.apply(Event::Demand(Demand::Close { stream }));
+                world.apply(Event::Demands(vec![Demand::Close { stream }]));
             }
-            Step::Ahead(stream, from, len) => {
-                let pieces = from..(from + len).min(6);
-                world.apply(Event::Demand(Demand::Ahead { stream, pieces }));
+            Step::Moved(stream, from, run) => {
+                world.moved(stream, u64::from(from * PIECE), u64::from(run * PIECE));
             }
+            Step::Prefetch(on) => world.apply(Event::Prefetch { file: FileIndex(0), on }),
             Step::Want(mask) => {
                 let pieces: Vec<u32> = (0..6).filter(|p| mask & (1 << p) != 0).collect();
                 let id = self.next;
@@ -165,7 +167,7 @@ impl History {
                 ids.sort_unstable();
                 if let Some(at) = n.checked_rem(ids.len()) {
                     self.reads.remove(&ids[at]);
-                    world.apply(Event::Demand(Demand::Withdraw { waiter: ids[at] }));
+                    world.apply(Event::Demands(vec![Demand::Withdraw { waiter: ids[at] }]));
                 }
             }
             Step::Tick(millis) => world.tick(Duration::from_millis(millis)),

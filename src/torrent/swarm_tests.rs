@@ -15,6 +15,7 @@ use crate::peer::buffer::PieceBuffer;
 use crate::peer::metadata::MetadataMessage;
 use crate::peer::session::REQUESTS_MAX;
 use crate::torrent::picker::Assignment;
+use crate::torrent::track::Reach;
 
 const S: Duration = Duration::from_secs(1);
 const PIECE: u32 = 2 * BLOCK_LEN;
@@ -29,6 +30,9 @@ fn settings() -> Settings {
         upload: true,
         pex: true,
         check_all: false,
+        prefetch: Prefetch::None,
+        memory: Memory::default(),
+        check_invariants: true,
     }
 }
 
@@ -142,13 +146,19 @@ impl World {
     }
 
     fn open(&mut self, stream: u64) {
-        self.apply(Event::Demand(Demand::Open { stream }));
+        self.apply(Event::Demands(vec![Demand::Open { stream, file: FileIndex(0) }]));
     }
 
     fn want(&mut self, waiter: u64, pieces: &[u32]) {
         let pieces = pieces.iter().map(|p| PieceIndex(*p)).collect();
-        let want = Demand::Want { waiter, file: FileIndex(0), offset: 0, pieces, since: self.now };
-        self.apply(Event::Demand(want));
+        let want = Demand::Want { waiter, stream: 0, file: FileIndex(0), offset: 0, pieces, since: self.now };
+        self.apply(Event::Demands(vec![want]));
+    }
+
+    /// The reader of a handle is at `position` and has read `run` bytes in sequence.
+    fn moved(&mut self, stream: u64, position: u64, run: u64) {
+        let reach = Reach { position, run };
+        self.apply(Event::Demands(vec![Demand::Moved { stream, reach }]));
     }
 
     fn hand_over(&mut self, assignment: &Assignment, good: bool) {
@@ -293,7 +303,7 @@ fn we_are_interested_while_a_handle_is_open_and_it_has_what_we_lack() {
     // The reader seeks and waits: no new unchoke is needed.
     world.want(7, &[0, 1]);
     assert!(world.interested(1).is_empty() && !world.asked.is_empty());
-    world.apply(Event::Demand(Demand::Close { stream: 1 }));
+    world.apply(Event::Demands(vec![Demand::Close { stream: 1 }]));
     assert!(world.swarm.peers[&PeerKey(1)].interested, "the read still waits");
     world.deliver_all(&[]);
     while world.hash_one(true) {}
@@ -509,7 +519,7 @@ fn a_piece_that_cannot_be_written_fails_its_reads_with_the_reason() {
     let mut world = World::live(2);
     world.seed(1);
     world.open(1);
-    world.apply(Event::Demand(Demand::Ahead { stream: 1, pieces: 0..2 }));
+    world.moved(1, 0, 2 * u64::from(PIECE));
     world.want(7, &[0]);
     world.want(8, &[1]);
     world.deliver_all(&[]);
@@ -594,7 +604,7 @@ fn a_peer_that_asks_to_be_let_in_turns_nobody_out() {
 fn what_cannot_be_read_back_is_shown_until_something_was_written() {
     let mut world = World::live(2);
     world.seed(1);
-    world.apply(Event::Demand(Demand::Unreadable { reason: "it was cut".into() }));
+    world.apply(Event::Demands(vec![Demand::Unreadable { reason: "it was cut".into() }]));
     assert_eq!(world.swarm.error(), Some("it was cut"));
     world.want(1, &[0]);
     world.deliver_all(&[]);
@@ -644,9 +654,9 @@ fn l1_effects_exactly_once_on_every_path() {
     let mut world = World::live(2);
     world.want(1, &[0]);
     world.want(2, &[0]);
-    world.apply(Event::Demand(Demand::Withdraw { waiter: 1 }));
+    world.apply(Event::Demands(vec![Demand::Withdraw { waiter: 1 }]));
     world.tick(300 * S);
-    world.apply(Event::Demand(Demand::Withdraw { waiter: 2 }));
+    world.apply(Event::Demands(vec![Demand::Withdraw { waiter: 2 }]));
     world.tick(300 * S);
     assert_eq!(world.failed(), [2]);
 

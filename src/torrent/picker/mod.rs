@@ -2,20 +2,30 @@
 //!
 //! What is wanted is kept in order of deadlines. [`Picker::schedule`] walks that order and gives each block
 //! that nobody was asked for to the peer that is expected to deliver it soonest, so the blocks of an urgent
-//! piece spread over all peers by themselves, as each assignment lengthens that peer's queue.
-//! [`Picker::hedge`] asks a second peer for blocks that a reader waits for and that are late; the first
-//! delivery wins and the loser is cancelled. Changing what is wanted costs O(log n) per piece changed; a piece
-//! whose blocks are all requested isn't looked at again.
+//! piece spread over all peers by themselves, as each assignment lengthens that peer's queue. Where bulk
+//! requests stand in front of an urgent piece they are recalled first. [`Picker::hedge`] asks a second peer for
+//! blocks that are late, within a bound on waste; the first delivery wins and the loser is cancelled.
+//!
+//! Parts: this file has what is wanted and what came of it; `schedule` who is asked for what; `hedge` what is
+//! late; `check` the invariant; [`super::background`] what is fetched beyond what is read.
+//!
+//! Costs: changing what is wanted, O(log n) per piece changed; a piece whose blocks are all requested isn't
+//! looked at again; a peer for which there was nothing isn't looked at again before something changes.
 //!
 //! Invariant ([`Picker::check`]): a wanted piece is open (some block can be requested), or each of its blocks
-//! is received or requested from a peer that is here, or its hash is being computed.
+//! is received, or requested or recalled from a peer that is here, or its hash is being computed.
+
+mod check;
+mod hedge;
+mod schedule;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::load::{Lateness, PeerLoad};
-use crate::metainfo::geometry::{BlockIndex, BlockRef, Geometry, PieceIndex};
+use super::load::PeerLoad;
+use super::memory::Memory;
+use crate::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef, Geometry, PieceIndex};
 use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
 
@@ -26,6 +36,8 @@ pub enum DemandId {
     Waiter(u64),
     /// The read-ahead of an open handle.
     Stream(u64),
+    /// Nobody reads it; it was asked for beforehand ([`super::background`]).
+    Background,
 }
 
 /// Ask this peer for this block.
@@ -58,6 +70,9 @@ enum Block {
     Missing,
     /// Asked of one peer, or of two when late.
     Requested(Vec<PeerKey>),
+    /// Asked of this peer and taken back for something more urgent; it may come all the same, so it isn't asked
+    /// for again before that is settled.
+    Recalled(PeerKey),
     Received(PeerKey),
 }
 
@@ -69,6 +84,8 @@ struct Parts {
     free: u32,
     /// Blocks not here yet.
     left: u32,
+    /// No block before this one is free.
+    first_free: u32,
 }
 
 #[derive(Debug, Default)]
@@ -123,13 +140,26 @@ pub struct Picker {
     void: Vec<(PeerKey, BlockRef)>,
     /// Bytes of all pieces being fetched or verified.
     held: u64,
-    budget: u64,
+    /// Blocks of them that are here or on their way: what they really take.
+    filled: u64,
+    /// What all torrents' pieces in the making may take together.
+    memory: Memory,
+    /// Changes whenever a block may have become requestable: what was looked through in vain is worth another
+    /// look.
+    version: u64,
+    /// Blocks that may be asked for twice, and those that came since the last one was earned.
+    spare: u32,
+    earned: u32,
+    /// Blocks asked of a second peer, ever.
+    hedged: u64,
+    /// Pieces looked at by [`Picker::schedule`], ever: its cost, for tests.
+    looked_at: u64,
 }
 
 impl Picker {
-    /// Nothing wanted, no peers. `budget` bounds the bytes of pieces in the making; a piece that a read waits
-    /// for is fetched beyond it.
-    pub fn new(geometry: Arc<Geometry>, budget: u64) -> Self {
+    /// Nothing wanted, no peers. `memory` bounds the bytes of pieces in the making; what a read waits for is
+    /// fetched beyond it, up to twice as much.
+    pub fn new(geometry: Arc<Geometry>, memory: Memory) -> Self {
         Self {
             geometry,
             pieces: HashMap::new(),
@@ -140,13 +170,28 @@ impl Picker {
             orphans: VecDeque::new(),
             void: Vec::new(),
             held: 0,
-            budget,
+            filled: 0,
+            memory,
+            version: 1,
+            spare: hedge::SPARE_FIRST,
+            earned: 0,
+            hedged: 0,
+            looked_at: 0,
         }
     }
 
-    /// Nominal bytes in a piece.
-    pub fn piece_length(&self) -> u32 {
-        self.geometry.piece_length()
+    /// Where pieces and files lie.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Peers that have room for requests although everything wanted was given out, as far as there is memory for
+    /// another piece.
+    pub fn hungry(&mut self, now: Instant) -> Vec<PeerKey> {
+        if self.memory.used() + u64::from(self.geometry.piece_length()) > self.memory.max() && self.held > 0 {
+            return Vec::new();
+        }
+        self.peers.iter_mut().filter_map(|(key, p)| (p.room(now) > 0).then_some(*key)).collect()
     }
 
     /// A peer that may be asked. What it has comes with [`PeerLoad`]'s own calls.
@@ -154,9 +199,31 @@ impl Picker {
         self.peers.insert(key, load);
     }
 
-    /// A peer's load, to read or to change what it has and whether it chokes us.
+    /// A peer's load, to change what it has and whether it chokes us.
     pub fn peer(&mut self, key: PeerKey) -> Option<&mut PeerLoad> {
-        self.peers.get_mut(&key)
+        let peer = self.peers.get_mut(&key)?;
+        peer.idle_at = 0;
+        Some(peer)
+    }
+
+    /// A peer's load, to look at.
+    pub fn load(&self, key: PeerKey) -> Option<&PeerLoad> {
+        self.peers.get(&key)
+    }
+
+    /// What all peers together deliver, in bytes per second, as last measured.
+    pub fn rate(&self) -> u64 {
+        self.peers.values().map(PeerLoad::last_rate).sum()
+    }
+
+    /// Bytes of blocks that were asked for a second time, ever.
+    pub fn hedged(&self) -> u64 {
+        self.hedged * u64::from(BLOCK_LEN)
+    }
+
+    /// How many pieces [`Picker::schedule`] has looked at, ever: what it costs, counted.
+    pub fn looked_at(&self) -> u64 {
+        self.looked_at
     }
 
     /// The peer is gone; what it was asked for can be asked of others.
@@ -213,22 +280,52 @@ impl Picker {
         true
     }
 
+    /// This peer won't send this block.
     fn unrequest(&mut self, key: PeerKey, block: BlockRef) {
         let Some(piece) = self.pieces.get_mut(&block.piece) else { return };
         if let Some(parts) = &mut piece.parts
             && let Some(state) = parts.blocks.get_mut(block.block.0 as usize)
-            && let Block::Requested(peers) = state
         {
-            peers.retain(|p| *p != key);
-            if peers.is_empty() {
+            let free = match state {
+                Block::Requested(peers) => {
+                    peers.retain(|p| *p != key);
+                    peers.is_empty()
+                }
+                Block::Recalled(peer) => *peer == key,
+                Block::Missing | Block::Received(_) => false,
+            };
+            if free {
                 *state = Block::Missing;
                 parts.free += 1;
+                parts.first_free = parts.first_free.min(block.block.0);
+                self.filled -= 1;
             }
         }
         if piece.sole == Some(key) {
             self.lose_sole(block.piece);
         }
         self.reopen(block.piece);
+    }
+
+    /// The peer has taken notice that this block was recalled: it won't come. False if it wasn't.
+    pub fn settled(&mut self, key: PeerKey, block: BlockRef) -> bool {
+        let recalled = self.peers.get_mut(&key).is_some_and(|p| p.settled(block));
+        if recalled {
+            self.unrequest(key, block);
+        }
+        recalled
+    }
+
+    /// Blocks that were recalled and haven't come for so long that they won't.
+    pub fn settle_old(&mut self, now: Instant) {
+        let old: Vec<(PeerKey, BlockRef)> = self
+            .peers
+            .iter()
+            .flat_map(|(key, p)| p.recalled_long_ago(now).into_iter().map(|block| (*key, block)))
+            .collect();
+        for (key, block) in old {
+            self.settled(key, block);
+        }
     }
 
     /// Requests that have become void since the last call: cancel them at the peers, before new ones are made.
@@ -242,6 +339,7 @@ impl Picker {
             && let Some(due) = piece.due()
             && piece.is_open()
         {
+            self.version += 1;
             self.open.insert((due, index));
             if piece.beyond_budget() {
                 self.open_always.insert((due, index));
@@ -269,8 +367,26 @@ impl Picker {
         }
         if matches!(id, DemandId::Waiter(_)) {
             self.waited.insert(index);
+            self.free_recalled(index);
         }
         self.reopen(index);
+    }
+
+    /// Somebody waits for this piece now: its recalled blocks are asked for again at once, even if one should
+    /// then come twice.
+    fn free_recalled(&mut self, index: PieceIndex) {
+        let parts = self.pieces.get(&index).and_then(|p| p.parts.as_ref());
+        let recalled: Vec<(PeerKey, BlockRef)> = parts
+            .into_iter()
+            .flat_map(|parts| parts.blocks.iter().enumerate())
+            .filter_map(|(i, state)| match state {
+                Block::Recalled(key) => Some((*key, BlockRef { piece: index, block: BlockIndex(i as u32) })),
+                _ => None,
+            })
+            .collect();
+        for (key, block) in recalled {
+            self.settled(key, block);
+        }
     }
 
     /// `id` no longer wants this piece. When nobody does, what was asked for is to be cancelled: returned.
@@ -288,12 +404,20 @@ impl Picker {
         let mut cancels = Vec::new();
         if let Some(parts) = &mut piece.parts {
             for (i, state) in parts.blocks.iter_mut().enumerate() {
-                if let Block::Requested(peers) = state {
-                    let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
-                    cancels.extend(peers.iter().map(|p| (*p, block)));
-                    *state = Block::Missing;
-                    parts.free += 1;
+                let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
+                match state {
+                    Block::Requested(peers) => cancels.extend(peers.iter().map(|p| (*p, block))),
+                    Block::Recalled(key) => {
+                        if let Some(peer) = self.peers.get_mut(key) {
+                            peer.settled(block);
+                        }
+                    }
+                    Block::Missing | Block::Received(_) => continue,
                 }
+                *state = Block::Missing;
+                parts.free += 1;
+                parts.first_free = parts.first_free.min(i as u32);
+                self.filled -= 1;
             }
             if !piece.verifying {
                 if parts.left as usize == parts.blocks.len() {
@@ -320,6 +444,16 @@ impl Picker {
         self.pieces.get(&index).is_some_and(|p| !p.demands.is_empty())
     }
 
+    /// Whether a peer that is here would send this piece, now or when it has room.
+    pub fn is_servable(&self, index: PieceIndex) -> bool {
+        self.peers.values().any(|p| p.has().has(index))
+    }
+
+    /// Bytes that the pieces in the making of all torrents may take.
+    pub fn memory_max(&self) -> u64 {
+        self.memory.max()
+    }
+
     /// Whether anything is wanted and not being verified.
     pub fn is_busy(&self) -> bool {
         self.pieces.values().any(|p| !p.demands.is_empty() && !p.verifying)
@@ -339,149 +473,38 @@ impl Picker {
     fn drop_parts(&mut self, index: PieceIndex) {
         let Some(piece) = self.pieces.get_mut(&index) else { return };
         let Some(parts) = piece.parts.take() else { return };
-        self.held = self.held.saturating_sub(u64::from(self.geometry.piece_len(index)));
+        let len = u64::from(self.geometry.piece_len(index));
+        self.held -= len;
+        self.memory.release(len);
+        self.filled -= parts.blocks.len() as u64 - u64::from(parts.free);
         for (i, state) in parts.blocks.iter().enumerate() {
-            if let Block::Requested(peers) = state {
-                for key in peers {
-                    let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
-                    if self.peers.get_mut(key).is_some_and(|peer| peer.finish(block)) {
-                        self.void.push((*key, block));
+            let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
+            match state {
+                Block::Requested(peers) => {
+                    for key in peers {
+                        if self.peers.get_mut(key).is_some_and(|peer| peer.finish(block)) {
+                            self.void.push((*key, block));
+                        }
                     }
                 }
+                Block::Recalled(key) => {
+                    if let Some(peer) = self.peers.get_mut(key) {
+                        peer.settled(block);
+                    }
+                }
+                Block::Missing | Block::Received(_) => {}
             }
         }
     }
 
-    /// Makes room in the budget by dropping pieces that nobody wants; true if `len` more fits.
+    /// Takes `len` bytes of memory, if need be from pieces that nobody wants; false if there is none.
     fn make_room(&mut self, len: u64) -> bool {
-        while self.held + len > self.budget {
+        while !self.memory.take(len) {
             let Some(index) = self.orphans.pop_front() else { return false };
             if self.pieces.get(&index).is_some_and(Piece::is_orphan) {
                 self.drop_parts(index);
                 self.pieces.remove(&index);
             }
-        }
-        true
-    }
-
-    /// Gives out requests, most urgent first, until no peer has room for more.
-    pub fn schedule(&mut self, now: Instant) -> Vec<Assignment> {
-        let mut out = Vec::new();
-        let mut room: Vec<(PeerKey, usize)> =
-            self.peers.iter_mut().map(|(k, p)| (*k, p.room(now))).filter(|(_, room)| *room > 0).collect();
-        let mut cursor: Option<(Instant, PieceIndex)> = None;
-        let mut full = false;
-        while !room.is_empty() {
-            use std::ops::Bound::{Excluded, Unbounded};
-            let from = cursor.map_or(Unbounded, Excluded);
-            let open = if full { &self.open_always } else { &self.open };
-            let Some(&next) = open.range((from, Unbounded)).next() else { break };
-            cursor = Some(next);
-            full |= !self.schedule_piece(next.1, next.0, now, &mut room, &mut out);
-        }
-        out
-    }
-
-    /// Requests what can be of one piece; false when the budget is used up.
-    fn schedule_piece(
-        &mut self,
-        index: PieceIndex,
-        due: Instant,
-        now: Instant,
-        room: &mut Vec<(PeerKey, usize)>,
-        out: &mut Vec<Assignment>,
-    ) -> bool {
-        let sole = self.pieces.get(&index).and_then(|p| p.sole);
-        if sole.is_some_and(|s| !self.peers.get(&s).is_some_and(|p| p.can_serve(index))) {
-            // It chokes us, or refused: others get their turn.
-            self.lose_sole(index);
-        }
-        let Some(piece) = self.pieces.get_mut(&index) else { return true };
-        let sole = piece.sole;
-        let serves = |key: PeerKey| {
-            sole.is_none_or(|s| s == key) && self.peers.get(&key).is_some_and(|p| p.can_serve(index))
-        };
-        let mut able: Vec<PeerKey> = room.iter().map(|(k, _)| *k).filter(|k| serves(*k)).collect();
-        if piece.alone && sole.is_none() {
-            // Who had its turn in vain comes after everybody else, also after those that have no room just now:
-            // they will, since they deliver or are snubbed.
-            let untried = |k: &PeerKey| !piece.avoid.contains(k);
-            if self.peers.keys().any(|k| untried(k) && serves(*k)) {
-                able.retain(untried);
-            } else {
-                piece.avoid.clear();
-            }
-        }
-        if able.is_empty() {
-            return true;
-        }
-        if piece.parts.is_none() {
-            let urgent = piece.beyond_budget();
-            let len = u64::from(self.geometry.piece_len(index));
-            if !self.make_room(len) && !urgent && self.held > 0 {
-                return false;
-            }
-            self.open_parts(index);
-            self.open_always.insert((due, index));
-        }
-        // Peers without room that may still be the soonest: a block isn't given to a slow peer that has room
-        // when a fast one will have room long before the slow one delivers.
-        let busy_best = self
-            .peers
-            .iter()
-            .filter(|(k, p)| {
-                !room.iter().any(|(with_room, _)| with_room == *k)
-                    && p.can_serve(index)
-                    && sole.is_none_or(|s| s == **k)
-            })
-            // What nobody has measured is no reason to hold a block back.
-            .filter(|(_, p)| p.delivered_total() > 0)
-            .map(|(_, p)| p.expected(now))
-            .min();
-        let Some(piece) = self.pieces.get_mut(&index) else { return true };
-        let Some(parts) = &mut piece.parts else { return true };
-        for (i, state) in parts.blocks.iter_mut().enumerate() {
-            if !matches!(state, Block::Missing) {
-                continue;
-            }
-            let best = able.iter().filter_map(|k| self.peers.get(k).map(|p| (p.expected(now), *k))).min();
-            let Some((expected, key)) = best else { break };
-            if let Some(busy) = busy_best
-                && now + expected > due
-                && expected > busy * 2 + Duration::from_secs(1)
-            {
-                break;
-            }
-            let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
-            if let Some(peer) = self.peers.get_mut(&key) {
-                peer.request(block, now);
-            }
-            *state = Block::Requested(vec![key]);
-            parts.free -= 1;
-            out.push(Assignment {
-                peer: key,
-                block,
-                len: self.geometry.block_len(block),
-                buffer: parts.buffer.clone(),
-            });
-            if piece.alone && piece.sole.is_none() {
-                piece.sole = Some(key);
-                able.retain(|k| *k == key);
-            }
-            if let Some(at) = room.iter().position(|(k, _)| *k == key) {
-                room[at].1 -= 1;
-                if room[at].1 == 0 {
-                    room.swap_remove(at);
-                    able.retain(|k| *k != key);
-                }
-            }
-            if able.is_empty() {
-                break;
-            }
-        }
-        if parts.free == 0 {
-            self.open.remove(&(due, index));
-            self.open_always.remove(&(due, index));
         }
         true
     }
@@ -494,90 +517,9 @@ impl Picker {
             blocks: vec![Block::Missing; count as usize].into_boxed_slice(),
             free: count,
             left: count,
+            first_free: 0,
         });
         self.held += u64::from(self.geometry.piece_len(index));
-    }
-
-    /// Asks a second peer for blocks that a read waits for and that are late, or that another peer would
-    /// deliver much sooner. At most two peers are asked for one block, which bounds the waste. A piece that one
-    /// peer was to deliver alone goes to another instead ([`Picker::schedule`] does it).
-    pub fn hedge(&mut self, now: Instant) -> Vec<Assignment> {
-        /// Pieces looked at in one go, so that thousands of waiting reads cost no more than a few.
-        const LOOK: usize = 16;
-        let mut out = Vec::new();
-        if !self.peers.values_mut().any(|p| p.room(now) > 0) {
-            return out;
-        }
-        let mut waited: Vec<(Instant, PieceIndex)> =
-            self.waited.iter().filter_map(|index| Some((self.pieces.get(index)?.due()?, *index))).collect();
-        waited.sort_unstable();
-        for (_, index) in waited.into_iter().take(LOOK) {
-            let Some(piece) = self.pieces.get_mut(&index) else { continue };
-            if piece.alone {
-                if self.sole_is_late(index, now) {
-                    self.lose_sole(index);
-                }
-                continue;
-            }
-            if piece.verifying {
-                continue;
-            }
-            let Some(parts) = &mut piece.parts else { continue };
-            for (i, state) in parts.blocks.iter_mut().enumerate() {
-                let Block::Requested(asked) = state else { continue };
-                let &[first] = asked.as_slice() else { continue };
-                let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
-                let Some(remaining) = self.peers.get(&first).and_then(|p| p.lateness(block, now)) else {
-                    continue;
-                };
-                let best = self
-                    .peers
-                    .iter_mut()
-                    .filter_map(|(k, p)| {
-                        let free = *k != first && p.can_serve(index) && p.room(now) > 0;
-                        free.then(|| (p.expected(now), *k))
-                    })
-                    .min();
-                let Some((expected, key)) = best else { continue };
-                if !remaining.is_worth(expected) {
-                    continue;
-                }
-                if let Some(peer) = self.peers.get_mut(&key) {
-                    peer.request(block, now);
-                }
-                asked.push(key);
-                out.push(Assignment {
-                    peer: key,
-                    block,
-                    len: self.geometry.block_len(block),
-                    buffer: parts.buffer.clone(),
-                });
-            }
-        }
-        out
-    }
-
-    /// Whether the peer that delivers a piece alone is so slow that another, untried one is worth beginning anew.
-    fn sole_is_late(&mut self, index: PieceIndex, now: Instant) -> bool {
-        let Some(piece) = self.pieces.get(&index).filter(|p| !p.verifying) else { return false };
-        let (Some(sole), Some(parts)) = (piece.sole, &piece.parts) else { return false };
-        let others = self.peers.iter_mut().filter(|(k, _)| **k != sole && !piece.avoid.contains(k));
-        let able =
-            others.filter_map(|(_, p)| (p.can_serve(index) && p.room(now) > 0).then(|| p.expected(now)));
-        let Some(other) = able.min() else { return false };
-        let Some(load) = self.peers.get(&sole) else { return true };
-        // Against all that would have to come again.
-        let other = other * parts.blocks.len().min(64) as u32;
-        parts.blocks.iter().enumerate().any(|(i, state)| {
-            let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
-            let late = || match load.lateness(block, now) {
-                // By its own measure only, which may be wrong: it has to be silent as well.
-                Some(Lateness::Late) => load.is_quiet(now),
-                Some(lateness) => lateness.is_worth(other),
-                None => false,
-            };
-            matches!(state, Block::Requested(_)) && late()
-        })
     }
 
     /// A block came from a peer and is in the buffer it was requested for, though another peer may have put it
@@ -611,15 +553,23 @@ impl Picker {
                 return arrival;
             }
             Block::Requested(peers) => arrival.losers = peers.into_iter().filter(|p| *p != key).collect(),
+            Block::Recalled(by) => {
+                if let Some(peer) = self.peers.get_mut(&by) {
+                    peer.settled(block);
+                }
+            }
             // Asked for, taken back, and come all the same: welcome.
-            Block::Missing => parts.free -= 1,
+            Block::Missing => {
+                parts.free -= 1;
+                self.filled += 1;
+            }
         }
         parts.left -= 1;
         piece.last_block = Some(now);
         let (left, free) = (parts.left, parts.free);
-        if left == 0 {
-            arrival.whole = Some(parts.buffer.clone());
-        }
+        let whole = (left == 0).then(|| parts.buffer.clone());
+        self.earn();
+        arrival.whole = whole;
         if free == 0 {
             self.close(block.piece);
         }
@@ -681,70 +631,18 @@ impl Picker {
         self.held
     }
 
-    /// Checks the invariant of the module's text; an error names the first piece that breaks it.
-    ///
-    /// # Errors
-    /// What is wrong, for a person.
-    pub fn check(&self) -> Result<(), String> {
-        for (index, piece) in &self.pieces {
-            let open = piece.due().is_some_and(|due| self.open.contains(&(due, *index)));
-            let always = piece.due().is_some_and(|due| self.open_always.contains(&(due, *index)));
-            if always != (open && piece.beyond_budget()) {
-                return Err(format!("piece {} may go beyond the budget: {always}", index.0));
-            }
-            if piece.demands.is_empty() && piece.parts.is_none() {
-                return Err(format!("piece {} is kept for nothing", index.0));
-            }
-            if piece.demands.is_empty() && open {
-                return Err(format!("piece {} is open and nobody wants it", index.0));
-            }
-            if !piece.demands.is_empty() && piece.is_open() != open {
-                return Err(format!("piece {} open: {open}, should be {}", index.0, piece.is_open()));
-            }
-            let Some(parts) = &piece.parts else { continue };
-            let free = parts.blocks.iter().filter(|b| matches!(b, Block::Missing)).count();
-            let left = parts.blocks.iter().filter(|b| !matches!(b, Block::Received(_))).count();
-            if free != parts.free as usize || left != parts.left as usize {
-                return Err(format!("piece {}: counts of blocks are wrong", index.0));
-            }
-            if piece.verifying != (left == 0) {
-                return Err(format!("piece {}: verifying is {}", index.0, piece.verifying));
-            }
-            for (i, block) in parts.blocks.iter().enumerate() {
-                let Block::Requested(peers) = block else { continue };
-                let block = BlockRef { piece: *index, block: BlockIndex(i as u32) };
-                if peers.is_empty() || !peers.iter().all(|k| self.peers.get(k).is_some_and(|p| p.owes(block)))
-                {
-                    return Err(format!("piece {} block {i}: asked of a peer that doesn't know", index.0));
-                }
-            }
-        }
-        for (key, peer) in &self.peers {
-            for block in peer.in_flight() {
-                let known = self.pieces.get(&block.piece).and_then(|p| p.parts.as_ref()).is_some_and(|p| {
-                    matches!(p.blocks.get(block.block.0 as usize), Some(Block::Requested(peers)) if peers.contains(key))
-                });
-                if !known {
-                    return Err(format!(
-                        "peer {} owes a block of piece {} that nobody asked",
-                        key.0, block.piece.0
-                    ));
-                }
-            }
-        }
-        let held: u64 = self
-            .pieces
-            .iter()
-            .filter(|(_, p)| p.parts.is_some())
-            .map(|(i, _)| u64::from(self.geometry.piece_len(*i)))
-            .sum();
-        if held != self.held {
-            return Err(format!("held is {}, should be {held}", self.held));
-        }
-        Ok(())
+    /// Bytes of the memory for pieces in the making that they really take.
+    pub fn filled(&self) -> u64 {
+        self.filled * u64::from(BLOCK_LEN)
+    }
+
+}
+
+impl Drop for Picker {
+    fn drop(&mut self) {
+        self.memory.release(self.held);
     }
 }
 
 #[cfg(test)]
-#[path = "picker_tests.rs"]
 mod tests;

@@ -1,0 +1,121 @@
+//! Late blocks: a second peer is asked as well, and the first delivery wins.
+//!
+//! The waste is bounded twice: no block is asked of more than two peers, and of all blocks that came no more than
+//! one in [`EARN`] may have been asked for twice, beyond what one starts with. When nothing is left to be asked
+//! for the first time, the rest of what is under way is treated so as well (end-game).
+
+use std::time::Instant;
+
+use super::{Assignment, Block, BlockIndex, BlockRef, Picker, PieceIndex};
+use crate::torrent::load::Lateness;
+
+/// Duplicates one starts with: a piece of 1 MiB twice over, so that the first late ones needn't be earned.
+pub(super) const SPARE_FIRST: u32 = 128;
+/// Most that are kept for later.
+const SPARE_MAX: u32 = 512;
+/// Blocks that have to come for one more to be asked for twice, so the waste stays under a sixteenth.
+const EARN: u32 = 16;
+/// Pieces looked at in one go, so that thousands of waiting reads cost no more than a few.
+const LOOK: usize = 16;
+
+impl Picker {
+    /// A block came.
+    pub(super) fn earn(&mut self) {
+        self.earned += 1;
+        if self.earned >= EARN {
+            self.earned = 0;
+            self.spare = (self.spare + 1).min(SPARE_MAX);
+        }
+    }
+
+    /// Asks a second peer for blocks that are late, or that another peer would deliver much sooner: those of pieces
+    /// that a read waits for, and when nothing else is left to ask for, all. A piece that one peer was to deliver
+    /// alone goes to another instead ([`Picker::schedule`] does it).
+    pub fn hedge(&mut self, now: Instant) -> Vec<Assignment> {
+        let mut out = Vec::new();
+        if !self.peers.values_mut().any(|p| p.room(now) > 0) {
+            return out;
+        }
+        let mut late: Vec<(Instant, PieceIndex)> =
+            self.waited.iter().filter_map(|index| Some((self.pieces.get(index)?.due()?, *index))).collect();
+        if late.is_empty() && self.open.is_empty() {
+            let made = self.pieces.iter().filter(|(_, p)| p.parts.is_some() && !p.verifying);
+            late = made.filter_map(|(index, p)| Some((p.due()?, *index))).collect();
+        }
+        late.sort_unstable();
+        for (_, index) in late.into_iter().take(LOOK) {
+            if self.pieces.get(&index).is_some_and(|p| p.alone) {
+                if self.sole_is_late(index, now) {
+                    self.lose_sole(index);
+                }
+            } else {
+                self.hedge_piece(index, now, &mut out);
+            }
+        }
+        out
+    }
+
+    fn hedge_piece(&mut self, index: PieceIndex, now: Instant, out: &mut Vec<Assignment>) {
+        let Some(piece) = self.pieces.get_mut(&index).filter(|p| !p.verifying) else { return };
+        let Some(parts) = &mut piece.parts else { return };
+        for (i, state) in parts.blocks.iter_mut().enumerate() {
+            let Block::Requested(asked) = state else { continue };
+            let &[first] = asked.as_slice() else { continue };
+            let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
+            let Some(remaining) = self.peers.get(&first).and_then(|p| p.lateness(block, now)) else {
+                continue;
+            };
+            let best = self
+                .peers
+                .iter_mut()
+                .filter_map(|(k, p)| {
+                    let free = *k != first && p.can_serve(index) && !p.is_recalled(block) && p.room(now) > 0;
+                    free.then(|| (p.expected(now), *k))
+                })
+                .min();
+            let Some((expected, key)) = best else { continue };
+            if !remaining.is_worth(expected) {
+                continue;
+            }
+            if self.spare == 0 {
+                return;
+            }
+            self.spare -= 1;
+            self.hedged += 1;
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.request(block, now);
+            }
+            asked.push(key);
+            out.push(Assignment {
+                peer: key,
+                block,
+                len: self.geometry.block_len(block),
+                buffer: parts.buffer.clone(),
+            });
+        }
+    }
+
+    /// Whether the peer that delivers a piece alone is so slow that another, untried one is worth beginning anew.
+    fn sole_is_late(&mut self, index: PieceIndex, now: Instant) -> bool {
+        let Some(piece) = self.pieces.get(&index).filter(|p| !p.verifying) else { return false };
+        let (Some(sole), Some(parts)) = (piece.sole, &piece.parts) else { return false };
+        let others = self.peers.iter_mut().filter(|(k, _)| **k != sole && !piece.avoid.contains(k));
+        let able =
+            others.filter_map(|(_, p)| (p.can_serve(index) && p.room(now) > 0).then(|| p.expected(now)));
+        let Some(other) = able.min() else { return false };
+        let Some(load) = self.peers.get(&sole) else { return true };
+        // Against all that would have to come again.
+        let other = other * parts.blocks.len().min(64) as u32;
+        parts.blocks.iter().enumerate().any(|(i, state)| {
+            let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
+            let late = || match load.lateness(block, now) {
+                // By its own measure only, which may be wrong: it has to be silent as well.
+                Some(Lateness::Late) => load.is_quiet(now),
+                Some(lateness) => lateness.is_worth(other),
+                None => false,
+            };
+            matches!(state, Block::Requested(_)) && late()
+        })
+    }
+
+}

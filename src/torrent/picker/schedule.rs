@@ -1,0 +1,282 @@
+//! Who is asked for what: [`Picker::schedule`], and the recall of bulk requests that stand in front of something
+//! urgent.
+//!
+//! For each free block of an open piece, most urgent piece first, the peer is chosen that would deliver it soonest
+//! given its queue, also when that peer has no room now: then the block waits for it, unless one with room is in
+//! time as well, or nearly as fast. So a slow peer doesn't get what a fast one will have delivered long before it,
+//! and gets what isn't due yet.
+
+use std::ops::Bound::{Excluded, Unbounded};
+use std::time::{Duration, Instant};
+
+use super::{Assignment, Block, BlockIndex, BlockRef, PeerKey, PieceIndex, Picker};
+use crate::metainfo::geometry::BLOCK_LEN;
+use crate::torrent::load::PeerLoad;
+
+/// Blocks that wait for a faster peer than has room, looked at in one go: beyond them there is nothing to gain.
+const RESERVED_MAX: usize = 256;
+/// A peer with room is taken instead of the best one if it takes no more than this much longer…
+const NEARLY: f64 = 1.5;
+/// …and this, in seconds.
+const NEARLY_MORE: f64 = 0.05;
+/// Bulk requests are recalled if that brings an urgent piece forward by this: less isn't worth the messages.
+const RECALL_GAIN: Duration = Duration::from_millis(100);
+
+/// A peer that may be asked, as seen while requests are given out.
+struct Taker {
+    key: PeerKey,
+    /// Requests that fit.
+    room: usize,
+    /// Seconds until one more block of it would be here.
+    expected: f64,
+    /// Seconds that a further one adds.
+    step: f64,
+    /// It was measured: worth waiting for though it has no room.
+    measured: bool,
+    /// It could have been asked for something, and wasn't yet.
+    held_back: bool,
+}
+
+/// How far it went with a piece.
+enum Looked {
+    /// What could be asked for was.
+    Through,
+    /// There is no memory to begin it.
+    Full,
+}
+
+impl Picker {
+    /// Gives out requests, most urgent first, until no peer has room for more. Recalled blocks are among
+    /// [`Picker::take_void`] afterwards: they are to be cancelled before the new requests are made.
+    pub fn schedule(&mut self, now: Instant) -> Vec<Assignment> {
+        let mut out = Vec::new();
+        if self.open.is_empty() {
+            return out;
+        }
+        self.preempt(now);
+        let version = self.version;
+        let mut takers: Vec<Taker> = self
+            .peers
+            .iter_mut()
+            .filter(|(_, p)| p.idle_at != version)
+            .map(|(key, p)| Taker {
+                key: *key,
+                room: p.room(now),
+                expected: p.expected(now).as_secs_f64(),
+                step: p.step(now).as_secs_f64(),
+                measured: p.delivered_total() > 0,
+                held_back: false,
+            })
+            .collect();
+        let mut cursor: Option<(Instant, PieceIndex)> = None;
+        let mut full = false;
+        let mut reserved = 0;
+        while takers.iter().any(|t| t.room > 0) && reserved < RESERVED_MAX {
+            let from = cursor.map_or(Unbounded, Excluded);
+            let open = if full { &self.open_always } else { &self.open };
+            let Some(&next) = open.range((from, Unbounded)).next() else {
+                if !full {
+                    self.nothing_for(&takers, version);
+                }
+                break;
+            };
+            cursor = Some(next);
+            self.looked_at += 1;
+            let looked = self.schedule_piece(next.1, next.0, now, &mut takers, &mut reserved, &mut out);
+            full |= matches!(looked, Looked::Full);
+        }
+        out
+    }
+
+    /// Everything was looked through, and there was nothing for these: not to be looked through again before
+    /// something changes.
+    fn nothing_for(&mut self, takers: &[Taker], version: u64) {
+        for taker in takers.iter().filter(|t| t.room > 0 && !t.held_back) {
+            if let Some(peer) = self.peers.get_mut(&taker.key) {
+                peer.idle_at = version;
+            }
+        }
+    }
+
+    /// Which of them may be asked for blocks of this piece.
+    fn able(&mut self, index: PieceIndex, takers: &[Taker]) -> Vec<usize> {
+        let sole = self.pieces.get(&index).and_then(|p| p.sole);
+        if sole.is_some_and(|s| !self.peers.get(&s).is_some_and(|p| p.can_serve(index))) {
+            // It chokes us, or refused: others get their turn.
+            self.lose_sole(index);
+        }
+        let Some(piece) = self.pieces.get_mut(&index) else { return Vec::new() };
+        let sole = piece.sole;
+        let serves = |key: PeerKey| {
+            sole.is_none_or(|s| s == key) && self.peers.get(&key).is_some_and(|p| p.can_serve(index))
+        };
+        let mut able: Vec<usize> = (0..takers.len()).filter(|t| serves(takers[*t].key)).collect();
+        if piece.alone && sole.is_none() {
+            // Who had its turn in vain comes after everybody else, also after those that have no room just now:
+            // they will, since they deliver or are snubbed.
+            let untried = |k: &PeerKey| !piece.avoid.contains(k);
+            if self.peers.keys().any(|k| untried(k) && serves(*k)) {
+                able.retain(|t| untried(&takers[*t].key));
+            } else {
+                piece.avoid.clear();
+            }
+        }
+        able
+    }
+
+    /// Takes the memory to begin a piece; false if there is none for it.
+    fn afford(&mut self, index: PieceIndex) -> bool {
+        let len = u64::from(self.geometry.piece_len(index));
+        let waited = self.pieces.get(&index).is_some_and(super::Piece::waited_for);
+        if self.make_room(len) {
+            return true;
+        }
+        // One piece to be hashed and one to be fetched, however large they are. What a read waits for is begun
+        // beyond the budget, as long as it isn't really used up: pieces that nobody sends take little.
+        let two = self.held <= u64::from(self.geometry.piece_length());
+        let anyway = two || (waited && self.filled() < 2 * self.memory.max());
+        if anyway {
+            self.memory.take_anyway(len);
+        }
+        anyway
+    }
+
+    /// Requests what can be of one piece.
+    fn schedule_piece(
+        &mut self,
+        index: PieceIndex,
+        due: Instant,
+        now: Instant,
+        takers: &mut [Taker],
+        reserved: &mut usize,
+        out: &mut Vec<Assignment>,
+    ) -> Looked {
+        let mut able = self.able(index, takers);
+        if !able.iter().any(|t| takers[*t].room > 0) {
+            return Looked::Through;
+        }
+        if self.pieces.get(&index).is_some_and(|p| p.parts.is_none()) {
+            if !self.afford(index) {
+                return Looked::Full;
+            }
+            self.open_parts(index);
+            self.open_always.insert((due, index));
+        }
+        let due_in = due.saturating_duration_since(now).as_secs_f64();
+        let Some(piece) = self.pieces.get_mut(&index) else { return Looked::Through };
+        let Some(parts) = &mut piece.parts else { return Looked::Through };
+        let mut first_free = None;
+        for i in parts.first_free as usize..parts.blocks.len() {
+            let Some(state @ Block::Missing) = parts.blocks.get_mut(i) else { continue };
+            let Some(chosen) = choose(&able, takers, due_in) else {
+                first_free.get_or_insert(i as u32);
+                break;
+            };
+            let taker = &mut takers[chosen];
+            if taker.room == 0 {
+                first_free.get_or_insert(i as u32);
+                taker.expected += taker.step;
+                able.iter().for_each(|t| takers[*t].held_back = true);
+                *reserved += 1;
+                if *reserved >= RESERVED_MAX {
+                    break;
+                }
+                continue;
+            }
+            taker.room -= 1;
+            taker.expected += taker.step;
+            let key = taker.key;
+            let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.request(block, now);
+            }
+            *state = Block::Requested(vec![key]);
+            parts.free -= 1;
+            self.filled += 1;
+            out.push(Assignment {
+                peer: key,
+                block,
+                len: self.geometry.block_len(block),
+                buffer: parts.buffer.clone(),
+            });
+            if piece.alone && piece.sole.is_none() {
+                piece.sole = Some(key);
+                able.retain(|t| takers[*t].key == key);
+            }
+            if !able.iter().any(|t| takers[*t].room > 0) {
+                first_free.get_or_insert(i as u32 + 1);
+                break;
+            }
+        }
+        parts.first_free = first_free.unwrap_or(parts.blocks.len() as u32);
+        if parts.free == 0 {
+            self.open.remove(&(due, index));
+            self.open_always.remove(&(due, index));
+        }
+        Looked::Through
+    }
+
+    /// Recalls bulk requests that stand in front of the most urgent piece, if a read waits for it.
+    fn preempt(&mut self, now: Instant) {
+        let Some(&(_, index)) = self.open.first() else { return };
+        let waited = |index: PieceIndex| self.pieces.get(&index).is_some_and(super::Piece::waited_for);
+        if !waited(index) {
+            return;
+        }
+        let mut recalls: Vec<(PeerKey, BlockRef)> = Vec::new();
+        let mut rate = 0;
+        for (key, peer) in self.peers.iter().filter(|(_, p)| p.can_serve(index)) {
+            rate += peer.last_rate();
+            let bulk = peer.cancellable().into_iter().filter(|block| !waited(block.piece));
+            recalls.extend(bulk.map(|block| (*key, block)));
+        }
+        let ahead = recalls.len() as f64 * f64::from(BLOCK_LEN);
+        if recalls.is_empty() || ahead < RECALL_GAIN.as_secs_f64() * rate as f64 {
+            return;
+        }
+        for (key, block) in recalls {
+            self.recall(key, block, now);
+        }
+    }
+
+    fn recall(&mut self, key: PeerKey, block: BlockRef, now: Instant) {
+        if !self.peers.get_mut(&key).is_some_and(|p: &mut PeerLoad| p.recall(block, now)) {
+            return;
+        }
+        self.void.push((key, block));
+        let parts = self.pieces.get_mut(&block.piece).and_then(|p| p.parts.as_mut());
+        let state = parts.and_then(|p| p.blocks.get_mut(block.block.0 as usize));
+        match state {
+            Some(Block::Requested(peers)) if peers.as_slice() == [key] => {
+                if let Some(state) = state {
+                    *state = Block::Recalled(key);
+                }
+            }
+            Some(Block::Requested(peers)) => {
+                // The other one it was asked of may still send it.
+                peers.retain(|p| *p != key);
+                if let Some(peer) = self.peers.get_mut(&key) {
+                    peer.settled(block);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The peer for the next block of a piece that is due in `due_in` seconds: one without room means that the block
+/// waits for it.
+fn choose(able: &[usize], takers: &[Taker], due_in: f64) -> Option<usize> {
+    let soonest = |with_room: bool| {
+        let candidates = able.iter().copied().filter(move |t| {
+            let taker = &takers[*t];
+            taker.room > 0 || (!with_room && taker.measured)
+        });
+        candidates.min_by(|a, b| takers[*a].expected.total_cmp(&takers[*b].expected))
+    };
+    let free = soonest(true)?;
+    let best = soonest(false)?;
+    let (expected, soonest) = (takers[free].expected, takers[best].expected);
+    let will_do = expected <= due_in || expected <= soonest * NEARLY + NEARLY_MORE;
+    Some(if will_do { free } else { best })
+}

@@ -1,0 +1,350 @@
+//! Open handles as the torrent sees them: what is fetched ahead of each reader, and by when. Pure.
+//!
+//! A window never exceeds what its handle has read in sequence, so a reader that looks at the head of a file
+//! (`file`, a thumbnailer) or jumps about opens none to speak of. It grows as sequential reading is proven, up to
+//! some seconds of what the swarm delivers and a fair share of what all handles may have, and a seek drops it at
+//! once. Only pieces that lie wholly within it are wanted, so what is fetched and not read is never more than what
+//! was read. A handle that hasn't read for a while gives its window up.
+//!
+//! Each piece of a window is due when the reader will come to it at the rate at which it reads: so a player isn't
+//! outrun by a copy beside it, and neither fetches sooner than it must what the other needs now.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::rate::Rate;
+use super::track::{Reach, SLACK};
+use crate::metainfo::geometry::FileIndex;
+
+/// Most bytes fetched ahead for one handle: over a tenth of a second's work at the rate of the fastest line.
+pub const AHEAD_MAX: u64 = 32 << 20;
+/// Most bytes fetched ahead for all handles of a torrent together.
+const AHEAD_ALL: u64 = 64 << 20;
+/// A window holds no more than what the swarm delivers in this time: what lies further off comes soon enough later,
+/// and a seek would have it fetched for nothing.
+const AHEAD_TIME: u64 = 8;
+/// …but at least this: the rate isn't known at first.
+const AHEAD_MIN: u64 = 4 << 20;
+/// A handle that hasn't read for so long, and isn't waiting, gives up its window.
+const IDLE: Duration = Duration::from_secs(30);
+/// Read-ahead comes after what is waited for.
+const DELAY: Duration = Duration::from_millis(100);
+/// What a reader is taken to read, in bytes per second, as long as nobody knows: faster than any.
+const PACE_FIRST: u64 = 256 << 20;
+/// The slowest that a reader is taken to be.
+const PACE_MIN: u64 = 64 << 10;
+/// Its rate is known after it has read so much…
+const PACE_KNOWN: u64 = 2 << 20;
+/// …and a pause longer than this, in which it waited for nothing, says nothing about it.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What changes in what is to be fetched ahead.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Pieces that aren't wanted any more.
+    pub drop: Vec<u32>,
+    /// Pieces that are wanted now, and when they are due; also those whose time has changed.
+    pub want: Vec<(u32, Instant)>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    file: FileIndex,
+    /// End of the file in the torrent's linear space.
+    end: u64,
+    reach: Reach,
+    wanted: Range<u32>,
+    speed: Rate,
+    /// The rate by which the pieces' times were set.
+    pace: u64,
+    moved: Instant,
+    /// Reads that wait.
+    waits: u32,
+}
+
+/// All open handles of a torrent.
+#[derive(Debug)]
+pub struct Streams {
+    piece_length: u64,
+    streams: BTreeMap<u64, Stream>,
+}
+
+impl Streams {
+    /// None, on a torrent with pieces of this many bytes.
+    pub fn new(piece_length: u32) -> Self {
+        Self { piece_length: u64::from(piece_length.max(1)), streams: BTreeMap::new() }
+    }
+
+    /// A handle is open on a file that ends at `end`; nothing is fetched ahead yet.
+    pub fn open(&mut self, id: u64, file: FileIndex, end: u64, now: Instant) {
+        let stream = Stream {
+            file,
+            end,
+            reach: Reach::default(),
+            wanted: 0..0,
+            speed: Rate::new(now),
+            pace: 0,
+            moved: now,
+            waits: 0,
+        };
+        self.streams.insert(id, stream);
+    }
+
+    /// The handle is closed: the pieces that were wanted for it.
+    pub fn close(&mut self, id: u64) -> Range<u32> {
+        self.streams.remove(&id).map_or(0..0, |s| s.wanted)
+    }
+
+    /// The file a handle is open on.
+    pub fn file(&self, id: u64) -> Option<FileIndex> {
+        self.streams.get(&id).map(|s| s.file)
+    }
+
+    /// A read of the handle waits, or no longer does.
+    pub fn waits(&mut self, id: u64, more: bool) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.waits = if more { stream.waits + 1 } else { stream.waits.saturating_sub(1) };
+        }
+    }
+
+    /// The reader has moved. `rate` is what the swarm delivers, in bytes per second. Costs as much as changes.
+    pub fn moved(&mut self, id: u64, reach: Reach, rate: u64, now: Instant) -> Change {
+        let piece_length = self.piece_length;
+        let active = self.streams.values().filter(|s| !s.wanted.is_empty()).count().max(1) as u64;
+        let Some(stream) = self.streams.get_mut(&id) else { return Change::default() };
+        stream.measure(reach, now);
+        let ahead = reach
+            .run
+            .min(AHEAD_MAX)
+            .min((AHEAD_ALL / active).max(piece_length))
+            .min((rate * AHEAD_TIME).max(AHEAD_MIN));
+        let wanted = stream.window(ahead, piece_length);
+        let old = std::mem::replace(&mut stream.wanted, wanted.clone());
+        let pace = stream.pace();
+        let changed = pace > stream.pace * 2 || pace * 2 < stream.pace;
+        if changed {
+            stream.pace = pace;
+        }
+        let from = reach.position / piece_length;
+        let due = |piece: &u32| {
+            let bytes = u64::from(*piece).saturating_sub(from) * piece_length;
+            now + DELAY + Duration::from_millis(bytes * 1000 / stream.pace.max(1))
+        };
+        Change {
+            drop: old.clone().filter(|p| !wanted.contains(p)).collect(),
+            want: wanted.filter(|p| changed || !old.contains(p)).map(|p| (p, due(&p))).collect(),
+        }
+    }
+
+    /// Handles that have given up their windows: their pieces.
+    pub fn idle(&mut self, now: Instant) -> Vec<(u64, Range<u32>)> {
+        let idle = self.streams.iter_mut().filter(|(_, s)| {
+            !s.wanted.is_empty() && s.waits == 0 && now.saturating_duration_since(s.moved) >= IDLE
+        });
+        idle.map(|(id, s)| (*id, std::mem::take(&mut s.wanted))).collect()
+    }
+
+    /// Whether no handle is open.
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty()
+    }
+
+    /// The numbers of all handles.
+    pub fn ids(&self) -> Vec<u64> {
+        self.streams.keys().copied().collect()
+    }
+}
+
+impl Stream {
+    fn measure(&mut self, reach: Reach, now: Instant) {
+        let advance = reach.position.saturating_sub(self.reach.position);
+        let seek = reach.run < self.reach.run || advance > reach.run;
+        let paused = self.waits == 0 && now.saturating_duration_since(self.moved) > PAUSE;
+        if paused {
+            self.speed.resume(now);
+        }
+        if !seek {
+            self.speed.add(advance, now);
+        }
+        self.reach = reach;
+        self.moved = now;
+    }
+
+    fn pace(&self) -> u64 {
+        let known = self.speed.total() >= PACE_KNOWN && self.speed.last() > 0;
+        if known { self.speed.last().max(PACE_MIN) } else { PACE_FIRST }
+    }
+
+    /// The pieces from the position on that end within `ahead` bytes.
+    fn window(&self, ahead: u64, piece_length: u64) -> Range<u32> {
+        let Reach { position, .. } = self.reach;
+        let last = self.end.div_ceil(piece_length) as u32;
+        let first = (position / piece_length) as u32;
+        let reach = position.saturating_add(ahead);
+        let end = if reach >= self.end { last } else { (reach / piece_length) as u32 };
+        let mut window = if position >= self.end { first..first } else { first..end.max(first) };
+        let kept = (position.saturating_sub(SLACK) / piece_length) as u32;
+        let near = self.wanted.start <= window.start && self.wanted.end >= window.start;
+        if near && !self.wanted.is_empty() {
+            // What is wanted just behind the position may be about to be read: it came out of order.
+            window.start = self.wanted.start.max(kept).min(window.start);
+            if window.start < first {
+                window.end = window.end.max(first.min(self.wanted.end));
+            }
+        }
+        window
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::super::track::Track;
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const FAST: u64 = 1 << 30;
+
+    /// A handle on a file, its reads, and what is wanted for it.
+    struct Handle {
+        track: Track,
+        wanted: BTreeMap<u32, Instant>,
+    }
+
+    struct World {
+        streams: Streams,
+        handles: Vec<Handle>,
+        now: Instant,
+        rate: u64,
+    }
+
+    fn world(piece: u64, size: u64, handles: usize) -> World {
+        let now = Instant::now();
+        let mut streams = Streams::new(piece as u32);
+        for id in 0..handles {
+            streams.open(id as u64, FileIndex(0), size, now);
+        }
+        let handle = |_| Handle { track: Track::new(0), wanted: BTreeMap::new() };
+        World { streams, handles: (0..handles).map(handle).collect(), now, rate: FAST }
+    }
+
+    impl World {
+        fn one(&mut self, id: usize, offset: u64, len: u64) {
+            if let Some(reach) = self.handles[id].track.on_read(offset, len) {
+                let change = self.streams.moved(id as u64, reach, self.rate, self.now);
+                let wanted = &mut self.handles[id].wanted;
+                change.drop.iter().for_each(|p| assert!(wanted.remove(p).is_some(), "{p} wasn't wanted"));
+                wanted.extend(change.want);
+            }
+        }
+
+        /// Reads on in steps of 128 KiB at `rate` bytes per second; returns what is wanted from there on.
+        fn read(&mut self, id: usize, range: Range<u64>, rate: u64) -> Range<u32> {
+            let mut at = range.start;
+            while at < range.end {
+                let n = (range.end - at).min(128 * 1024);
+                self.now += Duration::from_micros(n * 1_000_000 / rate);
+                self.one(id, at, n);
+                at += n;
+            }
+            let first = (range.end / self.streams.piece_length) as u32;
+            let ahead = self.handles[id].wanted.range(first..);
+            ahead.clone().next().map_or(first..first, |(p, _)| *p..ahead.last().unwrap().0 + 1)
+        }
+    }
+
+    #[test]
+    fn f5_the_head_of_a_file_opens_no_window() {
+        for len in [1, 4096, 65536, MIB - 1] {
+            let mut world = world(MIB, 100 * MIB, 1);
+            world.one(0, 0, len);
+            assert!(world.handles[0].wanted.keys().all(|p| *p == 0), "{len}: {:?}", world.handles[0].wanted);
+        }
+    }
+
+    #[test]
+    fn sequential_reading_doubles_it_up_to_the_bounds() {
+        let mut world = world(MIB, 1000 * MIB, 1);
+        assert_eq!(world.read(0, 0..MIB, FAST), 1..2);
+        assert_eq!(world.read(0, MIB..2 * MIB, FAST), 2..4);
+        // The owner hears of it in steps of an eighth.
+        assert_eq!(world.read(0, 2 * MIB..8 * MIB, FAST), 8..15);
+        assert!((131..=132).contains(&world.read(0, 8 * MIB..100 * MIB, FAST).end));
+        assert_eq!(world.read(0, 100 * MIB..990 * MIB, FAST), 990..1000);
+        // Eight seconds of a slow swarm.
+        world = self::world(MIB, 1000 * MIB, 1);
+        world.rate = MIB;
+        assert!((107..=108).contains(&world.read(0, 0..100 * MIB, FAST).end));
+    }
+
+    #[test]
+    fn a_seek_drops_it_at_once_and_a_small_step_back_keeps_it() {
+        let mut world = world(MIB, 1000 * MIB, 1);
+        world.read(0, 0..16 * MIB, FAST);
+        let before = world.handles[0].wanted.clone();
+        world.one(0, 14 * MIB, 4096);
+        assert_eq!(world.handles[0].wanted, before);
+        world.one(0, 500 * MIB, 4096);
+        assert!(world.handles[0].wanted.is_empty());
+        assert_eq!(world.streams.close(0), 500..500);
+    }
+
+    #[test]
+    fn what_is_wanted_ahead_is_never_more_than_what_was_read() {
+        let mut world = world(16384, 300 * MIB, 1);
+        let mut run = 0;
+        for (offset, len) in [(0, 4096), (4096, 131_072), (50 * MIB, 100_000), (50 * MIB + 100_000, 131_072)] {
+            world.one(0, offset, len);
+            run = if offset == 50 * MIB { len } else { run + len };
+            let first = ((offset + len) / 16384) as u32;
+            let ahead = world.handles[0].wanted.range(first..).count() as u64;
+            assert!(ahead * 16384 <= run + 16384, "{ahead} pieces after {run} bytes");
+        }
+    }
+
+    #[test]
+    fn pieces_are_due_when_the_reader_comes_to_them() {
+        let mut world = world(MIB, 1000 * MIB, 1);
+        world.read(0, 0..40 * MIB, 4 * MIB);
+        let now = world.now;
+        for (piece, due) in &world.handles[0].wanted {
+            let seconds = due.saturating_duration_since(now).as_secs_f64();
+            let distance = f64::from(*piece) - 40.0;
+            assert!((seconds - distance / 4.0).abs() < 1.5, "{piece} in {seconds}");
+        }
+        assert_eq!(world.handles[0].wanted.range(40..).count() / 31, 1);
+    }
+
+    #[test]
+    fn many_handles_share() {
+        let mut world = world(MIB, 1000 * MIB, 8);
+        for at in 0..40 {
+            for id in 0..8 {
+                world.read(id, at * MIB..(at + 1) * MIB, FAST);
+            }
+        }
+        for handle in &world.handles {
+            assert!((7..=8).contains(&handle.wanted.range(40..).count()), "{:?}", handle.wanted);
+        }
+    }
+
+    #[test]
+    fn an_idle_handle_gives_up_its_window_and_a_waiting_one_does_not() {
+        let mut world = world(MIB, 1000 * MIB, 2);
+        for id in 0..2 {
+            world.read(id, 0..16 * MIB, FAST);
+        }
+        world.streams.waits(1, true);
+        let soon = world.now + IDLE - Duration::from_secs(1);
+        assert!(world.streams.idle(soon).is_empty());
+        let idle = world.streams.idle(soon + Duration::from_secs(1));
+        assert_eq!(idle.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [0]);
+        // It goes on as it was when it reads again.
+        world.handles[0].wanted.clear();
+        world.now += IDLE;
+        assert!(world.read(0, 16 * MIB..17 * MIB, FAST).end >= 33);
+        world.streams.waits(1, false);
+        assert_eq!(world.streams.idle(world.now).len(), 1);
+    }
+}
