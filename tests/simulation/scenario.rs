@@ -20,13 +20,15 @@ pub const MIB: u64 = 1 << 20;
 /// Where a program begins that finds the peers connected and the mount idle.
 pub const LATER: Time = Time::from_secs(1);
 
+/// A scenario ends here whatever goes on: longer than any takes.
+const UNTIL: Time = Time::from_secs(600);
+
 /// See the module's text.
 pub struct Scenario {
     name: String,
     info: Arc<Info>,
     peers: Vec<PeerSpec>,
     programs: Vec<(Time, Box<dyn Program>)>,
-    until: Time,
     seed: u64,
 }
 
@@ -62,19 +64,23 @@ impl Scenario {
         builder.piece_hashes((0..pieces).map(|_| [0; 20]));
         let raw = builder.info().unwrap();
         let info = Arc::new(Info::parse(&raw, None).unwrap());
-        Self {
-            name: name.into(),
-            info,
-            peers: Vec::new(),
-            programs: Vec::new(),
-            until: Duration::from_secs(120),
-            seed: 1,
-        }
+        Self { name: name.into(), info, peers: Vec::new(), programs: Vec::new(), seed: 1 }
     }
 
     /// A GiB in pieces of 1 MiB, one file.
     pub fn gib(name: &str) -> Self {
         Self::new(name, MIB as u32, &[1024 * MIB])
+    }
+
+    /// Two files of 4 GiB in pieces of 1 MiB: beyond the size up to which debug builds check the picker after each
+    /// event, for scenarios in which very much happens.
+    pub fn large(name: &str) -> Self {
+        Self::new(name, MIB as u32, &[4096 * MIB, 4096 * MIB])
+    }
+
+    /// Likewise a file of `size` bytes that is read whole, and another beside it.
+    pub fn whole(name: &str, size: u64) -> Self {
+        Self::new(name, MIB as u32, &[size, 5120 * MIB])
     }
 
     /// With more peers.
@@ -91,12 +97,6 @@ impl Scenario {
     /// With a program that begins at `at`.
     pub fn program(mut self, at: Time, program: Box<dyn Program>) -> Self {
         self.programs.push((at, program));
-        self
-    }
-
-    /// It ends at this time whatever goes on.
-    pub fn until(mut self, until: Time) -> Self {
-        self.until = until;
         self
     }
 
@@ -123,6 +123,11 @@ impl Scenario {
         let (mut report, spent) = tracing::subscriber::with_default(subscriber, || self.run_silently());
         report.errors = errors.try_iter().collect();
         print!("{report}");
+        let each = spent / report.events.max(1) as u32;
+        println!(
+            "    {} events, {} effects, {each:?} of real time for each event",
+            report.events, report.effects
+        );
         (report, spent)
     }
 
@@ -132,7 +137,7 @@ impl Scenario {
             world.processes.push(Process::new(program));
             world.agenda.put(at, Happening::Go(n, Woken::Start, 0));
         }
-        world.run(self.until);
+        world.run(UNTIL);
         let end = world.now;
         let began = world.processes.iter().filter_map(Process::began).min().unwrap_or_default();
         let capacity = world.peers.iter().map(|p| {

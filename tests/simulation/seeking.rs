@@ -112,19 +112,20 @@ fn seeks_among_one_fast_and_nine_slow() {
 
 #[test]
 fn the_first_seeks_among_one_fast_and_nine_slow() {
-    // Who is slow must be learned from few blocks: no seek waits for a slow peer's share.
+    // Nobody knows who is slow; the fast one has time to bring the slow ones' share as well.
     let report = Scenario::gib("first seeks, 1 fast and 9 slow")
         .equal(1, PeerSpec::new(8 * MIB))
         .equal(9, PeerSpec::new(MIB / 8))
         .program(LATER, Script::seeker(0, 1024 * MIB, LENS, (0, 8), PAUSE, 3))
         .run();
     sound(&report);
-    assert!(report.programs[0].seek(1.0) <= Duration::from_secs(1), "{report}");
+    assert!(report.programs[0].seek_ratio(1.0) <= 3.0, "{report}");
+    assert!(report.duplicates() <= 0.15, "{report}");
 }
 
 #[test]
 fn seeks_in_pieces_of_16_mib() {
-    let report = Scenario::new("seeks, pieces of 16 MiB", 16 << 20, &[4096 * MIB])
+    let report = Scenario::new("seeks, pieces of 16 MiB", 16 << 20, &[66_000 * MIB])
         .equal(8, PeerSpec::new(MIB))
         .program(LATER, Script::seeker(0, 4096 * MIB, LENS, (3, 40), PAUSE, 1))
         .run();
@@ -138,7 +139,6 @@ fn seeks_with_200_ms_of_delay() {
     let report = Scenario::gib("seeks, 200 ms each way")
         .equal(8, PeerSpec { delay: Duration::from_millis(200), ..PeerSpec::new(MIB) })
         .program(LATER * 5, seeker(1024 * MIB, 1))
-        .until(Time::from_secs(300))
         .run();
     sound(&report);
     seeks_in_time(&report, 0);
@@ -160,11 +160,10 @@ fn seeks_where_a_limiter_hands_out_quota_twice_a_second() {
 
 #[test]
 fn seeks_beside_a_bulk_read() {
-    let report = Scenario::new("seeks beside cp", MIB as u32, &[1024 * MIB, 1024 * MIB])
+    let report = Scenario::large("seeks beside cp")
         .equal(4, PeerSpec::new(2 * MIB))
         .program(LATER, Copy::new(0, 0..256 * MIB))
         .program(LATER * 5, Script::seeker(1, 1024 * MIB, LENS, (0, 20), Duration::from_secs(1), 1))
-        .until(Time::from_secs(60))
         .run();
     assert_eq!((report.failed, report.errors.len()), (0, 0), "{report}");
     seeks_in_time(&report, 1);
@@ -209,8 +208,9 @@ fn a_seek_after_a_storm_of_seeks() {
     sound(&report);
     // What is in the peers' buffers can't be called back: half a MiB here, a sixteenth of a second.
     let figures = &report.programs[0];
-    let (worst, beyond) = (figures.seek(1.0), Duration::from_millis(63));
-    assert!(worst <= figures.floor() * 13 / 10 + beyond, "{worst:?}\n{report}");
+    for seek in &figures.seeks {
+        assert!(seek.took <= seek.floor * 13 / 10 + Duration::from_millis(63), "{seek:?}\n{report}");
+    }
 }
 
 #[test]
@@ -225,7 +225,6 @@ fn a_seek_after_idling_needs_no_unchoke() {
     let report = Scenario::gib("seeks after 30 s of idling")
         .equal(8, spec)
         .program(LATER * 15, Script::new(steps))
-        .until(Time::from_secs(300))
         .run();
     sound(&report);
     assert!(report.programs[0].seek_ratio(1.0) <= 1.5, "{report}");

@@ -17,7 +17,7 @@ fn a_player_while_peers_stall_in_mid_piece() {
         stalls: if n < 2 { vec![(S * 4 + S / 10 * n, S * 60)] } else { Vec::new() },
         ..PeerSpec::new(MIB)
     });
-    let report = Scenario::gib("player 4 of 8 MiB/s, 2 of 8 peers stall")
+    let report = Scenario::large("player 4 of 8 MiB/s, 2 of 8 peers stall")
         .peers(peers)
         .program(LATER, Player::new(0, 0..80 * MIB, 4 * MIB))
         .run();
@@ -51,7 +51,7 @@ fn copying_while_peers_stall_in_mid_piece() {
         stalls: if n < 2 { vec![(S * 4, S * 60)] } else { Vec::new() },
         ..PeerSpec::new(MIB)
     });
-    let report = Scenario::new("cp 96 MiB, 2 of 8 peers stall", MIB as u32, &[96 * MIB])
+    let report = Scenario::whole("cp 96 MiB, 2 of 8 peers stall", 96 * MIB)
         .peers(peers)
         .program(LATER, Copy::new(0, 0..96 * MIB))
         .run();
@@ -64,7 +64,7 @@ fn copying_while_peers_stall_in_mid_piece() {
 fn a_player_while_peers_leave() {
     let peers =
         (0..8u32).map(|n| PeerSpec { leaves: (n < 4).then_some(S * (n + 3) + S / 3), ..PeerSpec::new(MIB) });
-    let report = Scenario::gib("player 3 of 8 MiB/s, 4 of 8 peers leave")
+    let report = Scenario::large("player 3 of 8 MiB/s, 4 of 8 peers leave")
         .peers(peers)
         .program(LATER, Player::new(0, 0..60 * MIB, 3 * MIB))
         .run();
@@ -77,7 +77,7 @@ fn a_player_while_peers_leave() {
 fn a_player_while_all_choke_for_10_s() {
     let spec = PeerSpec { chokes: vec![(S * 5, S * 10)], ..PeerSpec::new(MIB) };
     for fast in [true, false] {
-        let report = Scenario::gib("player 4 of 8 MiB/s, all choke for 10 s")
+        let report = Scenario::large("player 4 of 8 MiB/s, all choke for 10 s")
             .equal(8, PeerSpec { fast, ..spec.clone() })
             .program(LATER, Player::new(0, 0..80 * MIB, 4 * MIB))
             .run();
@@ -97,7 +97,7 @@ fn a_player_while_half_choke_for_10_s() {
         chokes: if n < 4 { vec![(S * 5, S * 10)] } else { Vec::new() },
         ..PeerSpec::new(MIB)
     });
-    let report = Scenario::gib("player 3 of 8 MiB/s, half choke for 10 s")
+    let report = Scenario::large("player 3 of 8 MiB/s, half choke for 10 s")
         .peers(peers)
         .program(LATER, Player::new(0, 0..60 * MIB, 3 * MIB))
         .run();
@@ -134,7 +134,7 @@ fn a_seek_that_only_a_late_seed_can_answer() {
 #[test]
 fn copying_from_peers_that_have_parts_of_it() {
     let part = |holds| PeerSpec { holds: Holds::Some(holds), ..PeerSpec::new(MIB) };
-    let report = Scenario::new("cp 96 MiB, 8 peers with half each", MIB as u32, &[96 * MIB])
+    let report = Scenario::whole("cp 96 MiB, 8 peers with half each", 96 * MIB)
         .equal(4, part(|piece| piece % 2 == 0))
         .equal(4, part(|piece| piece % 2 == 1))
         .program(LATER, Copy::new(0, 0..96 * MIB))

@@ -92,6 +92,8 @@ pub struct Peer {
     refusing: bool,
     /// Nothing of ours arrives before what we said earlier.
     last_arrival: Time,
+    /// When its send buffer is looked at again.
+    pull_at: Option<Time>,
     rng: Rng,
     /// Our end.
     pub session: Option<Session>,
@@ -184,6 +186,7 @@ impl World {
                 interested: false,
                 refusing: false,
                 last_arrival: Time::ZERO,
+                pull_at: None,
                 rng: Rng::new(rng.any()),
                 session: None,
             })
@@ -326,7 +329,7 @@ impl World {
                 let piece = buffer.piece();
                 assert!(buffer.blocks().is_some(), "piece {} is to be verified and isn't whole", piece.0);
                 let len = u64::from(self.geometry().piece_len(piece));
-                let takes = VERIFY + Duration::from_nanos(VERIFY.as_nanos() as u64 * len >> 20);
+                let takes = VERIFY + Duration::from_nanos((VERIFY.as_nanos() as u64 * len) >> 20);
                 self.agenda.put(self.now + takes, Happening::Verified(piece));
             }
             Effect::Wake(piece) => {
@@ -535,7 +538,8 @@ impl World {
             let block = Theirs::Block(s.block, s.len, s.left);
             self.agenda.put(s.arrives, Happening::FromPeer(n, key, block));
         }
-        if let Some(at) = again {
+        if let Some(at) = again.filter(|at| peer.pull_at != Some(*at)) {
+            peer.pull_at = Some(at);
             self.agenda.put(at, Happening::Pull(n));
         }
     }
