@@ -236,3 +236,63 @@ impl Link {
         (sent, None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use torrentfs::metainfo::geometry::{BLOCK_LEN, BlockIndex, PieceIndex};
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn block(n: u32) -> BlockRef {
+        BlockRef { piece: PieceIndex(0), block: BlockIndex(n) }
+    }
+
+    /// Asks a peer that lets us in for 20 blocks at the start; returns when each arrives, in milliseconds.
+    fn arrivals(spec: PeerSpec) -> (Vec<u128>, usize) {
+        let mut link = Link::new(PeerSpec { jitter: Duration::ZERO, ..spec }, 1);
+        link.choking = false;
+        let asked = (0..20).filter(|n| link.request(block(*n), BLOCK_LEN)).count();
+        let (mut now, mut came) = (Time::ZERO, Vec::new());
+        loop {
+            let (sent, again) = link.pull(now);
+            came.extend(sent.iter().map(|s| s.arrives.as_millis()));
+            match again {
+                Some(at) => now = at,
+                None => return (came, asked),
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_arrive_at_the_rate_and_after_the_delay() {
+        // A block each 15.625 ms, and 10 ms of way.
+        let (came, _) = arrivals(PeerSpec::new(1 << 20));
+        assert_eq!((came.len(), came[0], came[19]), (20, 25, 322));
+        // Silent from 100 to 1100 ms: all that comes later comes a second later.
+        let stalls = vec![(100 * MS, 1000 * MS)];
+        let (stalled, _) = arrivals(PeerSpec { stalls, ..PeerSpec::new(1 << 20) });
+        assert_eq!((stalled[0], stalled[5], stalled[6], stalled[19]), (25, 103, 1119, 1322));
+        // Eight blocks with each portion, half a second apart, however fast the line.
+        let quota = Some(500 * MS);
+        let (portions, _) = arrivals(PeerSpec { quota, ..PeerSpec::new(1 << 18) });
+        assert!(portions[7] - portions[0] <= 1, "{portions:?}");
+        assert_eq!((portions[8] - portions[0], portions[16] - portions[0]), (500, 1000), "{portions:?}");
+        // More than it takes is refused.
+        assert_eq!(arrivals(PeerSpec { reqq: 12, ..PeerSpec::new(1 << 20) }).1, 12);
+    }
+
+    #[test]
+    fn what_is_in_the_send_buffer_cannot_be_called_back() {
+        let mut link = Link::new(PeerSpec::new(1 << 20), 1);
+        assert!(!link.request(block(0), BLOCK_LEN), "it chokes us");
+        link.choking = false;
+        (0..6).for_each(|n| assert!(link.request(block(n), BLOCK_LEN)));
+        let (sent, again) = link.pull(Time::ZERO);
+        assert_eq!(sent.len(), 4, "64 KiB");
+        assert!(!link.cancel(block(3)) && link.cancel(block(4)));
+        let (sent, _) = link.pull(again.unwrap());
+        assert_eq!(sent.iter().map(|s| s.block).collect::<Vec<_>>(), [block(5)]);
+    }
+}

@@ -152,8 +152,8 @@ fn a_player_beside_cp() {
 }
 
 #[test]
-fn a_player_beside_a_full_bulk_read_and_small_buffers() {
-    // The same over far links: what is asked ahead for cp mustn't stand before the player's next piece.
+fn a_player_beside_cp_over_far_links() {
+    // What is asked ahead for cp mustn't stand before the player's next piece.
     let spec = PeerSpec { delay: Duration::from_millis(50), ..PeerSpec::new(2 * MIB) };
     let report = Scenario::large("player 4 of 8 MiB/s beside cp, 50 ms")
         .equal(4, spec)
