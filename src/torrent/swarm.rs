@@ -38,6 +38,8 @@ use crate::peer::wire::Message;
 const LOOK: Duration = Duration::from_millis(250);
 /// …and while a read waits.
 const LOOK_CLOSELY: Duration = Duration::from_millis(100);
+/// Looks are at least so far apart.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Pieces handed from the background to the picker in one go: more follow with the next event.
 const BACKGROUND_STEP: usize = 16;
 /// Pieces of a full check hashed at a time: one keeps the disk busy while the other is hashed.
@@ -133,6 +135,9 @@ pub struct Swarm {
     /// When a pause in the book ends.
     next_dial: Option<Instant>,
     pub(super) next_round: Option<Instant>,
+    /// When what is late is looked at next, and when it was last.
+    next_look: Option<Instant>,
+    last_look: Option<Instant>,
     /// Why the torrent can't go on, for the user.
     error: Option<String>,
     banned: Vec<SocketAddr>,
@@ -155,6 +160,8 @@ impl Swarm {
             look_at_book: false,
             next_dial: None,
             next_round: None,
+            next_look: None,
+            last_look: None,
             error: None,
             banned: Vec::new(),
             finished: false,
@@ -199,6 +206,9 @@ impl Swarm {
             self.dial(now, &mut fx);
         }
         self.schedule(now, &mut fx);
+        // What was to be looked at then still is, however much happens meanwhile.
+        let look = now + self.pace();
+        self.next_look = Some(self.next_look.map_or(look, |at| at.min(look)));
         if self.settings.check_invariants {
             self.check_invariants();
         }
@@ -725,6 +735,8 @@ impl Swarm {
     }
 
     fn tick(&mut self, now: Instant, fx: &mut Vec<Effect>) {
+        self.next_look = None;
+        self.last_look = Some(now);
         if let Some(live) = &mut self.live {
             for (key, blocks) in live.picker.snub(now) {
                 tracing::debug!(
@@ -765,24 +777,25 @@ impl Swarm {
         self.next_dial = self.book.next_wakeup(now).map(|pause| now + pause);
     }
 
-    /// When [`Event::Tick`] should come next.
-    pub fn next_tick(&self, now: Instant) -> Duration {
+    /// How often what is late is looked at.
+    fn pace(&self) -> Duration {
         let live = self.live.as_ref();
-        let busy = self.resolve.is_waiting() || live.is_some_and(|l| l.picker.is_busy());
-        let waiting = live.is_some_and(|l| l.demands.is_waiting());
-        let mut next = match (waiting, busy) {
-            (true, _) => LOOK_CLOSELY,
-            (false, true) => LOOK,
-            (false, false) => choker::ROUND,
-        };
-        if let Some(dial) = self.next_dial {
-            next = next.min(dial.saturating_duration_since(now));
+        if live.is_some_and(|l| l.demands.is_waiting()) {
+            LOOK_CLOSELY
+        } else if self.resolve.is_waiting() || live.is_some_and(|l| l.picker.is_busy()) {
+            LOOK
+        } else {
+            choker::ROUND
         }
-        if let Some(round) = self.next_round {
-            next = next.min(round.saturating_duration_since(now));
-        }
+    }
+
+    /// In how long [`Event::Tick`] should come next, from `now` on.
+    pub fn next_tick(&self, now: Instant) -> Duration {
+        let next = [self.next_look, self.next_dial, self.next_round].into_iter().flatten().min();
+        let next = next.unwrap_or(now + choker::ROUND);
         // Never a spin, whatever the parts say.
-        next.max(Duration::from_millis(20))
+        let soonest = self.last_look.map_or(now, |last| last + LOOK_PAUSE);
+        next.max(soonest).saturating_duration_since(now)
     }
 
     /// The peers that are connected.

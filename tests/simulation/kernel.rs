@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use torrentfs::torrent::window::Window;
+use torrentfs::torrent::track::Track;
 
 /// Bytes in a page.
 pub const PAGE: u64 = 4096;
@@ -28,7 +28,7 @@ pub struct Handle {
     /// Its bytes.
     pub size: u64,
     /// What the reader's side knows of its reads.
-    pub window: Window,
+    pub track: Track,
     /// The read-ahead: first page, pages, and how many of them are beyond what was needed.
     ahead: (u64, u64, u64),
     /// The last page that was read.
@@ -37,9 +37,9 @@ pub struct Handle {
 
 impl Handle {
     /// Nothing was read yet.
-    pub fn new(file: u32, stream: u64, base: u64, size: u64, piece_length: u32) -> Self {
-        let window = Window::new(base..base + size, piece_length);
-        Self { file, stream, base, size, window, ahead: (0, 0, 0), last: None }
+    pub fn new(file: u32, stream: u64, base: u64, size: u64) -> Self {
+        let track = Track::new(base);
+        Self { file, stream, base, size, track, ahead: (0, 0, 0), last: None }
     }
 
     /// The program reads `len` bytes at `offset`, which lie within the file. Returns what the filesystem is asked
@@ -147,7 +147,7 @@ impl Pages {
 fn reads_become_the_requests_that_linux_makes() {
     const K: u64 = 1024;
     let mut pages = Pages::default();
-    let mut handle = Handle::new(0, 1, 0, 1 << 30, 1 << 20);
+    let mut handle = Handle::new(0, 1, 0, 1 << 30);
     // The head of a file, as `file` and `head` read it: 16 KiB.
     assert_eq!(handle.read(0, 4 * K, &mut pages), [(0, 16 * K)]);
     // On from there: the rest is here already, and the next is asked for.
@@ -157,7 +157,7 @@ fn reads_become_the_requests_that_linux_makes() {
     assert_eq!(handle.read(900 * K + 1, 10 * K, &mut pages), [(900 * K, 12 * K)]);
     // In sequence from the start: two requests of 128 KiB, then one more with each read.
     let mut pages = Pages::default();
-    let mut handle = Handle::new(0, 1, 0, 1 << 30, 1 << 20);
+    let mut handle = Handle::new(0, 1, 0, 1 << 30);
     assert_eq!(handle.read(0, 128 * K, &mut pages), [(0, 128 * K), (128 * K, 128 * K)]);
     assert_eq!(handle.read(128 * K, 128 * K, &mut pages), [(256 * K, 128 * K)]);
     assert_eq!(handle.read(256 * K, 64 * K, &mut pages), [(384 * K, 128 * K)]);

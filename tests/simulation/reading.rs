@@ -1,7 +1,7 @@
 //! The readers' side of the world: programs, the kernel's requests, and what the torrent is told of them.
 //!
 //! A request of the kernel does what `torrentfs::torrent::reads::Reader` does: it waits for the missing pieces, the
-//! owner is told, then the window moves. When its last piece has come, a worker answers it.
+//! owner is told, and where the stream is. When its last piece has come, a worker answers it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -83,8 +83,8 @@ impl Process {
 
 /// What the torrent is told of a read of `len` bytes at `at`, besides what is missing of it: where the stream is.
 fn advance(handle: &mut Handle, at: u64, len: u64) -> Option<Demand> {
-    let pieces = handle.window.on_read(at, len)?;
-    Some(Demand::Ahead { stream: handle.stream, pieces })
+    let reach = handle.track.on_read(at, len)?;
+    Some(Demand::Moved { stream: handle.stream, reach })
 }
 
 impl World {
@@ -119,16 +119,16 @@ impl World {
             Call::Open { handle, file } => {
                 let Some(extent) = self.geometry().files().get(file as usize).copied() else { return };
                 self.last_id += 1;
-                let piece_length = self.geometry().piece_length();
-                let opened = Handle::new(file, self.last_id, extent.offset, extent.len, piece_length);
+                let opened = Handle::new(file, self.last_id, extent.offset, extent.len);
                 self.processes[n].handles.insert(handle, opened);
-                self.apply(Event::Demand(Demand::Open { stream: self.last_id }));
+                let open = Demand::Open { stream: self.last_id, file: FileIndex(file) };
+                self.apply(Event::Demands(vec![open]));
             }
             Call::Read { handle, offset, len, seek } => self.read(n, handle, offset, len, seek),
             Call::Abandon => self.abandon(n),
             Call::Close(handle) => {
                 if let Some(handle) = self.processes[n].handles.remove(&handle) {
-                    self.apply(Event::Demand(Demand::Close { stream: handle.stream }));
+                    self.apply(Event::Demands(vec![Demand::Close { stream: handle.stream }]));
                 }
             }
             Call::Timer(at) => self.agenda.put(at, Happening::Go(n, Woken::Timer, 0)),
@@ -177,6 +177,7 @@ impl World {
             pieces.map(PieceIndex).filter(|p| !self.table.is_complete(*p)).collect();
         let want = Demand::Want {
             waiter: id,
+            stream: handle.stream,
             file: FileIndex(file),
             offset: at,
             pieces: lacks.iter().copied().collect(),
@@ -184,14 +185,16 @@ impl World {
         };
         let here = lacks.is_empty();
         self.fuses.insert(id, Fuse { process: n, file, offset, len, lacks });
+        let mut demands = Vec::new();
         if here {
             self.agenda.put(self.now + ANSWER, Happening::Answer(id));
         } else {
-            self.apply(Event::Demand(want));
+            demands.push(want);
         }
         let handle = self.processes[n].handles.get_mut(&number);
-        if let Some(demand) = handle.and_then(|handle| advance(handle, at, len)) {
-            self.apply(Event::Demand(demand));
+        demands.extend(handle.and_then(|handle| advance(handle, at, len)));
+        if !demands.is_empty() {
+            self.apply(Event::Demands(demands));
         }
     }
 
@@ -243,7 +246,7 @@ impl World {
             let Some(fuse) = self.fuses.remove(&id) else { continue };
             self.pages.entry(fuse.file).or_default().failed(fuse.offset, fuse.len);
             if !fuse.lacks.is_empty() {
-                self.apply(Event::Demand(Demand::Withdraw { waiter: id }));
+                self.apply(Event::Demands(vec![Demand::Withdraw { waiter: id }]));
             }
         }
     }

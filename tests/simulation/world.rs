@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,7 +18,9 @@ use torrentfs::peer::PeerKey;
 use torrentfs::peer::buffer::PieceBuffer;
 use torrentfs::peer::event::{Connected, Item};
 use torrentfs::peer::extension::{self, ExtHandshake};
+use torrentfs::torrent::background::Prefetch;
 use torrentfs::torrent::effects::{Effect, Event, Verdict};
+use torrentfs::torrent::memory::Memory;
 use torrentfs::torrent::swarm::{Settings, Swarm};
 use torrentfs::torrent::table::{PieceState, PieceTable};
 
@@ -105,7 +107,9 @@ pub struct Session {
     /// What was asked for, and where it goes.
     asked: BTreeMap<BlockRef, (Arc<PieceBuffer>, u32)>,
     /// Cancels that the peer has yet to answer.
-    unanswered: BTreeMap<BlockRef, u32>,
+    unanswered: BTreeMap<BlockRef, (u32, Weak<PieceBuffer>)>,
+    /// Taken back before they were said.
+    unsent: Vec<BlockRef>,
     /// Not said yet: cancels, then requests.
     cancels: Vec<BlockRef>,
     requests: Vec<(BlockRef, u32, Arc<PieceBuffer>)>,
@@ -168,6 +172,9 @@ fn settings() -> Settings {
         upload: true,
         pex: true,
         check_all: false,
+        prefetch: Prefetch::None,
+        memory: Memory::default(),
+        check_invariants: cfg!(debug_assertions),
     }
 }
 
@@ -303,6 +310,8 @@ impl World {
                     session.requests.retain(|(b, ..)| *b != block);
                     if session.requests.len() == before {
                         session.cancels.push(block);
+                    } else {
+                        session.unsent.push(block);
                     }
                 }
             }
@@ -354,14 +363,16 @@ impl World {
     /// Says what a session has to say: cancels, then requests, as the outbox does.
     fn flush(&mut self, n: usize) {
         let Some(session) = &mut self.peers[n].session else { return };
-        if session.cancels.is_empty() && session.requests.is_empty() {
+        if session.cancels.is_empty() && session.requests.is_empty() && session.unsent.is_empty() {
             return;
         }
         let key = session.key;
+        let unsent = std::mem::take(&mut session.unsent);
         let mut messages = Vec::new();
         for block in std::mem::take(&mut session.cancels) {
-            if session.asked.remove(&block).is_some() {
-                *session.unanswered.entry(block).or_default() += 1;
+            if let Some((buffer, _)) = session.asked.remove(&block) {
+                let taken_back = session.unanswered.entry(block).or_insert((0, Weak::new()));
+                *taken_back = (taken_back.0 + 1, Arc::downgrade(&buffer));
                 messages.push(Ours::Cancel(block));
             }
         }
@@ -371,6 +382,10 @@ impl World {
         }
         for message in messages {
             self.tell(n, key, message);
+        }
+        if !unsent.is_empty() {
+            let items = unsent.into_iter().map(Item::Recalled).collect();
+            self.apply(Event::Said { key, items });
         }
     }
 
@@ -449,6 +464,7 @@ impl World {
             key,
             asked: BTreeMap::new(),
             unanswered: BTreeMap::new(),
+            unsent: Vec::new(),
             cancels: Vec::new(),
             requests: Vec::new(),
         });
@@ -552,14 +568,15 @@ impl World {
             // It went before the block was out.
             Theirs::Block(_, _, left) if leaves.is_some_and(|at| at < left) => {}
             Theirs::Block(block, len, _) => {
-                answers_a_cancel(session, block);
-                let wanted = session.asked.remove(&block);
+                let taken_back = answers_a_cancel(session, block);
+                let wanted = session.asked.remove(&block).map(|(buffer, _)| buffer);
+                let wanted = wanted.or_else(|| taken_back.and_then(|buffer| buffer.upgrade()));
                 self.fetched += u64::from(len);
                 if !self.came.insert(block) {
                     self.duplicate += u64::from(len);
                     self.log(|| format!("again from {}: {}/{}", key.0, block.piece.0, block.block.0));
                 }
-                if let Some((buffer, _)) = wanted {
+                if let Some(buffer) = wanted {
                     buffer.put(block.block, Bytes::from_static(&ZEROS[..len as usize]), key);
                     self.said(key, Item::Block { block, buffer });
                 } else {
@@ -567,7 +584,9 @@ impl World {
                 }
             }
             Theirs::Reject(block) => {
-                if !answers_a_cancel(session, block) && session.asked.remove(&block).is_some() {
+                if answers_a_cancel(session, block).is_some() {
+                    self.said(key, Item::Recalled(block));
+                } else if session.asked.remove(&block).is_some() {
                     self.said(key, Item::Rejected(block));
                 }
             }
@@ -606,12 +625,13 @@ impl World {
     }
 }
 
-/// Whether an answer for this block is the one to a request that was cancelled, as in the session.
-fn answers_a_cancel(session: &mut Session, block: BlockRef) -> bool {
-    let Some(count) = session.unanswered.get_mut(&block) else { return false };
+/// Where the block goes if an answer for it is the one to a request that was cancelled, as in the session.
+fn answers_a_cancel(session: &mut Session, block: BlockRef) -> Option<Weak<PieceBuffer>> {
+    let (count, buffer) = session.unanswered.get_mut(&block)?;
     *count -= 1;
-    if *count == 0 {
+    let (last, buffer) = (*count == 0, buffer.clone());
+    if last {
         session.unanswered.remove(&block);
     }
-    true
+    Some(buffer)
 }
