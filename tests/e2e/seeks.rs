@@ -2,7 +2,7 @@
 //!
 //! Everything is shown by the order of requests and answers at a scripted peer, nothing by time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::{Behaviour, Mount, Proc, Reader, Sample, ScriptedPeer, wait_until};
 use crate::needs;
@@ -73,7 +73,18 @@ fn a_seek_asks_before_the_bulk_read_asks_on() {
     let in_flight = peer.waiting();
     let mut seek = seek(&mount, &sample);
     let asked = || peer.requests().iter().skip(before).filter(|block| block.piece == PLACE).count();
-    wait_until("all blocks of the seek to be asked for", ASKED, || asked() >= BLOCKS);
+    let end = Instant::now() + ASKED;
+    while asked() < BLOCKS {
+        let newer: Vec<_> = peer.requests().iter().skip(before).map(|block| block.piece).collect();
+        assert!(
+            Instant::now() < end,
+            "{} of {BLOCKS} blocks of the seek were asked for in {ASKED:?}; {in_flight} blocks were in flight, \
+             {} are; pieces asked for since: {newer:?}",
+            asked(),
+            peer.waiting()
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let after: Vec<_> = peer.requests().iter().skip(before).map(|block| block.piece).collect();
     let in_front = after.iter().take_while(|piece| **piece != PLACE).count();
     let between = after.iter().skip(in_front).take(BLOCKS).filter(|piece| **piece != PLACE).count();
