@@ -16,6 +16,8 @@ use super::Sample;
 
 /// How long a connection waits for a message before it looks at what it has been told meanwhile.
 const TICK: Duration = Duration::from_millis(5);
+/// How much time a peer with a limited rate may make up for.
+const CREDIT: Duration = Duration::from_millis(50);
 /// The largest message taken from the other side; it sends requests and a bitfield.
 const MESSAGE_MAX: usize = 1 << 20;
 
@@ -345,7 +347,9 @@ impl<'a> Connection<'a> {
         }
         if let Some(rate) = self.shared.behaviour.rate {
             let pause = Duration::from_secs_f64(f64::from(request.length) / rate as f64);
-            self.next = self.next.max(Instant::now()) + pause;
+            let now = Instant::now();
+            // What was missed is made up for, so that a tick between two blocks isn't the limit of the rate.
+            self.next = self.next.max(now.checked_sub(CREDIT).unwrap_or(now)) + pause;
         }
         self.shared.served.fetch_add(1, Ordering::Relaxed);
         self.shared.answers.lock().expect("answers").push(request);

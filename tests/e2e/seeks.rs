@@ -10,8 +10,8 @@ use crate::needs;
 const MINUTE: Duration = Duration::from_secs(60);
 /// For requests to be sent, which takes milliseconds. A peer that answers nothing for longer counts as silent.
 const ASKED: Duration = Duration::from_secs(10);
-/// So long without a request, and no more will come until something happens.
-const QUIET: Duration = Duration::from_millis(200);
+/// So long without a request, and no more will come until something happens: four ticks of the owner.
+const QUIET: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 16 << 10;
 
