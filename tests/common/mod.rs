@@ -30,7 +30,7 @@ pub use scripted::{Behaviour, ScriptedPeer};
 use support::wait_for;
 pub use support::{Need, has_tool, missing, skip, wait_until};
 pub use tracker::{DeadTracker, Tracker};
-pub use usage::{Peak, cpu, memory};
+pub use usage::{Peak, cpu, memory, wake_ups};
 
 /// Returns from the test, reported as skipped by name, unless all of what it needs is here. In CI it fails.
 #[macro_export]

@@ -1,5 +1,6 @@
 //! What a running process uses, by `/proc`: memory and processor time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -36,6 +37,19 @@ pub fn cpu(pid: u32) -> Duration {
     let fields = after_name.split_whitespace().skip(11).take(2);
     let ticks: u64 = fields.map(|ticks| ticks.parse::<u64>().expect("ticks")).sum();
     Duration::from_millis(ticks * 1000 / TICKS)
+}
+
+/// How often each of its threads has gone to sleep of its own accord, by the thread's name: the number of wake-ups.
+#[track_caller]
+pub fn wake_ups(pid: u32) -> BTreeMap<String, u64> {
+    let mut found = BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).expect("the process runs").flatten() {
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let value = |what: &str| status.lines().find_map(|line| line.strip_prefix(what)).map(str::trim);
+        let count = value("voluntary_ctxt_switches:").and_then(|count| count.parse::<u64>().ok());
+        *found.entry(value("Name:").unwrap_or_default().to_owned()).or_default() += count.unwrap_or(0);
+    }
+    found
 }
 
 /// Watches the memory of a process; dropping it ends that.

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use crate::common::{Crowd, Mount, Peak, Uniform, cpu, memory, wait_until};
+use crate::common::{Crowd, Mount, Peak, Uniform, cpu, memory, wait_until, wake_ups};
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -100,14 +100,19 @@ fn idle_with_333_333_pieces_and_50_peers_costs_next_to_nothing() {
         torrent.check(offset, &buffer);
     }
     wait_until("nothing to do", MINUTE, || mount.xattr(&path, "state").as_deref() == Some("idle"));
-    let (start, before, served) = (Instant::now(), cpu(mount.pid()), crowd.served());
+    let (woken, served) = (wake_ups(mount.pid()), crowd.served());
+    let (start, before) = (Instant::now(), cpu(mount.pid()));
     for round in 0..ROUNDS {
         std::thread::sleep(KEEP_ALIVE);
         crowd.keep_alive(round);
     }
     let (used, passed) = (cpu(mount.pid()).saturating_sub(before), start.elapsed());
+    let mut woke = wake_ups(mount.pid());
+    woke.iter_mut().for_each(|(thread, count)| *count -= woken.get(thread).copied().unwrap_or(0));
+    woke.retain(|_, count| *count > 0);
     let percent = used.as_secs_f64() / passed.as_secs_f64() * 100.0;
     eprintln!("idle with 333,333 pieces and 50 peers: {used:?} in {passed:?}, {percent:.3} % of a core");
+    eprintln!("threads that woke up meanwhile, beside {ROUNDS} keep-alives: {woke:?}");
     eprintln!("anonymous memory with 50 peers: {}", mib(memory(mount.pid(), "RssAnon")));
     assert_eq!(crowd.connected(), 50, "the peers are still there");
     assert_eq!(crowd.served(), served, "nothing was fetched meanwhile");
