@@ -430,6 +430,74 @@ mod tests {
     }
 
     #[test]
+    fn o1_a_hundred_callers_at_a_queue_with_room_for_two_all_end() {
+        const CALLERS: usize = 100;
+        for class in Class::ALL {
+            let workers = Workers::start(1).unwrap();
+            let (running, runs) = channel();
+            let (first, end) = blocking(&running);
+            assert!(workers.submit(Class::Read, first).is_ok());
+            runs.recv_timeout(LONG).unwrap();
+            for _ in 0..class.bound() - 2 {
+                assert!(workers.submit(class, Box::new(|_| {})).is_ok());
+            }
+            let (done, results) = channel();
+            let taken: usize = std::thread::scope(|scope| {
+                let submit = || {
+                    let done = done.clone();
+                    let job = Box::new(move |_: &mut Scratch| done.send(()).unwrap());
+                    usize::from(workers.submit(class, job).is_ok())
+                };
+                let callers: Vec<_> = (0..CALLERS).map(|_| scope.spawn(submit)).collect();
+                callers.into_iter().map(|caller| caller.join().unwrap()).sum()
+            });
+            assert_eq!(taken, 2, "{class:?}: the others get their job back at once");
+            assert!(results.try_recv().is_err(), "the only thread is held up");
+            drop(end);
+            drop(done);
+            let ended = std::iter::from_fn(|| results.recv_timeout(LONG).ok()).count();
+            assert_eq!(ended, taken, "{class:?}: what was taken runs, once");
+            assert!(workers.stop(LONG).is_empty());
+        }
+    }
+
+    /// Each read that ends submits two more, as long as there is room, so that the threads never find the lane
+    /// of reads empty.
+    fn flood(workers: &Arc<Workers>, ran: &Arc<AtomicUsize>) {
+        let (again, count) = (Arc::downgrade(workers), ran.clone());
+        let job = Box::new(move |_: &mut Scratch| {
+            count.fetch_add(1, Ordering::SeqCst);
+            if let Some(workers) = again.upgrade() {
+                flood(&workers, &count);
+                flood(&workers, &count);
+            }
+        });
+        let _ = workers.submit(Class::Read, job);
+    }
+
+    #[test]
+    fn o2_background_jobs_end_while_reads_keep_coming() {
+        let workers = Workers::start(2).unwrap();
+        let reads = Arc::new(AtomicUsize::new(0));
+        flood(&workers, &reads);
+        let (done, results) = channel();
+        for class in [Class::Background, Class::Serve, Class::Verify] {
+            let (done, reads) = (done.clone(), reads.clone());
+            let job =
+                Box::new(move |_: &mut Scratch| done.send((class, reads.load(Ordering::SeqCst))).unwrap());
+            assert!(workers.submit(class, job).is_ok());
+        }
+        let ended: Vec<_> = (0..3).map(|_| results.recv_timeout(LONG).expect("it isn't starved")).collect();
+        assert_eq!(
+            ended.iter().map(|(class, _)| *class).collect::<Vec<_>>(),
+            [Class::Verify, Class::Serve, Class::Background]
+        );
+        let background = ended[2].1;
+        assert!(background > Class::Read.bound(), "no flood: {background} reads before it");
+        assert!(workers.stop(LONG).is_empty());
+    }
+
+    #[test]
     fn a_panic_is_caught_and_the_worker_lives_on() {
         let workers = Workers::start(1).unwrap();
         assert!(workers.submit(Class::Background, Box::new(|_| std::panic::panic_any("on purpose"))).is_ok());

@@ -1,8 +1,9 @@
 //! What the end-to-end tests stand on: the real binary on a real mount, and peers to fetch from.
 //!
 //! Parts: [`Mount`] runs the binary; [`Seeder`], [`Leecher`] are libtorrent; [`ScriptedPeer`] is a peer that
-//! misbehaves as told; [`Tracker`] and the dead ones; [`Sample`] is deterministic content; [`Proc`] is any
-//! other process. Whatever a test starts ends with it, also when it panics: no process and no mount is left
+//! misbehaves as told; a [`Crowd`] is many honest ones; [`Tracker`] and the dead ones; [`Sample`] is
+//! deterministic content, [`Uniform`] content of any size; [`Proc`] is any other process; [`cpu`], [`memory`] are
+//! what one uses. Whatever a test starts ends with it, also when it panics: no process and no mount is left
 //! behind.
 //!
 //! State is awaited with [`wait_until`] and a bound, never slept for. Bounds are generous (five times what is
@@ -10,6 +11,7 @@
 //!
 //! It knows the program by its command line alone, not by its library.
 
+mod crowd;
 mod mount;
 mod peers;
 mod process;
@@ -17,7 +19,9 @@ mod sample;
 mod scripted;
 mod support;
 mod tracker;
+mod usage;
 
+pub use crowd::{Crowd, Uniform};
 pub use mount::{Mount, is_mounted, program, torrentfs};
 pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
 pub use process::{Proc, Reader};
@@ -26,6 +30,7 @@ pub use scripted::{Behaviour, ScriptedPeer};
 use support::wait_for;
 pub use support::{Need, has_tool, missing, skip, wait_until};
 pub use tracker::{DeadTracker, Tracker};
+pub use usage::{Peak, cpu, memory, wake_ups};
 
 /// Returns from the test, reported as skipped by name, unless all of what it needs is here. In CI it fails.
 #[macro_export]

@@ -47,6 +47,7 @@ pub struct MountBuilder {
     args: Vec<OsString>,
     cache: Option<PathBuf>,
     listen: String,
+    log: Option<String>,
     dht: bool,
 }
 
@@ -77,6 +78,12 @@ impl MountBuilder {
     /// Where to listen, instead of a port of the system's choice.
     pub fn listen(mut self, listen: impl Into<String>) -> Self {
         self.listen = listen.into();
+        self
+    }
+
+    /// What is logged, instead of the usual (`TORRENTFS_LOG`).
+    pub fn log(mut self, filter: &str) -> Self {
+        self.log = Some(filter.to_owned());
         self
     }
 
@@ -114,6 +121,9 @@ impl MountBuilder {
             command.arg("--no-dht");
         }
         command.args(self.args).args(self.sources).arg(&point);
+        if let Some(filter) = self.log {
+            command.env("TORRENTFS_LOG", filter);
+        }
         let sink = File::create(&log).expect("a log");
         command.stdout(sink.try_clone().expect("a second handle")).stderr(sink);
         let line = format!("{command:?}");
@@ -158,7 +168,7 @@ impl Mount {
     /// A mount without a source yet.
     pub fn empty() -> MountBuilder {
         let listen = "127.0.0.1:0".to_owned();
-        MountBuilder { sources: Vec::new(), args: Vec::new(), cache: None, listen, dht: false }
+        MountBuilder { sources: Vec::new(), args: Vec::new(), cache: None, listen, log: None, dht: false }
     }
 
     /// The mount point.
@@ -179,6 +189,11 @@ impl Mount {
     /// Everything the program printed so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The program's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Since the program was started.

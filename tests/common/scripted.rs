@@ -16,6 +16,8 @@ use super::Sample;
 
 /// How long a connection waits for a message before it looks at what it has been told meanwhile.
 const TICK: Duration = Duration::from_millis(5);
+/// How much time a peer with a limited rate may make up for.
+const CREDIT: Duration = Duration::from_millis(50);
 /// The largest message taken from the other side; it sends requests and a bitfield.
 const MESSAGE_MAX: usize = 1 << 20;
 
@@ -73,6 +75,9 @@ struct Shared {
     /// Pieces whose requests stay unanswered until they are released.
     held: Mutex<HashSet<u32>>,
     requests: Mutex<Vec<Request>>,
+    answers: Mutex<Vec<Request>>,
+    /// Requests of all connections that are neither answered nor cancelled.
+    waiting: AtomicUsize,
 }
 
 /// The running peer. Dropping it closes its connections and joins its threads.
@@ -100,6 +105,8 @@ impl ScriptedPeer {
             served: AtomicUsize::new(0),
             held: Mutex::default(),
             requests: Mutex::default(),
+            answers: Mutex::default(),
+            waiting: AtomicUsize::new(0),
         });
         let for_thread = shared.clone();
         let acceptor = std::thread::spawn(move || accept(&listener, &for_thread));
@@ -124,6 +131,16 @@ impl ScriptedPeer {
     /// Blocks sent so far.
     pub fn served(&self) -> usize {
         self.shared.served.load(Ordering::Relaxed)
+    }
+
+    /// The blocks sent so far, in order.
+    pub fn answers(&self) -> Vec<Request> {
+        self.shared.answers.lock().expect("answers").clone()
+    }
+
+    /// Requests that are neither answered nor cancelled.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiting.load(Ordering::Relaxed)
     }
 
     /// Connections accepted so far.
@@ -186,14 +203,19 @@ impl<'a> Connection<'a> {
         stream.set_write_timeout(Some(Duration::from_secs(30)))?;
         let mut this =
             Self { stream, shared, received: Vec::new(), waiting: VecDeque::new(), next: Instant::now() };
-        this.handshake()?;
-        while !shared.stop.load(Ordering::Relaxed) {
-            if !shared.behaviour.deaf {
-                this.receive()?;
+        let outcome = this.handshake().and_then(|()| this.converse());
+        shared.waiting.fetch_sub(this.waiting.len(), Ordering::Relaxed);
+        outcome
+    }
+
+    fn converse(&mut self) -> std::io::Result<()> {
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            if !self.shared.behaviour.deaf {
+                self.receive()?;
             } else {
                 std::thread::sleep(TICK);
             }
-            this.answer()?;
+            self.answer()?;
         }
         Ok(())
     }
@@ -281,11 +303,14 @@ impl<'a> Connection<'a> {
             |at: usize| body.get(at..at + 4).map(|bytes| bytes.iter().fold(0, |n, b| n << 8 | u32::from(*b)));
         let (Some(piece), Some(begin), Some(length)) = (number(0), number(4), number(8)) else { return };
         let request = Request { piece, begin, length };
+        let before = self.waiting.len();
         if id == 6 {
             self.shared.requests.lock().expect("requests").push(request);
             self.waiting.push_back(request);
+            self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         } else {
             self.waiting.retain(|waiting| *waiting != request);
+            self.shared.waiting.fetch_sub(before - self.waiting.len(), Ordering::Relaxed);
         }
     }
 
@@ -322,9 +347,13 @@ impl<'a> Connection<'a> {
         }
         if let Some(rate) = self.shared.behaviour.rate {
             let pause = Duration::from_secs_f64(f64::from(request.length) / rate as f64);
-            self.next = self.next.max(Instant::now()) + pause;
+            let now = Instant::now();
+            // What was missed is made up for, so that a tick between two blocks isn't the limit of the rate.
+            self.next = self.next.max(now.checked_sub(CREDIT).unwrap_or(now)) + pause;
         }
         self.shared.served.fetch_add(1, Ordering::Relaxed);
+        self.shared.answers.lock().expect("answers").push(request);
+        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
         self.send(7, &payload)
     }
 }

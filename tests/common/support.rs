@@ -41,6 +41,10 @@ pub enum Need {
     Netns,
     /// `getfattr`.
     Attr,
+    /// `file`.
+    File,
+    /// `ffmpeg` and `ffprobe`.
+    Ffmpeg,
 }
 
 /// The reason why a test can't run here, if there is one.
@@ -55,6 +59,9 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         }
         Need::Netns => netns_missing(),
         Need::Attr => (!has_tool("getfattr")).then(|| "no getfattr (Debian: attr)".to_owned()),
+        Need::File => (!has_tool("file")).then(|| "no file (Debian: the same)".to_owned()),
+        Need::Ffmpeg => (!has_tool("ffprobe") || !has_tool("ffmpeg"))
+            .then(|| "no ffmpeg with ffprobe (Debian: ffmpeg)".to_owned()),
     })
 }
 

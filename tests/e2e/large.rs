@@ -1,4 +1,4 @@
-//! A torrent of 333,000 pieces: a bitfield of 41 KB and metadata of 6.7 MB (row R3).
+//! A torrent of 333,333 pieces: a bitfield of 42 KB and metadata of 6.7 MB (row R3).
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn reads_right(mount: &Mount, sample: &Sample) {
 }
 
 #[test]
-fn r3_a_seeder_with_333_000_pieces() {
+fn r3_a_seeder_with_333_333_pieces() {
     needs!(Fuse, Libtorrent);
     let sample = Sample::huge();
     let seeder = Seeder::start(&sample);

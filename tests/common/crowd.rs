@@ -1,0 +1,234 @@
+//! Many honest seeders in one process, each at an address of its own, for what shows at scale only.
+//!
+//! [`Uniform`] is a torrent whose pieces are all alike, so that it takes no disk and no hashing to make one of
+//! any size, and its seeders serve from a single piece in memory, as fast as they are asked. [`Crowd`] is the
+//! seeders: a handshake, a bitfield, an unchoke, then blocks as requested, in order. They know no extension and
+//! never misbehave; [`ScriptedPeer`](super::ScriptedPeer) is for that. Dropping the crowd closes all
+//! connections and joins the threads.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use sha1::{Digest, Sha1};
+use tempfile::TempDir;
+
+/// The largest message taken from the other side; it sends requests and a bitfield.
+const MESSAGE_MAX: usize = 1 << 20;
+/// Of a thread that serves one connection: it calls nothing deep.
+const STACK: usize = 128 << 10;
+
+/// A torrent of one file, each of whose pieces holds the same bytes.
+pub struct Uniform {
+    /// The file's name.
+    pub name: String,
+    /// The `.torrent` file.
+    pub torrent: PathBuf,
+    /// Info-hash v1 in hex.
+    pub v1: String,
+    /// How many pieces, all of full length.
+    pub pieces: u64,
+    /// What each of them holds.
+    pub piece: Arc<[u8]>,
+    info_hash: [u8; 20],
+    _dir: TempDir,
+}
+
+impl Uniform {
+    /// Makes the `.torrent` file.
+    pub fn new(name: &str, pieces: u64, piece: Vec<u8>) -> Self {
+        let hash: [u8; 20] = Sha1::digest(&piece).into();
+        let mut info = format!(
+            "d6:lengthi{}e4:name{}:{name}12:piece lengthi{}e6:pieces{}:",
+            pieces * piece.len() as u64,
+            name.len(),
+            piece.len(),
+            pieces * 20
+        )
+        .into_bytes();
+        info.extend(hash.iter().cycle().take(20 * pieces as usize));
+        info.push(b'e');
+        let info_hash: [u8; 20] = Sha1::digest(&info).into();
+        let dir = tempfile::Builder::new().prefix("tfs-uniform-").tempdir().expect("a temporary folder");
+        let torrent = dir.path().join("torrent");
+        std::fs::write(&torrent, [b"d4:info", &info[..], b"e"].concat()).expect("room on the disk");
+        let v1 = info_hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { name: name.to_owned(), torrent, v1, pieces, piece: piece.into(), info_hash, _dir: dir }
+    }
+
+    /// Bytes in all.
+    pub fn size(&self) -> u64 {
+        self.pieces * self.piece.len() as u64
+    }
+
+    /// Panics unless `read` is what stands at `offset`.
+    #[track_caller]
+    pub fn check(&self, mut offset: u64, mut read: &[u8]) {
+        let length = self.piece.len();
+        while !read.is_empty() {
+            let begin = (offset % length as u64) as usize;
+            let (part, rest) = read.split_at(read.len().min(length - begin));
+            assert!(part == &self.piece[begin..begin + part.len()], "wrong bytes from {offset} on");
+            (offset, read) = (offset + part.len() as u64, rest);
+        }
+    }
+}
+
+struct Shared {
+    piece: Arc<[u8]>,
+    info_hash: [u8; 20],
+    bitfield: Vec<u8>,
+    stop: AtomicBool,
+    served: AtomicU64,
+    /// Connections that have sent their unchoke.
+    open: Mutex<Vec<Arc<Link>>>,
+}
+
+struct Link {
+    stream: TcpStream,
+    /// Held by who writes.
+    writing: Mutex<()>,
+}
+
+impl Link {
+    fn write(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let _writing = self.writing.lock().expect("a connection");
+        (&self.stream).write_all(bytes)
+    }
+}
+
+/// The running seeders.
+pub struct Crowd {
+    addrs: Vec<SocketAddr>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Crowd {
+    /// So many seeders, at 127.0.1.1 and on, at most 250, each on a port of the system's choice.
+    pub fn start(torrent: &Uniform, count: u8) -> Self {
+        let mut bitfield = vec![0; torrent.pieces.div_ceil(8) as usize];
+        (0..torrent.pieces).for_each(|piece| bitfield[(piece / 8) as usize] |= 0x80 >> (piece % 8));
+        let shared = Arc::new(Shared {
+            piece: torrent.piece.clone(),
+            info_hash: torrent.info_hash,
+            bitfield,
+            stop: AtomicBool::new(false),
+            served: AtomicU64::new(0),
+            open: Mutex::default(),
+        });
+        let (mut addrs, mut threads) = (Vec::new(), Vec::new());
+        for number in 1..=count {
+            let listener = TcpListener::bind((Ipv4Addr::new(127, 0, 1, number), 0)).expect("a port");
+            addrs.push(listener.local_addr().expect("its address"));
+            let shared = shared.clone();
+            let serving = std::thread::Builder::new().stack_size(STACK).spawn(move || {
+                for stream in listener.incoming() {
+                    if shared.stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    // A connection that ends is the other side's business; the next one is served.
+                    let _ = stream.and_then(|stream| serve(stream, number, &shared));
+                }
+            });
+            threads.push(serving.expect("a thread"));
+        }
+        Self { addrs, shared, threads }
+    }
+
+    /// Where they listen.
+    pub fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    /// Connections that were greeted and let in, and haven't been told to end.
+    pub fn connected(&self) -> usize {
+        self.shared.open.lock().expect("connections").len()
+    }
+
+    /// Bytes of content sent so far.
+    pub fn served(&self) -> u64 {
+        self.shared.served.load(Ordering::Relaxed)
+    }
+
+    /// One of them sends a keep-alive.
+    pub fn keep_alive(&self, number: usize) {
+        let link = self.shared.open.lock().expect("connections")[number].clone();
+        link.write(&[0; 4]).expect("the other side is there");
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for addr in &self.addrs {
+            // Wakes those that accept.
+            let _ = TcpStream::connect(addr);
+        }
+        for link in self.shared.open.lock().expect("connections").iter() {
+            let _ = link.stream.shutdown(Shutdown::Both);
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(stream: TcpStream, number: u8, shared: &Shared) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut from = BufReader::with_capacity(64 << 10, stream.try_clone()?);
+    let to = Arc::new(Link { stream, writing: Mutex::new(()) });
+    let mut theirs = [0; 68];
+    from.read_exact(&mut theirs)?;
+    if theirs[..20] != *b"\x13BitTorrent protocol" || theirs[28..48] != shared.info_hash {
+        return Err(ErrorKind::InvalidData.into());
+    }
+    let mut hello = b"\x13BitTorrent protocol\0\0\0\0\0\0\0\0".to_vec();
+    hello.extend_from_slice(&shared.info_hash);
+    hello.extend_from_slice(format!("-XX0001-crowd-{number:06}").as_bytes());
+    hello.extend_from_slice(&(shared.bitfield.len() as u32 + 1).to_be_bytes());
+    hello.push(5);
+    hello.extend_from_slice(&shared.bitfield);
+    hello.extend_from_slice(&[0, 0, 0, 1, 1]);
+    to.write(&hello)?;
+    shared.open.lock().expect("connections").push(to.clone());
+    let outcome = answer(&mut from, &to, shared);
+    shared.open.lock().expect("connections").retain(|open| !Arc::ptr_eq(open, &to));
+    outcome
+}
+
+/// Answers requests until the connection ends: all that have come, in one write.
+fn answer(from: &mut BufReader<TcpStream>, to: &Link, shared: &Shared) -> std::io::Result<()> {
+    let mut out = Vec::new();
+    let mut body = Vec::new();
+    loop {
+        if from.buffer().is_empty() || out.len() > 256 << 10 {
+            to.write(&out)?;
+            out.clear();
+            if from.fill_buf()?.is_empty() {
+                return Ok(());
+            }
+        }
+        let mut length = [0; 4];
+        from.read_exact(&mut length)?;
+        let length = u32::from_be_bytes(length) as usize;
+        if length > MESSAGE_MAX {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        body.resize(length, 0);
+        from.read_exact(&mut body)?;
+        let Some((6, request)) = body.split_first().map(|(id, rest)| (*id, rest)) else { continue };
+        let number =
+            |at: usize| request.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+        let (begin, length) = (number(4) as usize, number(8) as usize);
+        let block = shared.piece.get(begin..begin + length).ok_or(ErrorKind::InvalidData)?;
+        out.extend_from_slice(&(length as u32 + 9).to_be_bytes());
+        out.push(7);
+        out.extend_from_slice(&request[..8]);
+        out.extend_from_slice(block);
+        shared.served.fetch_add(length as u64, Ordering::Relaxed);
+    }
+}
