@@ -41,6 +41,21 @@ pub struct Wait {
     stream: u64,
 }
 
+/// Who wants a piece, by when, and how many of its first blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish {
+    id: DemandId,
+    due: Instant,
+    blocks: u32,
+}
+
+impl Wish {
+    /// Tells the picker.
+    pub fn make(self, piece: PieceIndex, picker: &mut Picker) {
+        picker.want_blocks(piece, self.id, self.due, self.blocks);
+    }
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Demands {
@@ -49,7 +64,7 @@ pub struct Demands {
     streams: Streams,
     /// Files that were read from since somebody last asked.
     touched: Vec<FileIndex>,
-    checks: HashMap<PieceIndex, Vec<(DemandId, Instant)>>,
+    checks: HashMap<PieceIndex, Vec<Wish>>,
     failing: HashMap<PieceIndex, (Instant, ReadError)>,
     last_block: Option<Instant>,
 }
@@ -131,10 +146,10 @@ impl Demands {
         for piece in change.drop {
             self.unwant(PieceIndex(piece), id, table, picker, fx);
         }
-        for (piece, due) in change.want {
+        for (piece, due, blocks) in change.want {
             let piece = PieceIndex(piece);
             if !self.failing.contains_key(&piece) {
-                self.want(piece, id, due, table, picker, fx);
+                self.want_blocks(piece, Wish { id, due, blocks }, table, picker, fx);
             }
         }
     }
@@ -163,19 +178,30 @@ impl Demands {
         picker: &mut Picker,
         fx: &mut Vec<Effect>,
     ) {
+        self.want_blocks(piece, Wish { id, due, blocks: u32::MAX }, table, picker, fx);
+    }
+
+    fn want_blocks(
+        &mut self,
+        piece: PieceIndex,
+        wish: Wish,
+        table: &PieceTable,
+        picker: &mut Picker,
+        fx: &mut Vec<Effect>,
+    ) {
         match table.state(piece) {
             PieceState::Complete => {}
-            PieceState::Missing | PieceState::Requested => picker.want(piece, id, due),
+            PieceState::Missing | PieceState::Requested => wish.make(piece, picker),
             PieceState::Verifying => match self.checks.get_mut(&piece) {
                 Some(waiting) => {
-                    waiting.retain(|(d, _)| *d != id);
-                    waiting.push((id, due));
+                    waiting.retain(|w| w.id != wish.id);
+                    waiting.push(wish);
                 }
-                None => picker.want(piece, id, due),
+                None => wish.make(piece, picker),
             },
             PieceState::Unknown => {
                 table.set(piece, PieceState::Verifying);
-                self.checks.insert(piece, vec![(id, due)]);
+                self.checks.insert(piece, vec![wish]);
                 fx.push(Effect::Check(piece));
             }
         }
@@ -191,7 +217,7 @@ impl Demands {
         fx: &mut Vec<Effect>,
     ) {
         if let Some(waiting) = self.checks.get_mut(&piece) {
-            waiting.retain(|(d, _)| *d != id);
+            waiting.retain(|w| w.id != id);
         }
         let cancels = picker.unwant(piece, id);
         fx.extend(cancels.into_iter().map(|(peer, block)| Effect::Cancel(peer, block)));
@@ -215,7 +241,7 @@ impl Demands {
     }
 
     /// A piece on disk was hashed: who wanted it.
-    pub fn check_ended(&mut self, piece: PieceIndex) -> Vec<(DemandId, Instant)> {
+    pub fn check_ended(&mut self, piece: PieceIndex) -> Vec<Wish> {
         self.checks.remove(&piece).unwrap_or_default()
     }
 

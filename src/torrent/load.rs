@@ -28,6 +28,8 @@ const DELAY_GUESS: Duration = Duration::from_millis(100);
 const LATE_FACTOR: u32 = 3;
 /// …and never before this long.
 const LATE_MIN: Duration = Duration::from_millis(250);
+/// A block isn't asked of another peer as well to have it sooner by less than this.
+const WORTH: Duration = Duration::from_millis(100);
 /// A peer in the middle of delivering is silent after this long without a block, or three of its usual pauses.
 const SILENT_MIN: Duration = Duration::from_millis(300);
 /// A peer that owes blocks and was silent for this long isn't taken to be as fast as one that nobody asked yet.
@@ -99,7 +101,7 @@ struct Request {
 }
 
 /// How late a requested block is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lateness {
     /// Expected in this time.
     In(Duration),
@@ -112,7 +114,7 @@ impl Lateness {
     pub fn is_worth(self, other: Duration) -> bool {
         match self {
             Self::Late => true,
-            Self::In(remaining) => remaining > other * 2 + LATE_MIN,
+            Self::In(remaining) => remaining > other * 2 + WORTH,
         }
     }
 }
@@ -375,10 +377,13 @@ impl PeerLoad {
             && request.first
         {
             let sample = now.saturating_duration_since(request.at);
-            self.last_progress = now;
             // The shortest is the nearest to the round trip; it drifts up slowly, as lines change.
-            self.delay =
-                Some(self.delay.map_or(sample, |d| if sample < d { sample } else { d + (sample - d) / 16 }));
+            let delay = self.delay.map_or(sample, |d| if sample < d { sample } else { d + (sample - d) / 16 });
+            self.delay = Some(delay);
+            // What it took beyond that, the peer paused: one whose limiter hands out quota now and then answers all
+            // that it was asked for in a burst, and the pauses are there and not between blocks.
+            self.paused(sample.saturating_sub(delay));
+            self.last_progress = now;
         }
         self.delivered_late(len, now);
     }
@@ -388,8 +393,7 @@ impl PeerLoad {
         self.rate.add(u64::from(len), now);
         let pause = now.saturating_duration_since(self.last_progress);
         if self.delivering {
-            let kept = self.gap.mul_f64((-pause.as_secs_f64() / GAP_MEMORY.as_secs_f64()).exp());
-            self.gap = kept.max(pause);
+            self.paused(pause);
         }
         if let Some(ramp) = &mut self.ramp {
             *ramp = (*ramp + 1).min(DEPTH_MAX);
@@ -397,6 +401,11 @@ impl PeerLoad {
         self.delivering = true;
         self.last_progress = now;
         self.snubbed = false;
+    }
+
+    fn paused(&mut self, pause: Duration) {
+        let kept = self.gap.mul_f64((-pause.as_secs_f64() / GAP_MEMORY.as_secs_f64()).exp());
+        self.gap = kept.max(pause);
     }
 
     /// Takes everything that was asked of it, recalled or not.
@@ -407,14 +416,24 @@ impl PeerLoad {
         blocks
     }
 
-    /// How late a block asked of it is; `None` if it wasn't asked.
-    pub fn lateness(&self, block: BlockRef, now: Instant) -> Option<Lateness> {
+    /// How late a block asked of it is; `None` if it wasn't asked. `queue` is [`PeerLoad::queue`].
+    pub fn lateness(&self, block: BlockRef, queue: &[u64], now: Instant) -> Option<Lateness> {
         let request = self.in_flight.get(&block)?;
         let elapsed = now.saturating_duration_since(request.at);
         if self.is_silent(now) || elapsed > (request.expected * LATE_FACTOR).max(LATE_MIN) {
             return Some(Lateness::Late);
         }
-        Some(Lateness::In(request.expected.saturating_sub(elapsed)))
+        // As it looked then, or as it looks now that more is known.
+        let then = request.expected.saturating_sub(elapsed);
+        let ahead = queue.partition_point(|number| *number <= request.number) as u32;
+        Some(Lateness::In(then.max(self.step(now) * ahead)))
+    }
+
+    /// The numbers of all requests it owes, in the order in which they were made.
+    pub fn queue(&self) -> Vec<u64> {
+        let mut numbers: Vec<u64> = self.in_flight.values().map(|r| r.number).collect();
+        numbers.sort_unstable();
+        numbers
     }
 
     /// Marks it snubbed if it owes blocks and has been silent for long; true if that is new or it is still so.

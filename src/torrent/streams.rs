@@ -3,8 +3,8 @@
 //! A window never exceeds what its handle has read in sequence, so a reader that looks at the head of a file
 //! (`file`, a thumbnailer) or jumps about opens none to speak of. It grows as sequential reading is proven, up to
 //! some seconds of what the swarm delivers and a fair share of what all handles may have, and a seek drops it at
-//! once. Only pieces that lie wholly within it are wanted, so what is fetched and not read is never more than what
-//! was read. A handle that hasn't read for a while gives its window up.
+//! once. Of the piece in which it ends the blocks within it are wanted, so what is fetched and not read is never more
+//! than what was read, also where pieces are large. A handle that hasn't read for a while gives its window up.
 //!
 //! Each piece of a window is due when the reader will come to it at the rate at which it reads: so a player isn't
 //! outrun by a copy beside it, and neither fetches sooner than it must what the other needs now.
@@ -15,10 +15,17 @@ use std::time::{Duration, Instant};
 
 use super::rate::Rate;
 use super::track::{Reach, SLACK};
-use crate::metainfo::geometry::FileIndex;
+use crate::metainfo::geometry::{BLOCK_LEN, FileIndex};
 
 /// Most bytes fetched ahead for one handle: over a tenth of a second's work at the rate of the fastest line.
 pub const AHEAD_MAX: u64 = 32 << 20;
+/// A reader as fast as this is held up by nobody's jitter, only by what has to be done for each byte: what lies ahead
+/// of it is kept in memory between coming and being read ([`super::recent`]), as long as it isn't much.
+const FAST: u64 = 64 << 20;
+/// For such a reader, at most this many bytes…
+const AHEAD_FAST: u64 = 8 << 20;
+/// …or pieces, whichever is more: one being hashed, one coming in, and one to go on with.
+const AHEAD_FAST_PIECES: u64 = 4;
 /// Most bytes fetched ahead for all handles of a torrent together.
 const AHEAD_ALL: u64 = 64 << 20;
 /// A window holds no more than what the swarm delivers in this time: what lies further off comes soon enough later,
@@ -44,8 +51,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Change {
     /// Pieces that aren't wanted any more.
     pub drop: Vec<u32>,
-    /// Pieces that are wanted now, and when they are due; also those whose time has changed.
-    pub want: Vec<(u32, Instant)>,
+    /// Pieces that are wanted now, when they are due, and how many of their first blocks; also where that has
+    /// changed.
+    pub want: Vec<(u32, Instant, u32)>,
 }
 
 #[derive(Debug)]
@@ -55,6 +63,8 @@ struct Stream {
     end: u64,
     reach: Reach,
     wanted: Range<u32>,
+    /// How many blocks of the last piece.
+    edge: u32,
     speed: Rate,
     /// The rate by which the pieces' times were set.
     pace: u64,
@@ -83,6 +93,7 @@ impl Streams {
             end,
             reach: Reach::default(),
             wanted: 0..0,
+            edge: 0,
             speed: Rate::new(now),
             pace: 0,
             moved: now,
@@ -114,12 +125,18 @@ impl Streams {
         let active = self.streams.values().filter(|s| !s.wanted.is_empty()).count().max(1) as u64;
         let Some(stream) = self.streams.get_mut(&id) else { return Change::default() };
         stream.measure(reach, now);
+        let most = match stream.pace() {
+            FAST.. => (AHEAD_FAST_PIECES * piece_length).clamp(AHEAD_FAST, AHEAD_MAX),
+            _ => AHEAD_MAX,
+        };
         let ahead = reach
             .run
-            .min(AHEAD_MAX)
+            .min(most)
             .min((AHEAD_ALL / active).max(piece_length))
             .min((rate * AHEAD_TIME).max(AHEAD_MIN));
-        let wanted = stream.window(ahead, piece_length);
+        let (wanted, edge) = stream.window(ahead, piece_length);
+        let old_last = stream.wanted.end.wrapping_sub(1);
+        let grown = edge != std::mem::replace(&mut stream.edge, edge);
         let old = std::mem::replace(&mut stream.wanted, wanted.clone());
         let pace = stream.pace();
         let changed = pace > stream.pace * 2 || pace * 2 < stream.pace;
@@ -133,7 +150,14 @@ impl Streams {
         };
         Change {
             drop: old.clone().filter(|p| !wanted.contains(p)).collect(),
-            want: wanted.filter(|p| changed || !old.contains(p)).map(|p| (p, due(&p))).collect(),
+            want: wanted
+                .clone()
+                .filter(|p| {
+                    let last = *p + 1 == wanted.end;
+                    changed || !old.contains(p) || (last && grown) || (*p == old_last && !last)
+                })
+                .map(|p| (p, due(&p), if p + 1 == wanted.end { edge } else { u32::MAX }))
+                .collect(),
         }
     }
 
@@ -176,13 +200,19 @@ impl Stream {
         if known { self.speed.last().max(PACE_MIN) } else { PACE_FIRST }
     }
 
-    /// The pieces from the position on that end within `ahead` bytes.
-    fn window(&self, ahead: u64, piece_length: u64) -> Range<u32> {
+    /// The pieces from the position on that begin within `ahead` bytes, and how many blocks of the last one lie
+    /// within.
+    fn window(&self, ahead: u64, piece_length: u64) -> (Range<u32>, u32) {
         let Reach { position, .. } = self.reach;
         let last = self.end.div_ceil(piece_length) as u32;
         let first = (position / piece_length) as u32;
         let reach = position.saturating_add(ahead);
-        let end = if reach >= self.end { last } else { (reach / piece_length) as u32 };
+        let within = (reach % piece_length / u64::from(BLOCK_LEN)) as u32;
+        let (end, mut edge) = match () {
+            () if reach >= self.end => (last, u32::MAX),
+            () if within == 0 => ((reach / piece_length) as u32, u32::MAX),
+            () => ((reach / piece_length) as u32 + 1, within),
+        };
         let mut window = if position >= self.end { first..first } else { first..end.max(first) };
         let kept = (position.saturating_sub(SLACK) / piece_length) as u32;
         let near = self.wanted.start <= window.start && self.wanted.end >= window.start;
@@ -193,7 +223,10 @@ impl Stream {
                 window.end = window.end.max(first.min(self.wanted.end));
             }
         }
-        window
+        if window.end != end {
+            edge = u32::MAX;
+        }
+        (window, edge)
     }
 }
 
@@ -209,7 +242,7 @@ mod tests {
     /// A handle on a file, its reads, and what is wanted for it.
     struct Handle {
         track: Track,
-        wanted: BTreeMap<u32, Instant>,
+        wanted: BTreeMap<u32, (Instant, u32)>,
     }
 
     struct World {
@@ -235,7 +268,7 @@ mod tests {
                 let change = self.streams.moved(id as u64, reach, self.rate, self.now);
                 let wanted = &mut self.handles[id].wanted;
                 change.drop.iter().for_each(|p| assert!(wanted.remove(p).is_some(), "{p} wasn't wanted"));
-                wanted.extend(change.want);
+                wanted.extend(change.want.into_iter().map(|(piece, due, blocks)| (piece, (due, blocks))));
             }
         }
 
@@ -308,7 +341,7 @@ mod tests {
         let mut world = world(MIB, 1000 * MIB, 1);
         world.read(0, 0..40 * MIB, 4 * MIB);
         let now = world.now;
-        for (piece, due) in &world.handles[0].wanted {
+        for (piece, (due, _)) in &world.handles[0].wanted {
             let seconds = due.saturating_duration_since(now).as_secs_f64();
             let distance = f64::from(*piece) - 40.0;
             assert!((seconds - distance / 4.0).abs() < 1.5, "{piece} in {seconds}");

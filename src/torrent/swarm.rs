@@ -38,7 +38,7 @@ use crate::peer::wire::Message;
 const LOOK: Duration = Duration::from_millis(250);
 /// …and while a read waits.
 const LOOK_CLOSELY: Duration = Duration::from_millis(100);
-/// Looks are at least so far apart.
+/// Looks at what is late are at least so far apart, also those that events lead to.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Pieces handed from the background to the picker in one go: more follow with the next event.
 const BACKGROUND_STEP: usize = 16;
@@ -138,6 +138,8 @@ pub struct Swarm {
     /// When what is late is looked at next, and when it was last.
     next_look: Option<Instant>,
     last_look: Option<Instant>,
+    /// When late blocks of what is waited for were last asked of others.
+    last_hedge: Option<Instant>,
     /// Why the torrent can't go on, for the user.
     error: Option<String>,
     banned: Vec<SocketAddr>,
@@ -162,6 +164,7 @@ impl Swarm {
             next_round: None,
             next_look: None,
             last_look: None,
+            last_hedge: None,
             error: None,
             banned: Vec::new(),
             finished: false,
@@ -220,6 +223,10 @@ impl Swarm {
         let Some(live) = &mut self.live else { return };
         self.scheduled += 1;
         let mut requests = live.picker.schedule(now);
+        if live.demands.is_waiting() && self.last_hedge.is_none_or(|at| now >= at + LOOK_PAUSE) {
+            self.last_hedge = Some(now);
+            requests.extend(live.picker.hedge(now));
+        }
         if live.background.is_active() && live.pick_background(now, fx) {
             requests.extend(live.picker.schedule(now));
         }
@@ -659,8 +666,8 @@ impl Swarm {
                 }
             }
             live.table.set(piece, PieceState::Missing);
-            for (id, due) in live.demands.check_ended(piece) {
-                live.picker.want(piece, id, due);
+            for wish in live.demands.check_ended(piece) {
+                wish.make(piece, &mut live.picker);
             }
             if !live.background.taken().contains(&piece) {
                 live.background.put_back(piece);
@@ -747,9 +754,11 @@ impl Swarm {
                 fx.extend(blocks.into_iter().map(|b| Effect::Cancel(key, b)));
             }
             live.picker.settle_old(now);
-            let hedged = live.picker.hedge(now);
-            if !hedged.is_empty() {
-                fx.push(Effect::Request(hedged));
+            if !live.demands.is_waiting() {
+                let hedged = live.picker.hedge(now);
+                if !hedged.is_empty() {
+                    fx.push(Effect::Request(hedged));
+                }
             }
             live.demands.idle(&live.table, &mut live.picker, now, fx);
             live.demands.time_out(&live.table, &mut live.picker, now, fx);

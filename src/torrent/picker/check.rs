@@ -32,8 +32,9 @@ impl Picker {
             if piece.verifying != (left == 0) {
                 return Err(format!("piece {}: verifying is {}", index.0, piece.verifying));
             }
-            if parts.blocks.iter().take(parts.first_free as usize).any(|b| matches!(b, Block::Missing)) {
-                return Err(format!("piece {}: a free block before the first", index.0));
+            let first = parts.blocks.iter().position(|b| matches!(b, Block::Missing));
+            if first.unwrap_or(parts.blocks.len()) != parts.first_free as usize {
+                return Err(format!("piece {}: its first free block isn't {}", index.0, parts.first_free));
             }
             for (i, block) in parts.blocks.iter().enumerate() {
                 let state = block;

@@ -4,9 +4,10 @@
 //! one in [`EARN`] may have been asked for twice, beyond what one starts with. When nothing is left to be asked
 //! for the first time, the rest of what is under way is treated so as well (end-game).
 
+use std::collections::HashMap;
 use std::time::Instant;
 
-use super::{Assignment, Block, BlockIndex, BlockRef, Picker, PieceIndex};
+use super::{Assignment, Block, BlockIndex, BlockRef, PeerKey, PieceIndex, Picker};
 use crate::torrent::load::Lateness;
 
 /// Duplicates one starts with: a piece of 1 MiB twice over, so that the first late ones needn't be earned.
@@ -43,28 +44,42 @@ impl Picker {
             late = made.filter_map(|(index, p)| Some((p.due()?, *index))).collect();
         }
         late.sort_unstable();
+        let queues: HashMap<PeerKey, Vec<u64>> = self.peers.iter().map(|(k, p)| (*k, p.queue())).collect();
         for (_, index) in late.into_iter().take(LOOK) {
             if self.pieces.get(&index).is_some_and(|p| p.alone) {
-                if self.sole_is_late(index, now) {
+                if self.sole_is_late(index, &queues, now) {
                     self.lose_sole(index);
                 }
-            } else {
-                self.hedge_piece(index, now, &mut out);
+            } else if self.spare > 0 {
+                self.hedge_piece(index, &queues, now, &mut out);
             }
         }
         out
     }
 
-    fn hedge_piece(&mut self, index: PieceIndex, now: Instant, out: &mut Vec<Assignment>) {
+    fn hedge_piece(
+        &mut self,
+        index: PieceIndex,
+        queues: &HashMap<PeerKey, Vec<u64>>,
+        now: Instant,
+        out: &mut Vec<Assignment>,
+    ) {
         let Some(piece) = self.pieces.get_mut(&index).filter(|p| !p.verifying) else { return };
         let Some(parts) = &mut piece.parts else { return };
-        for (i, state) in parts.blocks.iter_mut().enumerate() {
+        // The latest first: it is they that hold the piece up.
+        let mut late: Vec<(Lateness, usize)> = Vec::new();
+        for (i, state) in parts.blocks.iter().enumerate() {
             let Block::Requested(asked) = state else { continue };
             let &[first] = asked.as_slice() else { continue };
             let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
-            let Some(remaining) = self.peers.get(&first).and_then(|p| p.lateness(block, now)) else {
-                continue;
-            };
+            let queue = queues.get(&first).map_or(&[][..], Vec::as_slice);
+            late.extend(self.peers.get(&first).and_then(|p| p.lateness(block, queue, now)).map(|l| (l, i)));
+        }
+        late.sort_unstable_by(|a, b| b.cmp(a));
+        for (remaining, i) in late {
+            let Some(Block::Requested(asked)) = parts.blocks.get_mut(i) else { continue };
+            let &[first] = asked.as_slice() else { continue };
+            let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
             let best = self
                 .peers
                 .iter_mut()
@@ -73,11 +88,9 @@ impl Picker {
                     free.then(|| (p.expected(now), *k))
                 })
                 .min();
+            // The others are less late, and the other peers no sooner.
             let Some((expected, key)) = best else { continue };
-            if !remaining.is_worth(expected) {
-                continue;
-            }
-            if self.spare == 0 {
+            if !remaining.is_worth(expected) || self.spare == 0 {
                 return;
             }
             self.spare -= 1;
@@ -96,7 +109,12 @@ impl Picker {
     }
 
     /// Whether the peer that delivers a piece alone is so slow that another, untried one is worth beginning anew.
-    fn sole_is_late(&mut self, index: PieceIndex, now: Instant) -> bool {
+    fn sole_is_late(
+        &mut self,
+        index: PieceIndex,
+        queues: &HashMap<PeerKey, Vec<u64>>,
+        now: Instant,
+    ) -> bool {
         let Some(piece) = self.pieces.get(&index).filter(|p| !p.verifying) else { return false };
         let (Some(sole), Some(parts)) = (piece.sole, &piece.parts) else { return false };
         let others = self.peers.iter_mut().filter(|(k, _)| **k != sole && !piece.avoid.contains(k));
@@ -108,7 +126,8 @@ impl Picker {
         let other = other * parts.blocks.len().min(64) as u32;
         parts.blocks.iter().enumerate().any(|(i, state)| {
             let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
-            let late = || match load.lateness(block, now) {
+            let queue = queues.get(&sole).map_or(&[][..], Vec::as_slice);
+            let late = || match load.lateness(block, queue, now) {
                 // By its own measure only, which may be wrong: it has to be silent as well.
                 Some(Lateness::Late) => load.is_quiet(now),
                 Some(lateness) => lateness.is_worth(other),

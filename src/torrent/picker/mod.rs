@@ -84,13 +84,37 @@ struct Parts {
     free: u32,
     /// Blocks not here yet.
     left: u32,
-    /// No block before this one is free.
+    /// The first free block, or how many there are.
     first_free: u32,
+}
+
+impl Parts {
+    /// This block is free again.
+    fn freed(&mut self, block: u32) {
+        self.free += 1;
+        self.first_free = self.first_free.min(block);
+    }
+
+    /// A block isn't free any more.
+    fn taken(&mut self) {
+        self.free -= 1;
+        let (first, all) = (self.first_free as usize, self.blocks.len());
+        let next = self.blocks.iter().skip(first).position(|b| matches!(b, Block::Missing));
+        self.first_free = next.map_or(all, |n| first + n) as u32;
+    }
+}
+
+/// By when somebody wants a piece, and how many of its first blocks.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    id: DemandId,
+    due: Instant,
+    blocks: u32,
 }
 
 #[derive(Debug, Default)]
 struct Piece {
-    demands: Vec<(DemandId, Instant)>,
+    demands: Vec<Wanted>,
     parts: Option<Parts>,
     verifying: bool,
     /// After a failed hash with several contributors: one peer delivers the whole piece, so that it can be
@@ -104,13 +128,18 @@ struct Piece {
 
 impl Piece {
     fn due(&self) -> Option<Instant> {
-        self.demands.iter().map(|(_, due)| *due).min()
+        self.demands.iter().map(|d| d.due).min()
     }
     fn waited_for(&self) -> bool {
-        self.demands.iter().any(|(id, _)| matches!(id, DemandId::Waiter(_)))
+        self.demands.iter().any(|d| matches!(d.id, DemandId::Waiter(_)))
+    }
+    /// How many of its first blocks anybody wants.
+    fn blocks(&self) -> u32 {
+        self.demands.iter().map(|d| d.blocks).max().unwrap_or(0)
     }
     fn is_open(&self) -> bool {
-        !self.verifying && self.parts.as_ref().is_none_or(|p| p.free > 0)
+        let free = |p: &Parts| p.free > 0 && p.first_free < self.blocks();
+        !self.verifying && self.parts.as_ref().is_none_or(free)
     }
     /// Whether it may be requested although the budget is used up.
     fn beyond_budget(&self) -> bool {
@@ -296,8 +325,7 @@ impl Picker {
             };
             if free {
                 *state = Block::Missing;
-                parts.free += 1;
-                parts.first_free = parts.first_free.min(block.block.0);
+                parts.freed(block.block.0);
                 self.filled -= 1;
             }
         }
@@ -359,11 +387,18 @@ impl Picker {
     /// `id` wants this piece by `due`; a later call replaces the deadline. The piece isn't complete, exists,
     /// and its data on disk, if any, has been looked at.
     pub fn want(&mut self, index: PieceIndex, id: DemandId, due: Instant) {
+        self.want_blocks(index, id, due, u32::MAX);
+    }
+
+    /// The same for the first `blocks` blocks of it: a reader that has read little so far may have no more fetched
+    /// ahead.
+    pub fn want_blocks(&mut self, index: PieceIndex, id: DemandId, due: Instant, blocks: u32) {
         self.close(index);
         let piece = self.pieces.entry(index).or_default();
-        match piece.demands.iter_mut().find(|(d, _)| *d == id) {
-            Some(demand) => demand.1 = due,
-            None => piece.demands.push((id, due)),
+        let wanted = Wanted { id, due, blocks };
+        match piece.demands.iter_mut().find(|d| d.id == id) {
+            Some(demand) => *demand = wanted,
+            None => piece.demands.push(wanted),
         }
         if matches!(id, DemandId::Waiter(_)) {
             self.waited.insert(index);
@@ -393,7 +428,7 @@ impl Picker {
     pub fn unwant(&mut self, index: PieceIndex, id: DemandId) -> Vec<(PeerKey, BlockRef)> {
         self.close(index);
         let Some(piece) = self.pieces.get_mut(&index) else { return Vec::new() };
-        piece.demands.retain(|(d, _)| *d != id);
+        piece.demands.retain(|d| d.id != id);
         if !piece.waited_for() {
             self.waited.remove(&index);
         }
@@ -403,8 +438,9 @@ impl Picker {
         }
         let mut cancels = Vec::new();
         if let Some(parts) = &mut piece.parts {
-            for (i, state) in parts.blocks.iter_mut().enumerate() {
+            for i in 0..parts.blocks.len() {
                 let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
+                let Some(state) = parts.blocks.get_mut(i) else { continue };
                 match state {
                     Block::Requested(peers) => cancels.extend(peers.iter().map(|p| (*p, block))),
                     Block::Recalled(key) => {
@@ -415,8 +451,7 @@ impl Picker {
                     Block::Missing | Block::Received(_) => continue,
                 }
                 *state = Block::Missing;
-                parts.free += 1;
-                parts.first_free = parts.first_free.min(i as u32);
+                parts.freed(i as u32);
                 self.filled -= 1;
             }
             if !piece.verifying {
@@ -560,17 +595,19 @@ impl Picker {
             }
             // Asked for, taken back, and come all the same: welcome.
             Block::Missing => {
-                parts.free -= 1;
+                parts.taken();
                 self.filled += 1;
             }
         }
         parts.left -= 1;
         piece.last_block = Some(now);
-        let (left, free) = (parts.left, parts.free);
+        let left = parts.left;
         let whole = (left == 0).then(|| parts.buffer.clone());
         self.earn();
         arrival.whole = whole;
-        if free == 0 {
+        if let Some(piece) = self.pieces.get(&block.piece)
+            && !piece.is_open()
+        {
             self.close(block.piece);
         }
         if left == 0
@@ -592,7 +629,7 @@ impl Picker {
         self.waited.remove(&index);
         self.drop_parts(index);
         let piece = self.pieces.remove(&index);
-        piece.map(|p| p.demands.into_iter().map(|(id, _)| id).collect()).unwrap_or_default()
+        piece.map(|p| p.demands.into_iter().map(|d| d.id).collect()).unwrap_or_default()
     }
 
     /// The piece failed its hash (`bad`) or could not be written: its blocks are dropped and it can be requested

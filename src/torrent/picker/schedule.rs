@@ -164,17 +164,13 @@ impl Picker {
         }
         let due_in = due.saturating_duration_since(now).as_secs_f64();
         let Some(piece) = self.pieces.get_mut(&index) else { return Looked::Through };
+        let wanted = piece.blocks();
         let Some(parts) = &mut piece.parts else { return Looked::Through };
-        let mut first_free = None;
-        for i in parts.first_free as usize..parts.blocks.len() {
+        for i in parts.first_free as usize..parts.blocks.len().min(wanted as usize) {
             let Some(state @ Block::Missing) = parts.blocks.get_mut(i) else { continue };
-            let Some(chosen) = choose(&able, takers, due_in) else {
-                first_free.get_or_insert(i as u32);
-                break;
-            };
+            let Some(chosen) = choose(&able, takers, due_in) else { break };
             let taker = &mut takers[chosen];
             if taker.room == 0 {
-                first_free.get_or_insert(i as u32);
                 taker.expected += taker.step;
                 able.iter().for_each(|t| takers[*t].held_back = true);
                 *reserved += 1;
@@ -191,7 +187,7 @@ impl Picker {
                 peer.request(block, now);
             }
             *state = Block::Requested(vec![key]);
-            parts.free -= 1;
+            parts.taken();
             self.filled += 1;
             out.push(Assignment {
                 peer: key,
@@ -204,12 +200,10 @@ impl Picker {
                 able.retain(|t| takers[*t].key == key);
             }
             if !able.iter().any(|t| takers[*t].room > 0) {
-                first_free.get_or_insert(i as u32 + 1);
                 break;
             }
         }
-        parts.first_free = first_free.unwrap_or(parts.blocks.len() as u32);
-        if parts.free == 0 {
+        if !piece.is_open() {
             self.open.remove(&(due, index));
             self.open_always.remove(&(due, index));
         }
