@@ -24,6 +24,7 @@ use crate::storage::pool::Workers;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::owner::{Environment, Plan};
 use crate::torrent::prepare::Home;
+use crate::torrent::recent::{self, Recent};
 use crate::torrent::swarm::Settings;
 use crate::torrent::{Command, Torrent, owner};
 use listen::Listener;
@@ -134,6 +135,7 @@ impl Client {
         let client = Arc::new(Self {
             env: Environment {
                 workers,
+                recent: Recent::new(recent::KEPT),
                 http,
                 dht,
                 changed: Arc::new(Notify::new()),

@@ -21,6 +21,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use torrentfs_fs::lock::{Rank, RankedCondvar, RankedMutex};
@@ -39,6 +40,11 @@ const SYNC_EACH: usize = 32;
 
 /// The kernel's limit of parts in one `pwritev` (UIO_MAXIOV).
 const MAX_PARTS: usize = 1024;
+
+/// What is written without leaving it in the page cache begins and ends at multiples of this. A page that is let go
+/// half written would have to be read from the disk for its other half, which comes with the next piece; no page
+/// of a common machine is larger.
+const WHOLE: u64 = 16 * 1024;
 
 /// The folder within the torrent's folder that the files lie in.
 const DATA: &str = "data";
@@ -61,6 +67,10 @@ pub struct FileStore {
     geometry: Arc<Geometry>,
     files: Box<[StoredFile]>,
     max_open: usize,
+    /// Whether pages are to be let go once they are written (RWF_DONTCACHE, Linux 6.14), until the kernel or the
+    /// file system says that it can't. The mount's own page cache has what is read; a second copy here would take
+    /// free memory for nothing, and filling fresh pages is dearer than all else in the way of a byte.
+    let_go: AtomicBool,
     table: RankedMutex<Table>,
     /// Told when a sync has ended, or the store was closed.
     synced: RankedCondvar,
@@ -165,6 +175,7 @@ impl FileStore {
             geometry,
             files: files.into(),
             max_open,
+            let_go: AtomicBool::new(true),
             table: RankedMutex::new(Rank::Leaf, "open files of a store", Table::default()),
             synced: RankedCondvar::new(),
         })
@@ -294,7 +305,7 @@ impl FileStore {
     fn write_span(&self, span: Span, parts: &mut Parts<'_>) -> Result<(), StorageError> {
         let file = span.file.0;
         let open = self.get_sized(file)?;
-        let written = parts.write_to(&open, span.offset, span.len);
+        let written = parts.write_to(&open, span.offset, span.len, &self.let_go);
         // After the write: a sync that ran meanwhile must not take the mark away. After a failed one too.
         self.table.lock().dirty.insert(file);
         written.map_err(|e| self.error(file, "writing", e))
@@ -531,10 +542,24 @@ impl Parts<'_> {
     }
 
     /// Writes the next `len` bytes at `offset` of a file.
-    fn write_to(&mut self, file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
+    fn write_to(
+        &mut self,
+        file: &File,
+        mut offset: u64,
+        mut len: u64,
+        let_go: &AtomicBool,
+    ) -> io::Result<()> {
         while len > 0 {
-            let batch = self.batch(len);
-            match nix::sys::uio::pwritev(file, &batch, offset as libc::off_t) {
+            let (step, uncached) = match let_go.load(Ordering::Relaxed) {
+                true => step(offset, len),
+                false => (len, false),
+            };
+            let batch = self.batch(step);
+            let written = match uncached {
+                true => write_uncached(file, &batch, offset),
+                false => nix::sys::uio::pwritev(file, &batch, offset as libc::off_t),
+            };
+            match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     drop(batch);
@@ -543,11 +568,37 @@ impl Parts<'_> {
                     len -= written as u64;
                 }
                 Err(Errno::EINTR) => {}
+                // Not known here: the same again without, which tells what else may be wrong.
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) if uncached => {
+                    let_go.store(false, Ordering::Relaxed);
+                }
                 Err(errno) => return Err(errno.into()),
             }
         }
         Ok(())
     }
+}
+
+/// How much of `len` bytes at `offset` is to be written next, and whether its pages may be let go afterwards:
+/// what lies between whole multiples of [`WHOLE`].
+fn step(offset: u64, len: u64) -> (u64, bool) {
+    match (offset % WHOLE, len - len % WHOLE) {
+        (0, 0) => (len, false),
+        (0, whole) => (whole, true),
+        (within, _) => (len.min(WHOLE - within), false),
+    }
+}
+
+/// Writes as `pwritev`, and lets the pages go once they are on the disk.
+fn write_uncached(file: &File, parts: &[IoSlice<'_>], offset: u64) -> nix::Result<usize> {
+    let count = parts.len() as libc::c_int;
+    // SAFETY: an `IoSlice` has the layout of an `iovec`, and `parts` with the bytes it points to is borrowed for the
+    // length of the call; the kernel only reads them. The descriptor is open as long as `file` is borrowed.
+    let written = unsafe {
+        let parts = parts.as_ptr().cast::<libc::iovec>();
+        libc::pwritev2(file.as_raw_fd(), parts, count, offset as libc::off_t, libc::RWF_DONTCACHE)
+    };
+    Errno::result(written).map(|written| written as usize)
 }
 
 /// Fills `buf` from the page cache alone; false when that didn't give all of it, for whatever reason.
@@ -754,6 +805,70 @@ mod tests {
     }
 
     #[test]
+    fn whole_parts_of_the_disk_are_let_go_and_edges_are_not() {
+        let rows = [
+            // Offset and length; how much is written next, and whether it is let go.
+            ((0, 1), (1, false)),
+            ((0, WHOLE), (WHOLE, true)),
+            ((0, WHOLE + 1), (WHOLE, true)),
+            ((WHOLE, 5 * WHOLE - 1), (4 * WHOLE, true)),
+            ((5, 5 * WHOLE), (WHOLE - 5, false)),
+            ((5, 7), (7, false)),
+            ((WHOLE - 1, 2), (1, false)),
+            ((3 * WHOLE, 2), (2, false)),
+        ];
+        for ((offset, len), expected) in rows {
+            assert_eq!(step(offset, len), expected, "{len} at {offset}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_the_same_whether_it_is_let_go_or_not() {
+        let len = 300_000u64;
+        let bytes: Vec<u8> = (0..len).map(|n| (n * 31 >> 3) as u8 | 1).collect();
+        for let_go in [true, false] {
+            // More parts than one call takes, and a beginning that is no page's.
+            for (offset, part) in [(0, 16384), (0, 100), (12_345, 16384), (16384, 70_001)] {
+                let dir = tempfile::tempdir().unwrap();
+                let open = || {
+                    let geometry = Arc::new(Geometry::contiguous(16384, &[5000, 400_000, 3]));
+                    FileStore::open(dir.path(), geometry, &named(&["a", "b", "c"])).unwrap()
+                };
+                let store = open();
+                store.let_go.store(let_go, Ordering::Relaxed);
+                let parts: Vec<IoSlice<'_>> = bytes.chunks(part).map(IoSlice::new).collect();
+                store.write_at(offset, &parts).unwrap();
+                let check = |store: &FileStore| {
+                    let mut read = vec![0; len as usize];
+                    store.read_at(offset, &mut read).unwrap();
+                    assert!(read == bytes, "{let_go}, {part} at {offset}");
+                };
+                check(&store);
+                store.sync().unwrap();
+                check(&store);
+                drop(store);
+                check(&open());
+            }
+        }
+    }
+
+    #[test]
+    fn where_pages_cannot_be_let_go_it_is_written_without() {
+        // A device has no page cache: the kernel refuses, as one does that doesn't know of it.
+        let Ok(null) = File::options().write(true).open("/dev/null") else { return };
+        let let_go = AtomicBool::new(true);
+        let bytes = vec![1; 3 * WHOLE as usize];
+        let slices = [IoSlice::new(&bytes)];
+        Parts { parts: &slices, within: 0 }.write_to(&null, 5, bytes.len() as u64, &let_go).unwrap();
+        assert!(!let_go.load(Ordering::Relaxed), "asked once");
+        // What is wrong besides is told all the same.
+        let Ok(full) = File::options().write(true).open("/dev/full") else { return };
+        let let_go = AtomicBool::new(true);
+        let error = Parts { parts: &slices, within: 0 }.write_to(&full, 0, WHOLE, &let_go).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    }
+
+    #[test]
     fn many_files_are_synced_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let count = SYNC_EACH + 8;
@@ -818,7 +933,8 @@ mod tests {
         let Ok(full) = File::options().write(true).open("/dev/full") else { return };
         let bytes = [0; 10];
         let slices = [IoSlice::new(&bytes)];
-        let error = Parts { parts: &slices, within: 0 }.write_to(&full, 0, 10).unwrap_err();
+        let let_go = AtomicBool::new(false);
+        let error = Parts { parts: &slices, within: 0 }.write_to(&full, 0, 10, &let_go).unwrap_err();
         assert!(matches!(
             StorageError::from_io(Path::new("/x"), "writing", error),
             StorageError::Full { .. }

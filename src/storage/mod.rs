@@ -3,7 +3,8 @@
 //! **Goal.** What was fetched and verified once stays, and a byte that is read back is the byte that was
 //! written, or the read fails.
 //!
-//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files. [`pool`] is the
+//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files. [`combine`] lets
+//! one thread at a time write what several have. [`pool`] is the
 //! bounded set of threads that may wait for a disk. [`resume`] remembers which pieces are complete, and the
 //! metadata that came through a magnet link. [`verify`] reads a piece back and hashes it. [`cache`] is the
 //! folder it all lies in and its lock.
@@ -16,6 +17,7 @@
 //! Nothing here knows of tokio: whoever calls is on a worker, or uses [`Store::try_read`].
 
 pub mod cache;
+pub mod combine;
 mod dir;
 pub mod file;
 pub mod pool;
