@@ -17,8 +17,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
-use super::Store;
 use super::StorageError;
+use super::Store;
 
 /// Bytes that are written together at most, unless one alone is larger: they are all answered when the last is
 /// written, and more saves no more.
@@ -78,9 +78,9 @@ impl<W: Write> WriteQueue<W> {
                 let mut end = first.offset() + len(&first);
                 let start = first.offset();
                 let mut run = vec![first];
-                while let Some(next) = rest.next_if(|next| {
-                    next.offset() == end && end + len(next) - start <= TOGETHER
-                }) {
+                while let Some(next) =
+                    rest.next_if(|next| next.offset() == end && end + len(next) - start <= TOGETHER)
+                {
                     end += len(&next);
                     run.push(next);
                 }
@@ -144,10 +144,12 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
+    type Act = dyn Fn(u64, &[u8]) -> Result<(), StorageError> + Send + Sync;
+
     /// A store that notes what is written to it, and does what the test says.
     struct Noted {
         calls: Sender<(u64, Vec<u8>)>,
-        act: Box<dyn Fn(u64, &[u8]) -> Result<(), StorageError> + Send + Sync>,
+        act: Box<Act>,
     }
 
     impl Store for Noted {
@@ -232,7 +234,8 @@ mod tests {
             }),
         };
         let (told, answers) = channel();
-        let one = |offset: u64| One { offset, bytes: [offset as u8, offset as u8 + 1], told: Some(told.clone()) };
+        let one =
+            |offset: u64| One { offset, bytes: [offset as u8, offset as u8 + 1], told: Some(told.clone()) };
         let queue = Arc::new(WriteQueue::new());
         let first = one(1000);
         let mut written = Vec::new();
@@ -293,8 +296,14 @@ mod tests {
             assert_ne!(offset, 2, "on purpose");
             Ok(())
         });
-        let expected =
-            [(1000, "written"), (2, "dropped"), (4, "dropped"), (20, "written"), (30, "written"), (2000, "written")];
+        let expected = [
+            (1000, "written"),
+            (2, "dropped"),
+            (4, "dropped"),
+            (20, "written"),
+            (30, "written"),
+            (2000, "written"),
+        ];
         assert_eq!(said, expected);
     }
 
@@ -316,7 +325,8 @@ mod tests {
             }
         });
         drop((told, store));
-        let mut said: Vec<u64> = answers.iter().map(|(offset, said)| (said == "written").then_some(offset).unwrap()).collect();
+        let mut said: Vec<u64> =
+            answers.iter().map(|(offset, said)| (said == "written").then_some(offset).unwrap()).collect();
         said.sort_unstable();
         assert_eq!(said, (0..2000).map(|n| n * 2).collect::<Vec<u64>>());
         assert_eq!(called.iter().map(|(_, bytes)| bytes.len()).sum::<usize>(), 4000);

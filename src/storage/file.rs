@@ -10,7 +10,7 @@
 //! takes no room) when it is first written. A call looks its file up under a leaf lock, clones the `Arc` out
 //! and does its I/O with no lock held; closing happens outside the lock too. A file that was given its size
 //! and is shorter at a later write was cut from outside: writing on would turn what it lost into zeros, so the
-//! write fails.
+//! write fails. What is written or read doesn't stay in the page cache, where the kernel knows how.
 //!
 //! **Not here.** Giving space back, and bounds on the space used.
 
@@ -18,7 +18,6 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,8 +66,8 @@ pub struct FileStore {
     geometry: Arc<Geometry>,
     files: Box<[StoredFile]>,
     max_open: usize,
-    /// Whether pages are to be let go once they are written (RWF_DONTCACHE, Linux 6.14), until the kernel or the
-    /// file system says that it can't. The mount's own page cache has what is read; a second copy here would take
+    /// Whether pages are to be let go once they are written or read (RWF_DONTCACHE, Linux 6.14), until the kernel or
+    /// the file system says that it can't. The mount's own page cache has what is read; a second copy here would take
     /// free memory for nothing, and filling fresh pages is dearer than all else in the way of a byte.
     let_go: AtomicBool,
     table: RankedMutex<Table>,
@@ -311,20 +310,20 @@ impl FileStore {
         written.map_err(|e| self.error(file, "writing", e))
     }
 
-    fn read_span(&self, span: Span, buf: &mut [u8]) -> Result<(), StorageError> {
+    fn read_span(&self, span: Span, buf: &mut [u8], let_go: &AtomicBool) -> Result<(), StorageError> {
         let file = span.file.0;
         let open = self.get(file, false)?;
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match open.read_at(rest, span.offset + done as u64) {
+            match read(&open, span.offset + done as u64, rest, 0, let_go) {
                 Ok(0) => {
                     let found = open.metadata().map_or(span.offset + done as u64, |m| m.len());
                     let expected = span.offset + span.len;
                     return Err(StorageError::Short { path: self.path(file), expected, found });
                 }
                 Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.error(file, "reading", e)),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(self.error(file, "reading", errno.into())),
             }
         }
         Ok(())
@@ -357,6 +356,11 @@ impl FileStore {
         }
         rest.fill(0);
         Ok(true)
+    }
+
+    fn read_through(&self, offset: u64, buf: &mut [u8], let_go: &AtomicBool) -> Result<(), StorageError> {
+        self.table.lock().usable()?;
+        self.fill(offset, buf, |span, part| self.read_span(span, part, let_go).map(|()| true)).map(|_| ())
     }
 
     fn sync_all(&self, dirty: &BTreeSet<u32>, created: &BTreeSet<u32>) -> Result<(), StorageError> {
@@ -420,15 +424,18 @@ impl Store for FileStore {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
-        self.table.lock().usable()?;
-        self.fill(offset, buf, |span, part| self.read_span(span, part).map(|()| true)).map(|_| ())
+        self.read_through(offset, buf, &self.let_go)
+    }
+
+    fn read_to_serve(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+        self.read_through(offset, buf, &AtomicBool::new(false))
     }
 
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StorageError> {
         self.table.lock().usable()?;
         self.fill(offset, buf, |span, part| {
             let open = self.table.lock().find(span.file.0, false);
-            Ok(open.is_some_and(|open| read_now(&open, span.offset, part)))
+            Ok(open.is_some_and(|open| read_now(&open, span.offset, part, &self.let_go)))
         })
     }
 
@@ -569,7 +576,7 @@ impl Parts<'_> {
                 }
                 Err(Errno::EINTR) => {}
                 // Not known here: the same again without, which tells what else may be wrong.
-                Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) if uncached => {
+                Err(errno) if uncached && unknown(errno) => {
                     let_go.store(false, Ordering::Relaxed);
                 }
                 Err(errno) => return Err(errno.into()),
@@ -602,12 +609,46 @@ fn write_uncached(file: &File, parts: &[IoSlice<'_>], offset: u64) -> nix::Resul
 }
 
 /// Fills `buf` from the page cache alone; false when that didn't give all of it, for whatever reason.
-fn read_now(file: &File, offset: u64, buf: &mut [u8]) -> bool {
+fn read_now(file: &File, offset: u64, buf: &mut [u8], let_go: &AtomicBool) -> bool {
+    let len = buf.len();
+    read(file, offset, buf, libc::RWF_NOWAIT, let_go) == Ok(len)
+}
+
+/// Reads as `preadv2`, some of `buf` perhaps, and lets those pages go that came into the cache for it, if that is
+/// known here.
+fn read(
+    file: &File,
+    offset: u64,
+    buf: &mut [u8],
+    flags: libc::c_int,
+    let_go: &AtomicBool,
+) -> nix::Result<usize> {
     let part = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-    // SAFETY: `part` describes `buf`, which is borrowed mutably for the length of the call; the descriptor is
-    // open as long as `file` is borrowed.
-    let read = unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, offset as libc::off_t, libc::RWF_NOWAIT) };
-    usize::try_from(read) == Ok(buf.len())
+    let offset = offset as libc::off_t;
+    let with = |flags: libc::c_int| {
+        // SAFETY: `part` describes `buf`, which is borrowed mutably for longer than the call; the descriptor is open
+        // as long as `file` is borrowed. The calls fill no more than `part` says.
+        let read = unsafe {
+            match flags {
+                // The older call, in case the other isn't known.
+                0 => libc::preadv(file.as_raw_fd(), &part, 1, offset),
+                flags => libc::preadv2(file.as_raw_fd(), &part, 1, offset, flags),
+            }
+        };
+        Errno::result(read).map(|read| read as usize)
+    };
+    if let_go.load(Ordering::Relaxed) {
+        match with(flags | libc::RWF_DONTCACHE) {
+            Err(errno) if unknown(errno) => let_go.store(false, Ordering::Relaxed),
+            result => return result,
+        }
+    }
+    with(flags)
+}
+
+/// Whether the kernel or the file system may have meant a flag that it doesn't know.
+fn unknown(errno: Errno) -> bool {
+    matches!(errno, Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL)
 }
 
 #[cfg(test)]
@@ -825,7 +866,7 @@ mod tests {
     #[test]
     fn what_is_written_is_the_same_whether_it_is_let_go_or_not() {
         let len = 300_000u64;
-        let bytes: Vec<u8> = (0..len).map(|n| (n * 31 >> 3) as u8 | 1).collect();
+        let bytes: Vec<u8> = (0..len).map(|n| ((n * 31) >> 3) as u8 | 1).collect();
         for let_go in [true, false] {
             // More parts than one call takes, and a beginning that is no page's.
             for (offset, part) in [(0, 16384), (0, 100), (12_345, 16384), (16384, 70_001)] {
@@ -842,6 +883,11 @@ mod tests {
                     let mut read = vec![0; len as usize];
                     store.read_at(offset, &mut read).unwrap();
                     assert!(read == bytes, "{let_go}, {part} at {offset}");
+                    read.fill(0);
+                    store.read_to_serve(offset, &mut read).unwrap();
+                    assert!(read == bytes, "{let_go}, {part} at {offset}, to serve");
+                    read.fill(0);
+                    assert!(!store.try_read(offset, &mut read).unwrap() || read == bytes);
                 };
                 check(&store);
                 store.sync().unwrap();
@@ -853,7 +899,7 @@ mod tests {
     }
 
     #[test]
-    fn where_pages_cannot_be_let_go_it_is_written_without() {
+    fn where_pages_cannot_be_let_go_it_is_done_without() {
         // A device has no page cache: the kernel refuses, as one does that doesn't know of it.
         let Ok(null) = File::options().write(true).open("/dev/null") else { return };
         let let_go = AtomicBool::new(true);
@@ -866,6 +912,15 @@ mod tests {
         let let_go = AtomicBool::new(true);
         let error = Parts { parts: &slices, within: 0 }.write_to(&full, 0, WHOLE, &let_go).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        let Ok(zero) = File::open("/dev/zero") else { return };
+        let let_go = AtomicBool::new(true);
+        let mut bytes = [1; 10];
+        assert_eq!(read(&zero, 0, &mut bytes, 0, &let_go), Ok(10));
+        assert_eq!((bytes, let_go.load(Ordering::Relaxed)), ([0; 10], false));
+        // An error that has nothing to do with it decides nothing.
+        let let_go = AtomicBool::new(true);
+        assert_eq!(read(&null, 0, &mut bytes, 0, &let_go), Err(Errno::EBADF));
+        assert!(let_go.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -54,6 +54,15 @@ pub trait Store: Send + Sync + 'static {
     /// [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError>;
 
+    /// As [`Store::read_at`], for bytes that others are likely to ask for again soon: a store that keeps nothing of
+    /// what it read in memory keeps this.
+    ///
+    /// # Errors
+    /// As [`Store::read_at`].
+    fn read_to_serve(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+        self.read_at(offset, buf)
+    }
+
     /// As [`Store::read_at`], but only if it takes no disk: true when all of `buf` was filled from memory,
     /// false when it wasn't (then `buf` holds anything, and [`Store::read_at`] tells why). Never waits for a
     /// disk and opens no file, so it may be called on a FUSE thread.

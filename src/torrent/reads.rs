@@ -172,8 +172,13 @@ impl Shared {
     ///
     /// # Errors
     /// As [`Store::read_at`].
-    pub(super) fn fetch(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+    fn fetch(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
         self.fill(offset, buf, |at, part| self.store.read_at(at, part).map(|()| true)).map(|_| ())
+    }
+
+    /// As [`Shared::fetch`], for a peer: others will ask for the same.
+    pub(super) fn fetch_to_serve(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+        self.fill(offset, buf, |at, part| self.store.read_to_serve(at, part).map(|()| true)).map(|_| ())
     }
 
     /// Reads what is complete, with a storage worker.

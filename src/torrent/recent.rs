@@ -166,6 +166,9 @@ mod tests {
         (Arc::new(buffer), bytes)
     }
 
+    /// Who keeps which piece of which size, and what the one and the other have then.
+    type Row<'a> = (&'a Member, u32, usize, &'a [u32], &'a [u32]);
+
     fn kept(member: &Member) -> Vec<u32> {
         member.find(0..100).iter().map(|b| b.piece().0).collect()
     }
@@ -174,8 +177,7 @@ mod tests {
     fn the_oldest_go_first_whosever_they_are() {
         let recent = Recent::new(10);
         let (one, two) = (recent.member(), recent.member());
-        // Who keeps which piece of which size, and what both have then.
-        let rows: [(&Member, u32, usize, &[u32], &[u32]); 9] = [
+        let rows: [Row<'_>; 9] = [
             (&one, 5, 4, &[5], &[]),
             (&two, 5, 4, &[5], &[5]),
             (&one, 3, 2, &[3, 5], &[5]),
@@ -228,7 +230,10 @@ mod tests {
                 assert!(copy(&buffer, begin as u64, &mut to));
                 assert_eq!(to, bytes[begin..begin + count], "{count} from {begin}");
             }
-            assert!(!copy(&buffer, begin as u64, &mut vec![0; len - begin + 1]), "no further than it reaches");
+            assert!(
+                !copy(&buffer, begin as u64, &mut vec![0; len - begin + 1]),
+                "no further than it reaches"
+            );
         }
         let lacking = PieceBuffer::new(PieceIndex(0), 2);
         lacking.put(BlockIndex(0), Bytes::from(vec![1; BLOCK]), PeerKey(1));

@@ -271,7 +271,7 @@ pub(super) fn serve(
         let mut served = Served { to, request, data: None };
         let buf = scratch.buffer(request.len as usize);
         let offset = job_shared.info.geometry.piece_offset(request.piece) + u64::from(request.begin);
-        match job_shared.fetch(offset, buf) {
+        match job_shared.fetch_to_serve(offset, buf) {
             Ok(()) => served.data = Some(Bytes::copy_from_slice(buf)),
             Err(error) => {
                 tracing::warn!(torrent = %job_shared.info.name, "reading for a peer failed: {error}");
