@@ -26,6 +26,7 @@ use crate::torrent::background::Prefetch;
 use crate::torrent::memory::Memory;
 use crate::torrent::owner::{Environment, Plan};
 use crate::torrent::prepare::Home;
+use crate::torrent::recent::{self, Recent};
 use crate::torrent::swarm::Settings;
 use crate::torrent::{Command, Torrent, owner};
 use listen::Listener;
@@ -138,6 +139,7 @@ impl Client {
         let client = Arc::new(Self {
             env: Environment {
                 workers,
+                recent: Recent::new(recent::KEPT),
                 http,
                 dht,
                 changed: Arc::new(Notify::new()),

@@ -41,6 +41,11 @@ impl PieceBuffer {
         self.blocks.get(block.0 as usize)?.get().map(|(from, _)| *from)
     }
 
+    /// A block's bytes; `None` while it is empty.
+    pub fn block(&self, block: BlockIndex) -> Option<&Bytes> {
+        self.blocks.get(block.0 as usize)?.get().map(|(_, data)| data)
+    }
+
     /// All blocks in order, or `None` while one is missing.
     pub fn blocks(&self) -> Option<Vec<&Bytes>> {
         self.blocks.iter().map(|slot| slot.get().map(|(_, data)| data)).collect()

@@ -10,7 +10,7 @@
 //! takes no room) when it is first written. A call looks its file up under a leaf lock, clones the `Arc` out
 //! and does its I/O with no lock held; closing happens outside the lock too. A file that was given its size
 //! and is shorter at a later write was cut from outside: writing on would turn what it lost into zeros, so the
-//! write fails.
+//! write fails. What is written or read doesn't stay in the page cache, where the kernel knows how.
 //!
 //! **Not here.** Giving space back, and bounds on the space used.
 
@@ -18,9 +18,9 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use torrentfs_fs::lock::{Rank, RankedCondvar, RankedMutex};
@@ -39,6 +39,11 @@ const SYNC_EACH: usize = 32;
 
 /// The kernel's limit of parts in one `pwritev` (UIO_MAXIOV).
 const MAX_PARTS: usize = 1024;
+
+/// What is written without leaving it in the page cache begins and ends at multiples of this. A page that is let go
+/// half written would have to be read from the disk for its other half, which comes with the next piece; no page
+/// of a common machine is larger.
+const WHOLE: u64 = 16 * 1024;
 
 /// The folder within the torrent's folder that the files lie in.
 const DATA: &str = "data";
@@ -61,6 +66,10 @@ pub struct FileStore {
     geometry: Arc<Geometry>,
     files: Box<[StoredFile]>,
     max_open: usize,
+    /// Whether pages are to be let go once they are written or read (RWF_DONTCACHE, Linux 6.14), until the kernel or
+    /// the file system says that it can't. The mount's own page cache has what is read; a second copy here would take
+    /// free memory for nothing, and filling fresh pages is dearer than all else in the way of a byte.
+    let_go: AtomicBool,
     table: RankedMutex<Table>,
     /// Told when a sync has ended, or the store was closed.
     synced: RankedCondvar,
@@ -165,6 +174,7 @@ impl FileStore {
             geometry,
             files: files.into(),
             max_open,
+            let_go: AtomicBool::new(true),
             table: RankedMutex::new(Rank::Leaf, "open files of a store", Table::default()),
             synced: RankedCondvar::new(),
         })
@@ -294,26 +304,26 @@ impl FileStore {
     fn write_span(&self, span: Span, parts: &mut Parts<'_>) -> Result<(), StorageError> {
         let file = span.file.0;
         let open = self.get_sized(file)?;
-        let written = parts.write_to(&open, span.offset, span.len);
+        let written = parts.write_to(&open, span.offset, span.len, &self.let_go);
         // After the write: a sync that ran meanwhile must not take the mark away. After a failed one too.
         self.table.lock().dirty.insert(file);
         written.map_err(|e| self.error(file, "writing", e))
     }
 
-    fn read_span(&self, span: Span, buf: &mut [u8]) -> Result<(), StorageError> {
+    fn read_span(&self, span: Span, buf: &mut [u8], let_go: &AtomicBool) -> Result<(), StorageError> {
         let file = span.file.0;
         let open = self.get(file, false)?;
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match open.read_at(rest, span.offset + done as u64) {
+            match read(&open, span.offset + done as u64, rest, 0, let_go) {
                 Ok(0) => {
                     let found = open.metadata().map_or(span.offset + done as u64, |m| m.len());
                     let expected = span.offset + span.len;
                     return Err(StorageError::Short { path: self.path(file), expected, found });
                 }
                 Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.error(file, "reading", e)),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(self.error(file, "reading", errno.into())),
             }
         }
         Ok(())
@@ -346,6 +356,11 @@ impl FileStore {
         }
         rest.fill(0);
         Ok(true)
+    }
+
+    fn read_through(&self, offset: u64, buf: &mut [u8], let_go: &AtomicBool) -> Result<(), StorageError> {
+        self.table.lock().usable()?;
+        self.fill(offset, buf, |span, part| self.read_span(span, part, let_go).map(|()| true)).map(|_| ())
     }
 
     fn sync_all(&self, dirty: &BTreeSet<u32>, created: &BTreeSet<u32>) -> Result<(), StorageError> {
@@ -409,15 +424,18 @@ impl Store for FileStore {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
-        self.table.lock().usable()?;
-        self.fill(offset, buf, |span, part| self.read_span(span, part).map(|()| true)).map(|_| ())
+        self.read_through(offset, buf, &self.let_go)
+    }
+
+    fn read_to_serve(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+        self.read_through(offset, buf, &AtomicBool::new(false))
     }
 
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StorageError> {
         self.table.lock().usable()?;
         self.fill(offset, buf, |span, part| {
             let open = self.table.lock().find(span.file.0, false);
-            Ok(open.is_some_and(|open| read_now(&open, span.offset, part)))
+            Ok(open.is_some_and(|open| read_now(&open, span.offset, part, &self.let_go)))
         })
     }
 
@@ -531,10 +549,24 @@ impl Parts<'_> {
     }
 
     /// Writes the next `len` bytes at `offset` of a file.
-    fn write_to(&mut self, file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
+    fn write_to(
+        &mut self,
+        file: &File,
+        mut offset: u64,
+        mut len: u64,
+        let_go: &AtomicBool,
+    ) -> io::Result<()> {
         while len > 0 {
-            let batch = self.batch(len);
-            match nix::sys::uio::pwritev(file, &batch, offset as libc::off_t) {
+            let (step, uncached) = match let_go.load(Ordering::Relaxed) {
+                true => step(offset, len),
+                false => (len, false),
+            };
+            let batch = self.batch(step);
+            let written = match uncached {
+                true => write_uncached(file, &batch, offset),
+                false => nix::sys::uio::pwritev(file, &batch, offset as libc::off_t),
+            };
+            match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     drop(batch);
@@ -543,6 +575,10 @@ impl Parts<'_> {
                     len -= written as u64;
                 }
                 Err(Errno::EINTR) => {}
+                // Not known here: the same again without, which tells what else may be wrong.
+                Err(errno) if uncached && unknown(errno) => {
+                    let_go.store(false, Ordering::Relaxed);
+                }
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -550,13 +586,69 @@ impl Parts<'_> {
     }
 }
 
+/// How much of `len` bytes at `offset` is to be written next, and whether its pages may be let go afterwards:
+/// what lies between whole multiples of [`WHOLE`].
+fn step(offset: u64, len: u64) -> (u64, bool) {
+    match (offset % WHOLE, len - len % WHOLE) {
+        (0, 0) => (len, false),
+        (0, whole) => (whole, true),
+        (within, _) => (len.min(WHOLE - within), false),
+    }
+}
+
+/// Writes as `pwritev`, and lets the pages go once they are on the disk.
+fn write_uncached(file: &File, parts: &[IoSlice<'_>], offset: u64) -> nix::Result<usize> {
+    let count = parts.len() as libc::c_int;
+    // SAFETY: an `IoSlice` has the layout of an `iovec`, and `parts` with the bytes it points to is borrowed for the
+    // length of the call; the kernel only reads them. The descriptor is open as long as `file` is borrowed.
+    let written = unsafe {
+        let parts = parts.as_ptr().cast::<libc::iovec>();
+        libc::pwritev2(file.as_raw_fd(), parts, count, offset as libc::off_t, libc::RWF_DONTCACHE)
+    };
+    Errno::result(written).map(|written| written as usize)
+}
+
 /// Fills `buf` from the page cache alone; false when that didn't give all of it, for whatever reason.
-fn read_now(file: &File, offset: u64, buf: &mut [u8]) -> bool {
+fn read_now(file: &File, offset: u64, buf: &mut [u8], let_go: &AtomicBool) -> bool {
+    let len = buf.len();
+    read(file, offset, buf, libc::RWF_NOWAIT, let_go) == Ok(len)
+}
+
+/// Reads as `preadv2`, some of `buf` perhaps, and lets those pages go that came into the cache for it, if that is
+/// known here.
+fn read(
+    file: &File,
+    offset: u64,
+    buf: &mut [u8],
+    flags: libc::c_int,
+    let_go: &AtomicBool,
+) -> nix::Result<usize> {
     let part = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-    // SAFETY: `part` describes `buf`, which is borrowed mutably for the length of the call; the descriptor is
-    // open as long as `file` is borrowed.
-    let read = unsafe { libc::preadv2(file.as_raw_fd(), &part, 1, offset as libc::off_t, libc::RWF_NOWAIT) };
-    usize::try_from(read) == Ok(buf.len())
+    let offset = offset as libc::off_t;
+    let with = |flags: libc::c_int| {
+        // SAFETY: `part` describes `buf`, which is borrowed mutably for longer than the call; the descriptor is open
+        // as long as `file` is borrowed. The calls fill no more than `part` says.
+        let read = unsafe {
+            match flags {
+                // The older call, in case the other isn't known.
+                0 => libc::preadv(file.as_raw_fd(), &part, 1, offset),
+                flags => libc::preadv2(file.as_raw_fd(), &part, 1, offset, flags),
+            }
+        };
+        Errno::result(read).map(|read| read as usize)
+    };
+    if let_go.load(Ordering::Relaxed) {
+        match with(flags | libc::RWF_DONTCACHE) {
+            Err(errno) if unknown(errno) => let_go.store(false, Ordering::Relaxed),
+            result => return result,
+        }
+    }
+    with(flags)
+}
+
+/// Whether the kernel or the file system may have meant a flag that it doesn't know.
+fn unknown(errno: Errno) -> bool {
+    matches!(errno, Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL)
 }
 
 #[cfg(test)]
@@ -754,6 +846,84 @@ mod tests {
     }
 
     #[test]
+    fn whole_parts_of_the_disk_are_let_go_and_edges_are_not() {
+        let rows = [
+            // Offset and length; how much is written next, and whether it is let go.
+            ((0, 1), (1, false)),
+            ((0, WHOLE), (WHOLE, true)),
+            ((0, WHOLE + 1), (WHOLE, true)),
+            ((WHOLE, 5 * WHOLE - 1), (4 * WHOLE, true)),
+            ((5, 5 * WHOLE), (WHOLE - 5, false)),
+            ((5, 7), (7, false)),
+            ((WHOLE - 1, 2), (1, false)),
+            ((3 * WHOLE, 2), (2, false)),
+        ];
+        for ((offset, len), expected) in rows {
+            assert_eq!(step(offset, len), expected, "{len} at {offset}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_the_same_whether_it_is_let_go_or_not() {
+        let len = 300_000u64;
+        let bytes: Vec<u8> = (0..len).map(|n| ((n * 31) >> 3) as u8 | 1).collect();
+        for let_go in [true, false] {
+            // More parts than one call takes, and a beginning that is no page's.
+            for (offset, part) in [(0, 16384), (0, 100), (12_345, 16384), (16384, 70_001)] {
+                let dir = tempfile::tempdir().unwrap();
+                let open = || {
+                    let geometry = Arc::new(Geometry::contiguous(16384, &[5000, 400_000, 3]));
+                    FileStore::open(dir.path(), geometry, &named(&["a", "b", "c"])).unwrap()
+                };
+                let store = open();
+                store.let_go.store(let_go, Ordering::Relaxed);
+                let parts: Vec<IoSlice<'_>> = bytes.chunks(part).map(IoSlice::new).collect();
+                store.write_at(offset, &parts).unwrap();
+                let check = |store: &FileStore| {
+                    let mut read = vec![0; len as usize];
+                    store.read_at(offset, &mut read).unwrap();
+                    assert!(read == bytes, "{let_go}, {part} at {offset}");
+                    read.fill(0);
+                    store.read_to_serve(offset, &mut read).unwrap();
+                    assert!(read == bytes, "{let_go}, {part} at {offset}, to serve");
+                    read.fill(0);
+                    assert!(!store.try_read(offset, &mut read).unwrap() || read == bytes);
+                };
+                check(&store);
+                store.sync().unwrap();
+                check(&store);
+                drop(store);
+                check(&open());
+            }
+        }
+    }
+
+    #[test]
+    fn where_pages_cannot_be_let_go_it_is_done_without() {
+        // A device has no page cache: the kernel refuses, as one does that doesn't know of it.
+        let Ok(null) = File::options().write(true).open("/dev/null") else { return };
+        let let_go = AtomicBool::new(true);
+        let bytes = vec![1; 3 * WHOLE as usize];
+        let slices = [IoSlice::new(&bytes)];
+        Parts { parts: &slices, within: 0 }.write_to(&null, 5, bytes.len() as u64, &let_go).unwrap();
+        assert!(!let_go.load(Ordering::Relaxed), "asked once");
+        // What is wrong besides is told all the same.
+        let Ok(full) = File::options().write(true).open("/dev/full") else { return };
+        let let_go = AtomicBool::new(true);
+        let error = Parts { parts: &slices, within: 0 }.write_to(&full, 0, WHOLE, &let_go).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        let Ok(zero) = File::open("/dev/zero") else { return };
+        let let_go = AtomicBool::new(true);
+        let mut bytes = [1; 10];
+        assert_eq!(read(&zero, 0, &mut bytes, 0, &let_go), Ok(10));
+        assert_eq!((bytes, let_go.load(Ordering::Relaxed)), ([0; 10], false));
+        // An error that has nothing to do with it decides nothing.
+        let let_go = AtomicBool::new(true);
+        assert_eq!(read(&null, 0, &mut bytes, 0, &let_go), Err(Errno::EBADF));
+        assert!(let_go.load(Ordering::Relaxed));
+    }
+
+    #[test]
     fn many_files_are_synced_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let count = SYNC_EACH + 8;
@@ -818,7 +988,8 @@ mod tests {
         let Ok(full) = File::options().write(true).open("/dev/full") else { return };
         let bytes = [0; 10];
         let slices = [IoSlice::new(&bytes)];
-        let error = Parts { parts: &slices, within: 0 }.write_to(&full, 0, 10).unwrap_err();
+        let let_go = AtomicBool::new(false);
+        let error = Parts { parts: &slices, within: 0 }.write_to(&full, 0, 10, &let_go).unwrap_err();
         assert!(matches!(
             StorageError::from_io(Path::new("/x"), "writing", error),
             StorageError::Full { .. }

@@ -3,7 +3,8 @@
 //! **Goal.** What was fetched and verified once stays, and a byte that is read back is the byte that was
 //! written, or the read fails.
 //!
-//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files. [`pool`] is the
+//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files. [`combine`] lets
+//! one thread at a time write what several have. [`pool`] is the
 //! bounded set of threads that may wait for a disk. [`resume`] remembers which pieces are complete, and the
 //! metadata that came through a magnet link. [`verify`] reads a piece back and hashes it. [`cache`] is the
 //! folder it all lies in and its lock.
@@ -16,6 +17,7 @@
 //! Nothing here knows of tokio: whoever calls is on a worker, or uses [`Store::try_read`].
 
 pub mod cache;
+pub mod combine;
 mod dir;
 pub mod file;
 pub mod pool;
@@ -51,6 +53,15 @@ pub trait Store: Send + Sync + 'static {
     /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Io`],
     /// [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError>;
+
+    /// As [`Store::read_at`], for bytes that others are likely to ask for again soon: a store that keeps nothing of
+    /// what it read in memory keeps this.
+    ///
+    /// # Errors
+    /// As [`Store::read_at`].
+    fn read_to_serve(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+        self.read_at(offset, buf)
+    }
 
     /// As [`Store::read_at`], but only if it takes no disk: true when all of `buf` was filled from memory,
     /// false when it wasn't (then `buf` holds anything, and [`Store::read_at`] tells why). Never waits for a

@@ -20,6 +20,7 @@ pub mod picker;
 pub mod prepare;
 pub mod rate;
 pub mod reads;
+pub mod recent;
 mod relations;
 mod resolve;
 pub mod sessions;

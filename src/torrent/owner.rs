@@ -19,6 +19,7 @@ use super::memory::Memory;
 use super::prepare::Home;
 use super::rate::Rate;
 use super::reads::{ReadError, Shared};
+use super::recent::Recent;
 use super::sessions::Sessions;
 use super::status::{State, Status, Waiting};
 use super::swarm::{Settings, Swarm};
@@ -84,6 +85,8 @@ pub struct Plan {
 pub struct Environment {
     /// Who does blocking work.
     pub workers: Arc<Workers>,
+    /// The pieces kept in memory, of all torrents.
+    pub recent: Arc<Recent>,
     /// For HTTP trackers; `None` when trackers are off.
     pub http: Option<reqwest::Client>,
     /// `None` when it is off.
@@ -404,7 +407,8 @@ impl Owner {
     }
 
     fn prepare(&mut self, info: Arc<Info>) {
-        if !work::prepare(&self.env.workers, &self.home, self.trust, info, &self.inbox, &self.work) {
+        let env = &self.env;
+        if !work::prepare(&env.workers, &self.home, self.trust, info, &self.inbox, &env.recent, &self.work) {
             self.fail("the storage workers take no more work".into());
         }
     }

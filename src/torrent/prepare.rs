@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::inbox::Inbox;
 use super::reads::Shared;
+use super::recent::Recent;
 use super::table::{PieceState, PieceTable, bit};
 use crate::metainfo::geometry::PieceIndex;
 use crate::metainfo::info::{FileKind, Info};
@@ -35,6 +36,7 @@ pub fn prepare(
     info: Arc<Info>,
     workers: Arc<Workers>,
     inbox: Arc<Inbox>,
+    recent: &Arc<Recent>,
 ) -> Result<Arc<Shared>, StorageError> {
     let files: Vec<StoredFile> = info
         .files
@@ -77,7 +79,8 @@ pub fn prepare(
             table
         }
     };
-    Ok(Arc::new(Shared::new(info, Arc::new(table), Arc::new(store), workers, inbox)))
+    let shared = Shared::new(info, Arc::new(table), Arc::new(store), workers, inbox);
+    Ok(Arc::new(shared.keeping(recent)))
 }
 
 /// The metadata that was kept when this torrent was known before.

@@ -3,7 +3,8 @@
 //! A read that must wait follows three steps in this order: the waiter is registered with the
 //! [`Notifier`], *then* completion is checked again, *then* the owner is told what is wanted. A piece that
 //! completes in between is seen by the check or wakes the waiter; none is missed. No thread waits: when the
-//! last piece has come, a storage worker reads and answers.
+//! last piece has come, a storage worker reads and answers. What is read comes from the pieces that are kept in
+//! memory ([`super::recent`]), and from the store where it isn't there.
 //! Dropping a [`ReadTicket`] withdraws the demand.
 
 use std::collections::HashMap;
@@ -14,10 +15,13 @@ use std::time::Instant;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::inbox::{Demand, Inbox};
+use super::recent::{self, Member, Recent};
 use super::table::PieceTable;
 use super::track::Track;
+use super::work::Right;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::info::{FileKind, Info};
+use crate::storage::combine::WriteQueue;
 use crate::storage::pool::{Class, Workers};
 use crate::storage::{StorageError, Store};
 
@@ -65,6 +69,10 @@ pub struct Shared {
     pub notifier: Notifier,
     /// The way to the owner.
     pub inbox: Arc<Inbox>,
+    /// Verified pieces on their way to the store.
+    pub(super) writes: WriteQueue<Right>,
+    /// Those that were written last.
+    pub(super) recent: Member,
     next: AtomicU64,
     /// Why nobody looks at demands any more, once that is so.
     ended: OnceLock<ReadError>,
@@ -73,7 +81,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Nobody reads yet.
+    /// Nobody reads yet. Keeps no pieces in memory: see [`Shared::keeping`].
     pub fn new(
         info: Arc<Info>,
         table: Arc<PieceTable>,
@@ -83,7 +91,13 @@ impl Shared {
     ) -> Self {
         let (notifier, next) = (Notifier::new(), AtomicU64::new(1));
         let size = info.files.iter().filter(|f| f.kind == FileKind::Regular).map(|f| f.size).sum();
-        Self { info, table, store, workers, notifier, inbox, next, ended: OnceLock::new(), size }
+        let (writes, recent, ended) = (WriteQueue::new(), Recent::new(0).member(), OnceLock::new());
+        Self { info, table, store, workers, notifier, inbox, writes, recent, next, ended, size }
+    }
+
+    /// Keeps pieces in memory, as far as there is room beside those of other torrents.
+    pub fn keeping(self, recent: &Arc<Recent>) -> Self {
+        Self { recent: recent.member(), ..self }
     }
 
     /// Bytes of all files that are shown: pad files are not.
@@ -123,12 +137,55 @@ impl Shared {
             .sum()
     }
 
+    /// Fills `buf` from what is complete: with what is kept in memory, and with `store` where it isn't, until that
+    /// says false.
+    fn fill(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        mut store: impl FnMut(u64, &mut [u8]) -> Result<bool, StorageError>,
+    ) -> Result<bool, StorageError> {
+        let geometry = &self.info.geometry;
+        let end = offset + buf.len() as u64;
+        let (mut rest, mut at) = (buf, offset);
+        for buffer in self.recent.find(geometry.pieces_of(offset, end - offset)) {
+            let first = geometry.piece_offset(buffer.piece());
+            let from = first.max(at);
+            let to = (first + u64::from(geometry.piece_len(buffer.piece()))).min(end);
+            // They come in order, and each lies within what is read, at least in part.
+            let (before, others) = rest.split_at_mut((from - at) as usize);
+            let (part, others) = others.split_at_mut(to.saturating_sub(from) as usize);
+            if !before.is_empty() && !store(at, before)? {
+                return Ok(false);
+            }
+            if !recent::copy(&buffer, from - first, part) && !store(from, part)? {
+                return Ok(false);
+            }
+            at = from + part.len() as u64;
+            rest = others;
+        }
+        Ok(rest.is_empty() || store(at, rest)?)
+    }
+
+    /// Fills `buf` from what is complete. May wait for a disk.
+    ///
+    /// # Errors
+    /// As [`Store::read_at`].
+    fn fetch(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+        self.fill(offset, buf, |at, part| self.store.read_at(at, part).map(|()| true)).map(|_| ())
+    }
+
+    /// As [`Shared::fetch`], for a peer: others will ask for the same.
+    pub(super) fn fetch_to_serve(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+        self.fill(offset, buf, |at, part| self.store.read_to_serve(at, part).map(|()| true)).map(|_| ())
+    }
+
     /// Reads what is complete, with a storage worker.
     fn read_now(self: &Arc<Self>, offset: u64, len: usize, done: Done) {
         let shared = self.clone();
         let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
             let buf = scratch.buffer(len);
-            match shared.store.read_at(offset, buf) {
+            match shared.fetch(offset, buf) {
                 Ok(()) => done(Ok(buf)),
                 Err(error) => {
                     tracing::warn!(torrent = %shared.info.name, "reading failed: {error}");
@@ -333,14 +390,16 @@ impl Reader {
         (end <= self.size).then_some(self.base + offset)
     }
 
-    /// Fills `buf` from `offset` in the file, if all of it is complete and in the page cache.
+    /// Fills `buf` from `offset` in the file, if all of it is complete and in memory.
     ///
     /// # Errors
     /// When the disk fails. Never waits.
     pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         let Some(at) = self.clamp(offset, buf.len()) else { return Ok(false) };
         let pieces = self.shared.info.geometry.pieces_of(at, buf.len() as u64);
-        if !self.shared.table.all_complete(pieces) || !self.shared.store.try_read(at, buf)? {
+        if !self.shared.table.all_complete(pieces)
+            || !self.shared.fill(at, buf, |at, part| self.shared.store.try_read(at, part))?
+        {
             return Ok(false);
         }
         self.advance(at, buf.len());
@@ -415,8 +474,13 @@ mod tests {
     use std::sync::mpsc::{Receiver, channel};
     use std::time::Duration;
 
+    use bytes::Bytes;
+
     use super::*;
     use crate::metainfo::build::TorrentBuilder;
+    use crate::metainfo::geometry::BlockIndex;
+    use crate::peer::PeerKey;
+    use crate::peer::buffer::PieceBuffer;
     use crate::torrent::table::PieceState;
 
     const PIECE: u32 = 16 * 1024;
@@ -489,6 +553,76 @@ mod tests {
         let mut buf = [0; 10];
         assert!(reader.try_read(0, &mut buf).unwrap());
         assert_eq!(buf, [7; 10]);
+        workers.stop(LONG);
+    }
+
+    #[test]
+    fn what_is_kept_in_memory_is_served_from_there() {
+        /// As the other, but nothing is in memory.
+        struct Cold;
+        impl Store for Cold {
+            fn write_at(&self, _: u64, _: &[IoSlice<'_>]) -> Result<(), StorageError> {
+                Ok(())
+            }
+            fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+                Sevens.read_at(offset, buf)
+            }
+            fn try_read(&self, _: u64, _: &mut [u8]) -> Result<bool, StorageError> {
+                Ok(false)
+            }
+            fn sync(&self) -> Result<(), StorageError> {
+                Ok(())
+            }
+            fn file_lens(&self) -> Result<Vec<Option<u64>>, StorageError> {
+                Ok(Vec::new())
+            }
+            fn close(&self) {}
+        }
+        let workers = Workers::start(1).unwrap();
+        let recent = Recent::new(4 * PIECE as usize);
+        let stores: [Arc<dyn Store>; 2] = [Arc::new(Sevens), Arc::new(Cold)];
+        for (cold, store) in stores.into_iter().enumerate() {
+            let plain = shared(&workers, 6);
+            let (info, table) = (plain.info.clone(), plain.table.clone());
+            let shared = Shared::new(info, table, store, workers.clone(), Arc::default());
+            let shared = Arc::new(shared.keeping(&recent));
+            let reader = Reader::open(shared.clone(), FileIndex(0)).unwrap();
+            for piece in [1, 2, 4] {
+                let buffer = PieceBuffer::new(PieceIndex(piece), 1);
+                let bytes = Bytes::from(vec![10 + piece as u8; PIECE as usize]);
+                assert!(buffer.put(BlockIndex(0), bytes, PeerKey(1)));
+                shared.recent.keep(&Arc::new(buffer), PIECE as usize);
+            }
+            let mut buf = vec![0; 2 * PIECE as usize];
+            assert!(!reader.try_read(u64::from(PIECE), &mut buf).unwrap(), "not complete yet");
+            (0..6).for_each(|piece| complete(&shared, piece));
+            // Where, how many, and whether all of it is kept.
+            let size = PIECE as usize;
+            let rows = [
+                (0, 1, false),
+                (0, size + 1, false),
+                (size, size, true),
+                (size + 5, 2 * size - 5, true),
+                (2 * size - 1, 2, true),
+                (size + 5, 2 * size, false),
+                (4 * size, 1, true),
+                (100, 6 * size - 200, false),
+                (3 * size, size, false),
+            ];
+            for (offset, len, kept) in rows {
+                let byte = |at: usize| match (at / size) as u8 {
+                    piece @ (1 | 2 | 4) => 10 + piece,
+                    _ => 7,
+                };
+                let expected: Vec<u8> = (offset..offset + len).map(byte).collect();
+                let mut buf = vec![0; len];
+                let at_once = reader.try_read(offset as u64, &mut buf).unwrap();
+                assert_eq!(at_once, kept || cold == 0, "{len} at {offset}");
+                assert!(!at_once || buf == expected, "{len} at {offset}");
+                let (_ticket, answers) = read(&reader, offset as u64, len);
+                assert!(answers.recv_timeout(LONG).unwrap().unwrap() == expected, "{len} at {offset}");
+            }
+        }
         workers.stop(LONG);
     }
 
