@@ -1,7 +1,7 @@
-//! The settings of a mount, typed and checked, and the parsers of the values that stand for them.
+//! The settings, typed and checked, and the parsers of the values that stand for them.
 //!
-//! [`Config`] is what the rest of the program sees; how it is written on a command line is the business of
-//! [`crate::cli`]. Everything here is pure: text in, a value or a [`ValueError`] out. Nothing is looked up, no
+//! [`Config`] (a mount) and [`CatConfig`] are what the rest of the program sees, with [`ClientConfig`] in both; how
+//! they are written on a command line is the business of [`crate::cli`]. Everything here is pure: text in, a value or a [`ValueError`] out. Nothing is looked up, no
 //! name is resolved and no file is touched, so that a bad value is refused before anything has begun.
 
 use std::ffi::{OsStr, OsString};
@@ -28,6 +28,56 @@ pub struct Config {
     pub sources: Vec<OsString>,
     /// Where.
     pub mountpoint: PathBuf,
+    /// How the client behind it is set up.
+    pub client: ClientConfig,
+    /// Whether other users see the mount; `None` when it wasn't said, see [`Config::allow_other`].
+    pub allow_other: Option<bool>,
+    /// Owner of all files shown; `None` for the user who runs the program.
+    pub uid: Option<u32>,
+    /// Group of all files shown; `None` for the group of the user who runs the program.
+    pub gid: Option<u32>,
+    /// Permission bits taken away from all files and folders shown; `None` for none beyond the write bits.
+    pub umask: Option<u32>,
+}
+
+impl Config {
+    /// The defaults, for these sources at this place.
+    pub fn new(sources: Vec<OsString>, mountpoint: PathBuf) -> Self {
+        Self {
+            sources,
+            mountpoint,
+            client: ClientConfig::default(),
+            allow_other: None,
+            uid: None,
+            gid: None,
+            umask: None,
+        }
+    }
+
+    /// Whether other users see the mount: as said, and otherwise only what root mounts.
+    pub fn allow_other(&self, is_root: bool) -> bool {
+        self.allow_other.unwrap_or(is_root)
+    }
+}
+
+/// The settings of `torrentfs cat`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatConfig {
+    /// The torrent, as it was written; see [`parse_source`].
+    pub source: OsString,
+    /// The file, as shown in a mount; `None` for the torrent's only one.
+    pub path: Option<OsString>,
+    /// Bytes of the file that are left out at its beginning. May lie beyond its end: then nothing is printed.
+    pub offset: u64,
+    /// Bytes that are printed at most; `None` for all up to the end.
+    pub length: Option<u64>,
+    /// How the client is set up.
+    pub client: ClientConfig,
+}
+
+/// The settings of a client and of the program around it: what commands that fetch have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientConfig {
     /// Where data and resume files are kept; `None` for the default of who runs this.
     pub cache_dir: Option<PathBuf>,
     /// Where peers reach us.
@@ -52,7 +102,7 @@ pub struct Config {
     pub dht_bootstrap: Vec<HostPort>,
     /// Since the last block of a piece that a read waits for; `None` waits for ever.
     pub read_timeout: Option<Duration>,
-    /// How long the metadata of a source may take until the mount counts as ready without it.
+    /// How long the metadata of a source may take: until a mount counts as ready without it, and `cat` fails.
     pub metadata_timeout: Duration,
     /// Connected peers of one torrent at most; at least 1.
     pub max_peers: u32,
@@ -62,14 +112,6 @@ pub struct Config {
     pub download_limit: Option<u64>,
     /// Whether peers may fetch from us.
     pub upload: bool,
-    /// Whether other users see the mount; `None` when it wasn't said, see [`Config::allow_other`].
-    pub allow_other: Option<bool>,
-    /// Owner of all files shown; `None` for the user who runs the program.
-    pub uid: Option<u32>,
-    /// Group of all files shown; `None` for the group of the user who runs the program.
-    pub gid: Option<u32>,
-    /// Permission bits taken away from all files and folders shown; `None` for none beyond the write bits.
-    pub umask: Option<u32>,
     /// The one deadline that all phases of the shutdown share; more than 0.
     pub shutdown_timeout: Duration,
     /// What to check of the data that is in the cache already.
@@ -82,12 +124,9 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
-impl Config {
-    /// The defaults, for these sources at this place.
-    pub fn new(sources: Vec<OsString>, mountpoint: PathBuf) -> Self {
+impl Default for ClientConfig {
+    fn default() -> Self {
         Self {
-            sources,
-            mountpoint,
             cache_dir: None,
             listen: Listen::default(),
             peers: Vec::new(),
@@ -105,21 +144,12 @@ impl Config {
             upload_limit: None,
             download_limit: None,
             upload: true,
-            allow_other: None,
-            uid: None,
-            gid: None,
-            umask: None,
             shutdown_timeout: timeouts::SHUTDOWN,
             initial_check: InitialCheck::None,
             trust_resume: true,
             verbosity: 0,
             log_format: LogFormat::Text,
         }
-    }
-
-    /// Whether other users see the mount: as said, and otherwise only what root mounts.
-    pub fn allow_other(&self, is_root: bool) -> bool {
-        self.allow_other.unwrap_or(is_root)
     }
 }
 

@@ -85,7 +85,7 @@ impl TorrentContent {
             };
             let known = self.subtrees.lock().get(&slot).cloned();
             let subtree = known.unwrap_or_else(|| {
-                let built = Arc::new(build(torrent, &name));
+                let built = Arc::new(subtree(torrent, &name));
                 self.subtrees.lock().insert(slot, built.clone());
                 built
             });
@@ -160,7 +160,8 @@ fn with_suffix(name: &str, suffix: &str) -> String {
     format!("{}{suffix}", &name[..end])
 }
 
-fn build(torrent: &Torrent, name: &str) -> Subtree {
+/// The entries of a torrent under this name, as a mount shows them; an empty folder while its metadata isn't known.
+pub fn subtree(torrent: &Torrent, name: &str) -> Subtree {
     let Some(shared) = torrent.live() else {
         return SubtreeBuilder::folder(name, torrent.added).build();
     };
