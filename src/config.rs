@@ -38,6 +38,8 @@ pub struct Config {
     pub gid: Option<u32>,
     /// Permission bits taken away from all files and folders shown; `None` for none beyond the write bits.
     pub umask: Option<u32>,
+    /// Users for whom nothing is fetched.
+    pub offline: Vec<UserRef>,
 }
 
 impl Config {
@@ -51,6 +53,7 @@ impl Config {
             uid: None,
             gid: None,
             umask: None,
+            offline: Vec::new(),
         }
     }
 
@@ -179,6 +182,15 @@ impl fmt::Display for HostPort {
             write!(f, "{}:{}", self.host, self.port)
         }
     }
+}
+
+/// A user of the system. A name is looked up when it is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UserRef {
+    /// By number.
+    Id(u32),
+    /// By name.
+    Name(String),
 }
 
 /// What to check at the start of the data that is in the cache already.
@@ -408,6 +420,25 @@ pub fn parse_tracker(text: &str) -> Result<String, ValueError> {
     Ok(text.into())
 }
 
+/// Reads a user: a number, or a name as in `/etc/passwd`. Digits alone are a number.
+///
+/// # Errors
+/// A number that no user can have, and what can't be a name. Names aren't looked up.
+pub fn parse_user(text: &str) -> Result<UserRef, ValueError> {
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        return match text.parse() {
+            // The last one means "nobody in particular" to the system.
+            Ok(id) if id != u32::MAX => Ok(UserRef::Id(id)),
+            _ => refuse("a user's number is less than 4294967295"),
+        };
+    }
+    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, ':' | '/' | ',');
+    if text.is_empty() || text.starts_with('-') || text.contains(odd) {
+        return refuse("a user is a number or a name, as in 34 or backup");
+    }
+    Ok(UserRef::Name(text.into()))
+}
+
 /// Reads a umask: up to three octal digits, with a 0 before them or not.
 ///
 /// # Errors
@@ -599,6 +630,29 @@ mod tests {
             ("+7", None),
         ] {
             assert_eq!(parse_umask(text).ok(), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn users() {
+        let name = |name: &str| Some(UserRef::Name(name.into()));
+        let rows = [
+            ("0", Some(UserRef::Id(0))),
+            ("65534", Some(UserRef::Id(65534))),
+            ("4294967294", Some(UserRef::Id(u32::MAX - 1))),
+            ("4294967295", None),
+            ("99999999999", None),
+            ("backup", name("backup")),
+            ("_apt", name("_apt")),
+            ("0day", name("0day")),
+            ("", None),
+            ("-1", None),
+            ("a b", None),
+            ("a:b", None),
+            ("1,2", None),
+        ];
+        for (text, want) in rows {
+            assert_eq!(parse_user(text).ok(), want, "{text:?}");
         }
     }
 

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, CatConfig, Config, LogFormat};
+use crate::config::{self, CatConfig, Config, LogFormat, UserRef};
 use cat::CatArgs;
 use exit::Exit;
 use shared::{ClientArgs, LoggingArgs};
@@ -154,6 +154,10 @@ struct MountArgs {
     /// Permissions to take away from the files and folders shown, as in 027
     #[arg(long, value_name = "OCTAL", value_parser = config::parse_umask, help_heading = "Files")]
     umask: Option<u32>,
+    /// Fetch nothing for this user, a number or a name: its reads get what is here, and an error at once for the
+    /// rest; may be given several times
+    #[arg(long, value_name = "USER", value_parser = config::parse_user, help_heading = "Files")]
+    offline_uid: Vec<UserRef>,
 
     #[command(flatten)]
     logging: LoggingArgs,
@@ -206,6 +210,7 @@ impl MountArgs {
             uid: self.uid,
             gid: self.gid,
             umask: self.umask,
+            offline: self.offline_uid,
         }
     }
 }
@@ -259,7 +264,7 @@ mod tests {
             --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s --no-upload \
             --shutdown-timeout 3s --initial-check full --trust-resume false -vv --log-format json";
         let args = &format!(
-            "{shared} --no-allow-other --uid 5 --gid 6 --umask 027 a.torrent magnet:?xt=urn:btih:x /mnt/x"
+            "{shared} --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup a.torrent magnet:?xt=urn:btih:x /mnt/x"
         );
         let host = |host: &str, port| HostPort { host: host.into(), port };
         let client = ClientConfig {
@@ -294,6 +299,7 @@ mod tests {
             uid: Some(5),
             gid: Some(6),
             umask: Some(0o27),
+            offline: vec![UserRef::Id(34), UserRef::Name("backup".into())],
         };
         assert_eq!(mount(args), want);
         // Options may stand after the mount point, too.
@@ -368,6 +374,9 @@ mod tests {
             ("mount --max-peers 0 a /m", "1..=65535"),
             ("mount --upload-limit 0 a /m", "no limit"),
             ("mount --umask 9 a /m", "octal"),
+            ("mount --offline-uid 4294967295 a /m", "a user's number"),
+            ("mount --offline-uid a:b a /m", "a number or a name"),
+            ("cat --offline-uid 1 a", "unexpected argument"),
             ("mount --allow-other --no-allow-other a /m", "cannot be used with"),
             ("mount --trust-resume maybe a /m", "[possible values: true, false]"),
             ("mount --initial-check some a /m", "[possible values: none, full]"),

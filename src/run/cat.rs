@@ -52,8 +52,10 @@ const CHUNK: u64 = 1 << 20;
 const MOST: u64 = 4 * CHUNK;
 /// Buffers that wait for the thread `stdout`: as many as [`MOST`] can be cut into, so that it is never full.
 const QUEUE: usize = (MOST / FIRST) as usize + 1;
-/// Before a read that timed out too early is tried again. Until new blocks come its pieces fail at once.
+/// Before a read that timed out while it wasn't its turn yet is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// For so long such a read may go on failing at once: a torrent remembers for ten seconds what timed out.
+const REMEMBERED: Duration = Duration::from_secs(11);
 
 /// Prints the file, or the part of it that was asked for.
 ///
@@ -251,6 +253,8 @@ impl Fault {
 /// A read that was asked for.
 struct Asked {
     range: Range<u64>,
+    /// When it was asked for first.
+    since: Instant,
     answer: Answer,
 }
 
@@ -280,7 +284,13 @@ impl Asked {
                 Answer::Later(receiver, reader.read(range.start, len, done))
             }
         };
-        Self { range, answer }
+        Self { range, since: Instant::now(), answer }
+    }
+
+    /// Whether a time-out of it may be for want of its turn: with several reads under way the last may time out
+    /// while the first still get their data. `moved` is when data came last, for any of them.
+    fn waited_its_turn(&self, moved: Instant, limit: Option<Duration>) -> bool {
+        moved > self.since && limit.is_none_or(|limit| moved.elapsed() < limit + REMEMBERED)
     }
 
     /// Waits for its bytes, which are given once. Cancel-safe.
@@ -302,8 +312,7 @@ async fn oldest(reads: &mut VecDeque<Asked>) -> Result<Vec<u8>, ReadError> {
     }
 }
 
-/// Copies a part of the file to the output, in order. `limit` is the read time-out: with several reads under way
-/// the last may time out while the first still get their data, and then it is asked for again.
+/// Copies a part of the file to the output, in order. `limit` is the read time-out.
 async fn copy(
     reader: &Reader,
     range: Range<u64>,
@@ -338,16 +347,15 @@ async fn copy(
                         let _ = queue.send(bytes).await;
                     }
                 }
-                Err(ReadError::TimedOut(_)) if limit.is_none_or(|limit| moved.elapsed() < limit) => {
-                    tokio::time::sleep(AGAIN).await;
-                    if let Some(read) = reads.front_mut() {
-                        *read = Asked::new(reader, read.range.clone());
+                Err(error) => match reads.front_mut() {
+                    Some(read)
+                        if matches!(error, ReadError::TimedOut(_)) && read.waited_its_turn(moved, limit) =>
+                    {
+                        tokio::time::sleep(AGAIN).await;
+                        *read = Asked { since: read.since, ..Asked::new(reader, read.range.clone()) };
                     }
-                }
-                Err(error) => {
-                    let at = reads.front().map_or(asked, |read| read.range.start);
-                    return Err(Fault::Read(at, error));
-                }
+                    read => return Err(Fault::Read(read.map_or(asked, |read| read.range.start), error)),
+                },
             },
             // The thread ends with this channel, and says so above.
             Ok(()) = output.taken.changed() => {}

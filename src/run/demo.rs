@@ -73,7 +73,7 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
     };
     running.clients.insert(0, client.clone());
     let mounted = match add(&client, &magnet).await {
-        Ok(torrent) => mount_client(&client, config, &scope).map(|mounted| (torrent, mounted)),
+        Ok(torrent) => mount_client(&client, config, Vec::new(), &scope).map(|mounted| (torrent, mounted)),
         Err(failure) => Err(failure),
     };
     let torrent = match mounted {

@@ -13,7 +13,7 @@ use super::start::{DRAW, client_failure, line, load, start_client};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display};
 use crate::client::Client;
-use crate::config::Config;
+use crate::config::{Config, UserRef};
 use crate::content::TorrentContent;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
@@ -25,6 +25,7 @@ use crate::torrent::status::State;
 /// # Errors
 /// What kept the mount from coming up, for the user.
 pub fn run(config: &Config) -> Result<Exit, Failure> {
+    let offline = users(&config.offline)?;
     let mut display = Display::new(terminal::is_live());
     crate::cli::log::init(
         config.client.verbosity,
@@ -32,12 +33,12 @@ pub fn run(config: &Config) -> Result<Exit, Failure> {
         display.writer(),
         terminal::is_live(),
     )?;
-    let result = super::on_runtime(run_async(config, &mut display));
+    let result = super::on_runtime(run_async(config, offline, &mut display));
     display.finish();
     result
 }
 
-async fn run_async(config: &Config, display: &mut Display) -> Result<Exit, Failure> {
+async fn run_async(config: &Config, offline: Vec<u32>, display: &mut Display) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
     let client_scope = scope.child("client");
@@ -62,7 +63,7 @@ async fn run_async(config: &Config, display: &mut Display) -> Result<Exit, Failu
             return Err(failure);
         }
     };
-    match mount_client(&client, config, &scope) {
+    match mount_client(&client, config, offline, &scope) {
         Ok(mounted) => running.mounted = Some(mounted),
         Err(failure) => {
             shut_down(running, config.client.shutdown_timeout).await;
@@ -172,19 +173,41 @@ async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<To
     Ok(torrents)
 }
 
-/// Mounts a client's torrents.
+/// The numbers of users. Blocks for as long as the system takes to look names up.
+///
+/// # Errors
+/// [`Exit::Usage`] for a name that nobody has.
+fn users(users: &[UserRef]) -> Result<Vec<u32>, Failure> {
+    let number = |user: &UserRef| match user {
+        UserRef::Id(id) => Ok(*id),
+        UserRef::Name(name) => match nix::unistd::User::from_name(name) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            Ok(None) => {
+                let failure =
+                    Failure::new(Exit::Usage, format_args!("--offline-uid {name}"), "there is no such user");
+                Err(failure.hint("give a name that \"getent passwd\" lists, or a number"))
+            }
+            Err(error) => Err(Failure::new(Exit::Usage, format_args!("--offline-uid {name}"), error)),
+        },
+    };
+    users.iter().map(number).collect()
+}
+
+/// Mounts a client's torrents; for the users of these numbers nothing is fetched.
 ///
 /// # Errors
 /// For the user.
 pub fn mount_client(
     client: &Arc<Client>,
     config: &Config,
+    offline: Vec<u32>,
     scope: &TaskScope,
 ) -> Result<Arc<Mounted>, Failure> {
     let content = TorrentContent::new(client.clone());
     content.watch(scope);
     let mut options = MountOptions::new(&config.mountpoint);
     options.fs_name = "torrentfs".into();
+    options.offline = offline;
     options.allow_other = config.allow_other(nix::unistd::geteuid().is_root());
     if let Some(uid) = config.uid {
         options.uid = uid;

@@ -294,7 +294,8 @@ fn an_end_without_peers_says_so() {
     cat.fails(8, &["metadata", "--peer"]);
 }
 
-/// Each piece takes longer than the read time-out allows a read to wait, and yet data comes all the time.
+/// The last of the reads that are under way wait for longer than the read time-out, and yet data comes all the
+/// time.
 #[test]
 fn a_slow_peer_is_no_time_out() {
     needs!(Libtorrent);

@@ -29,6 +29,7 @@ mod kinds;
 mod large;
 mod magnets;
 mod no_peer;
+mod offline;
 mod parked;
 mod resume;
 mod shutdown;
