@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::metainfo::Source;
 use crate::metainfo::source::SourceError;
 use crate::sync::timeouts;
+use crate::torrent::background::Prefetch;
 
 /// Peers of one torrent at most, unless `--max-peers` says otherwise: more cost memory and system calls and
 /// bring no rate, fewer starve rare pieces.
@@ -115,6 +116,8 @@ pub struct ClientConfig {
     pub download_limit: Option<u64>,
     /// Whether peers may fetch from us.
     pub upload: bool,
+    /// What is fetched beyond what is read.
+    pub prefetch: Prefetch,
     /// The one deadline that all phases of the shutdown share; more than 0.
     pub shutdown_timeout: Duration,
     /// What to check of the data that is in the cache already.
@@ -147,6 +150,7 @@ impl Default for ClientConfig {
             upload_limit: None,
             download_limit: None,
             upload: true,
+            prefetch: Prefetch::None,
             shutdown_timeout: timeouts::SHUTDOWN,
             initial_check: InitialCheck::None,
             trust_resume: true,

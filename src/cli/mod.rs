@@ -20,9 +20,10 @@ pub mod terminal;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{self, CatConfig, Config, LogFormat, UserRef};
+use crate::config::{self, CatConfig, ClientConfig, Config, LogFormat, UserRef};
+use crate::torrent::background::Prefetch;
 use cat::CatArgs;
 use exit::Exit;
 use shared::{ClientArgs, LoggingArgs};
@@ -91,7 +92,7 @@ fn mount_notes() -> String {
     format!(
         "{VALUES}\n\n\
          Reading is what fetches: nothing is downloaded but what is read, and a little ahead of it. Every byte\n\
-         that is read was verified. A read whose piece doesn't come waits, and can be interrupted.\n\n\
+         that is read was verified. --prefetch fetches more, in the background. A read whose piece doesn't come waits, and can be interrupted.\n\n\
          SIGINT, SIGTERM and SIGHUP unmount and exit; a second one forces the exit.\n\n{}",
         environment_and_codes()
     )
@@ -136,6 +137,9 @@ struct MountArgs {
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
 
+    /// What to fetch beyond what is read, once readers have what they want
+    #[arg(long, value_name = "WHAT", default_value = "none")]
+    prefetch: PrefetchArg,
     #[command(flatten)]
     client: ClientArgs,
 
@@ -161,6 +165,17 @@ struct MountArgs {
 
     #[command(flatten)]
     logging: LoggingArgs,
+}
+
+// The torrent itself knows nothing of clap, so this stands for its type on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PrefetchArg {
+    /// Nothing: what is read, and a little ahead of it, is all
+    None,
+    /// Each file that is read from, whole
+    File,
+    /// Everything
+    All,
 }
 
 #[derive(Debug, Args)]
@@ -202,7 +217,14 @@ impl MountArgs {
         Config {
             sources: self.sources,
             mountpoint: self.mountpoint,
-            client: self.client.config(&self.logging),
+            client: ClientConfig {
+                prefetch: match self.prefetch {
+                    PrefetchArg::None => Prefetch::None,
+                    PrefetchArg::File => Prefetch::File,
+                    PrefetchArg::All => Prefetch::All,
+                },
+                ..self.client.config(&self.logging)
+            },
             allow_other: match (self.allow_other, self.no_allow_other) {
                 (false, false) => None,
                 (allow, _) => Some(allow),
@@ -223,7 +245,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
-    use crate::config::{ClientConfig, HostPort, InitialCheck, Listen};
+    use crate::config::{HostPort, InitialCheck, Listen};
 
     fn read(line: &str) -> Result<Command, clap::Error> {
         Cli::try_parse_from(std::iter::once("torrentfs").chain(line.split_whitespace())).map(Cli::wanted)
@@ -264,7 +286,7 @@ mod tests {
             --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s --no-upload \
             --shutdown-timeout 3s --initial-check full --trust-resume false -vv --log-format json";
         let args = &format!(
-            "{shared} --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup a.torrent magnet:?xt=urn:btih:x /mnt/x"
+            "{shared} --prefetch file --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup a.torrent magnet:?xt=urn:btih:x /mnt/x"
         );
         let host = |host: &str, port| HostPort { host: host.into(), port };
         let client = ClientConfig {
@@ -285,6 +307,7 @@ mod tests {
             upload_limit: Some(1024),
             download_limit: Some(2_000_000),
             upload: false,
+            prefetch: Prefetch::None,
             shutdown_timeout: Duration::from_secs(3),
             initial_check: InitialCheck::Full,
             trust_resume: false,
@@ -294,7 +317,7 @@ mod tests {
         let want = Config {
             sources: vec!["a.torrent".into(), "magnet:?xt=urn:btih:x".into()],
             mountpoint: "/mnt/x".into(),
-            client: client.clone(),
+            client: ClientConfig { prefetch: Prefetch::File, ..client.clone() },
             allow_other: Some(false),
             uid: Some(5),
             gid: Some(6),
@@ -375,6 +398,8 @@ mod tests {
             ("mount --upload-limit 0 a /m", "no limit"),
             ("mount --umask 9 a /m", "octal"),
             ("mount --offline-uid 4294967295 a /m", "a user's number"),
+            ("mount --prefetch some a /m", "[possible values: none, file, all]"),
+            ("cat --prefetch all a", "unexpected argument"),
             ("mount --offline-uid a:b a /m", "a number or a name"),
             ("cat --offline-uid 1 a", "unexpected argument"),
             ("mount --allow-other --no-allow-other a /m", "cannot be used with"),

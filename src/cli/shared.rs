@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::config::{self, ClientConfig, HostPort, InitialCheck, Listen, LogFormat};
+use crate::torrent::background::Prefetch;
 
 /// What every command that fetches takes. The headings keep its parts apart in the help text.
 #[derive(Debug, Args)]
@@ -74,7 +75,7 @@ pub(super) struct ClientArgs {
 }
 
 impl ClientArgs {
-    /// The settings that they stand for.
+    /// The settings that they stand for. What is prefetched is a matter of mounts, and none of theirs.
     pub(super) fn config(self, logging: &LoggingArgs) -> ClientConfig {
         ClientConfig {
             cache_dir: self.cache_dir,
@@ -94,6 +95,7 @@ impl ClientArgs {
             upload_limit: self.upload_limit,
             download_limit: self.download_limit,
             upload: !self.no_upload,
+            prefetch: Prefetch::None,
             shutdown_timeout: self.shutdown_timeout,
             initial_check: match self.initial_check {
                 InitialCheckArg::None => InitialCheck::None,

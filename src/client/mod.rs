@@ -22,6 +22,7 @@ use crate::net::limit::RateLimit;
 use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::pool::Workers;
 use crate::sync::tasks::TaskScope;
+use crate::torrent::background::Prefetch;
 use crate::torrent::owner::{Environment, Plan};
 use crate::torrent::prepare::Home;
 use crate::torrent::swarm::Settings;
@@ -68,6 +69,8 @@ pub struct Options {
     pub check_all: bool,
     /// Whether what an earlier run recorded as complete is believed.
     pub trust_resume: bool,
+    /// See [`Settings::prefetch`].
+    pub prefetch: Prefetch,
 }
 
 /// Why the client can't start, or a torrent can't be added.
@@ -221,6 +224,7 @@ impl Client {
                 upload: self.options.upload,
                 pex: self.options.use_pex,
                 check_all: self.options.check_all,
+                prefetch: self.options.prefetch,
             },
         };
         let torrent = owner::start(self.scope.child(&format!("torrent {slot}")), plan, self.env.clone());

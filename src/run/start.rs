@@ -75,6 +75,7 @@ fn options(config: &ClientConfig) -> Options {
         upload: config.upload,
         check_all: config.initial_check == config::InitialCheck::Full,
         trust_resume: config.trust_resume,
+        prefetch: config.prefetch,
     }
 }
 

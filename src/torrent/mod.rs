@@ -6,6 +6,7 @@
 //! the piece notifier and the store ([`reads::Shared`]); readers say what they want through the
 //! [`inbox::Inbox`].
 
+pub mod background;
 pub mod blame;
 pub mod choker;
 pub mod demands;

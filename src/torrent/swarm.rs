@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::background::Prefetch;
 use super::blame::{Blame, Digest};
 use super::choker;
 use super::demands::Demands;
@@ -69,6 +70,8 @@ pub struct Settings {
     /// Whether all data on disk is hashed at the start, in the background. What is recorded as complete is
     /// served meanwhile; whether it is recorded is another question (see [`super::prepare::prepare`]).
     pub check_all: bool,
+    /// What is fetched beyond what readers want.
+    pub prefetch: Prefetch,
 }
 
 /// One connected peer.

@@ -29,6 +29,7 @@ fn settings() -> Settings {
         upload: true,
         pex: true,
         check_all: false,
+        prefetch: Prefetch::None,
     }
 }
 

@@ -31,6 +31,7 @@ mod magnets;
 mod no_peer;
 mod offline;
 mod parked;
+mod prefetch;
 mod resume;
 mod shutdown;
 mod signals;
