@@ -213,8 +213,8 @@ fn part(offset: u64, length: Option<u64>, size: u64) -> Range<u64> {
 fn next_read(range: &Range<u64>, asked: u64, taken: u64) -> Option<u64> {
     // A quarter of what may be under way, so that there are several; ended at a multiple of the step, so that
     // an odd offset costs one odd read only.
-    let len = (taken / 4).clamp(FIRST, CHUNK);
-    let end = (asked + (len - asked % FIRST)).min(range.end);
+    let len = (taken / 4).clamp(FIRST, CHUNK) / FIRST * FIRST;
+    let end = (asked - asked % FIRST + len).min(range.end);
     let under_way = (asked - range.start).saturating_sub(taken);
     let fits = under_way == 0 || under_way + (end - asked) <= taken.clamp(FIRST, MOST);
     (asked < range.end && fits).then_some(end)
