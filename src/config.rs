@@ -1,7 +1,7 @@
-//! The settings of a mount, typed and checked, and the parsers of the values that stand for them.
+//! The settings, typed and checked, and the parsers of the values that stand for them.
 //!
-//! [`Config`] is what the rest of the program sees; how it is written on a command line is the business of
-//! [`crate::cli`]. Everything here is pure: text in, a value or a [`ValueError`] out. Nothing is looked up, no
+//! [`Config`] (a mount) and [`CatConfig`] are what the rest of the program sees, with [`ClientConfig`] in both; how
+//! they are written on a command line is the business of [`crate::cli`]. Everything here is pure: text in, a value or a [`ValueError`] out. Nothing is looked up, no
 //! name is resolved and no file is touched, so that a bad value is refused before anything has begun.
 
 use std::ffi::{OsStr, OsString};
@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::metainfo::Source;
 use crate::metainfo::source::SourceError;
 use crate::sync::timeouts;
+use crate::torrent::background::Prefetch;
 
 /// Peers of one torrent at most, unless `--max-peers` says otherwise: more cost memory and system calls and
 /// bring no rate, fewer starve rare pieces.
@@ -28,6 +29,59 @@ pub struct Config {
     pub sources: Vec<OsString>,
     /// Where.
     pub mountpoint: PathBuf,
+    /// How the client behind it is set up.
+    pub client: ClientConfig,
+    /// Whether other users see the mount; `None` when it wasn't said, see [`Config::allow_other`].
+    pub allow_other: Option<bool>,
+    /// Owner of all files shown; `None` for the user who runs the program.
+    pub uid: Option<u32>,
+    /// Group of all files shown; `None` for the group of the user who runs the program.
+    pub gid: Option<u32>,
+    /// Permission bits taken away from all files and folders shown; `None` for none beyond the write bits.
+    pub umask: Option<u32>,
+    /// Users for whom nothing is fetched.
+    pub offline: Vec<UserRef>,
+}
+
+impl Config {
+    /// The defaults, for these sources at this place.
+    pub fn new(sources: Vec<OsString>, mountpoint: PathBuf) -> Self {
+        Self {
+            sources,
+            mountpoint,
+            client: ClientConfig::default(),
+            allow_other: None,
+            uid: None,
+            gid: None,
+            umask: None,
+            offline: Vec::new(),
+        }
+    }
+
+    /// Whether other users see the mount: as said, and otherwise only what root mounts.
+    pub fn allow_other(&self, is_root: bool) -> bool {
+        self.allow_other.unwrap_or(is_root)
+    }
+}
+
+/// The settings of `torrentfs cat`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatConfig {
+    /// The torrent, as it was written; see [`parse_source`].
+    pub source: OsString,
+    /// The file, as shown in a mount; `None` for the torrent's only one.
+    pub path: Option<OsString>,
+    /// Bytes of the file that are left out at its beginning. May lie beyond its end: then nothing is printed.
+    pub offset: u64,
+    /// Bytes that are printed at most; `None` for all up to the end.
+    pub length: Option<u64>,
+    /// How the client is set up.
+    pub client: ClientConfig,
+}
+
+/// The settings of a client and of the program around it: what commands that fetch have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientConfig {
     /// Where data and resume files are kept; `None` for the default of who runs this.
     pub cache_dir: Option<PathBuf>,
     /// Where peers reach us.
@@ -52,7 +106,7 @@ pub struct Config {
     pub dht_bootstrap: Vec<HostPort>,
     /// Since the last block of a piece that a read waits for; `None` waits for ever.
     pub read_timeout: Option<Duration>,
-    /// How long the metadata of a source may take until the mount counts as ready without it.
+    /// How long the metadata of a source may take: until a mount counts as ready without it, and `cat` fails.
     pub metadata_timeout: Duration,
     /// Connected peers of one torrent at most; at least 1.
     pub max_peers: u32,
@@ -62,14 +116,8 @@ pub struct Config {
     pub download_limit: Option<u64>,
     /// Whether peers may fetch from us.
     pub upload: bool,
-    /// Whether other users see the mount; `None` when it wasn't said, see [`Config::allow_other`].
-    pub allow_other: Option<bool>,
-    /// Owner of all files shown; `None` for the user who runs the program.
-    pub uid: Option<u32>,
-    /// Group of all files shown; `None` for the group of the user who runs the program.
-    pub gid: Option<u32>,
-    /// Permission bits taken away from all files and folders shown; `None` for none beyond the write bits.
-    pub umask: Option<u32>,
+    /// What is fetched beyond what is read.
+    pub prefetch: Prefetch,
     /// The one deadline that all phases of the shutdown share; more than 0.
     pub shutdown_timeout: Duration,
     /// What to check of the data that is in the cache already.
@@ -82,12 +130,9 @@ pub struct Config {
     pub log_format: LogFormat,
 }
 
-impl Config {
-    /// The defaults, for these sources at this place.
-    pub fn new(sources: Vec<OsString>, mountpoint: PathBuf) -> Self {
+impl Default for ClientConfig {
+    fn default() -> Self {
         Self {
-            sources,
-            mountpoint,
             cache_dir: None,
             listen: Listen::default(),
             peers: Vec::new(),
@@ -105,21 +150,13 @@ impl Config {
             upload_limit: None,
             download_limit: None,
             upload: true,
-            allow_other: None,
-            uid: None,
-            gid: None,
-            umask: None,
+            prefetch: Prefetch::None,
             shutdown_timeout: timeouts::SHUTDOWN,
             initial_check: InitialCheck::None,
             trust_resume: true,
             verbosity: 0,
             log_format: LogFormat::Text,
         }
-    }
-
-    /// Whether other users see the mount: as said, and otherwise only what root mounts.
-    pub fn allow_other(&self, is_root: bool) -> bool {
-        self.allow_other.unwrap_or(is_root)
     }
 }
 
@@ -149,6 +186,15 @@ impl fmt::Display for HostPort {
             write!(f, "{}:{}", self.host, self.port)
         }
     }
+}
+
+/// A user of the system. A name is looked up when it is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UserRef {
+    /// By number.
+    Id(u32),
+    /// By name.
+    Name(String),
 }
 
 /// What to check at the start of the data that is in the cache already.
@@ -378,6 +424,25 @@ pub fn parse_tracker(text: &str) -> Result<String, ValueError> {
     Ok(text.into())
 }
 
+/// Reads a user: a number, or a name as in `/etc/passwd`. Digits alone are a number.
+///
+/// # Errors
+/// A number that no user can have, and what can't be a name. Names aren't looked up.
+pub fn parse_user(text: &str) -> Result<UserRef, ValueError> {
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        return match text.parse() {
+            // The last one means "nobody in particular" to the system.
+            Ok(id) if id != u32::MAX => Ok(UserRef::Id(id)),
+            _ => refuse("a user's number is less than 4294967295"),
+        };
+    }
+    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, ':' | '/' | ',');
+    if text.is_empty() || text.starts_with('-') || text.contains(odd) {
+        return refuse("a user is a number or a name, as in 34 or backup");
+    }
+    Ok(UserRef::Name(text.into()))
+}
+
 /// Reads a umask: up to three octal digits, with a 0 before them or not.
 ///
 /// # Errors
@@ -569,6 +634,29 @@ mod tests {
             ("+7", None),
         ] {
             assert_eq!(parse_umask(text).ok(), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn users() {
+        let name = |name: &str| Some(UserRef::Name(name.into()));
+        let rows = [
+            ("0", Some(UserRef::Id(0))),
+            ("65534", Some(UserRef::Id(65534))),
+            ("4294967294", Some(UserRef::Id(u32::MAX - 1))),
+            ("4294967295", None),
+            ("99999999999", None),
+            ("backup", name("backup")),
+            ("_apt", name("_apt")),
+            ("0day", name("0day")),
+            ("", None),
+            ("-1", None),
+            ("a b", None),
+            ("a:b", None),
+            ("1,2", None),
+        ];
+        for (text, want) in rows {
+            assert_eq!(parse_user(text).ok(), want, "{text:?}");
         }
     }
 

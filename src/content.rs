@@ -4,6 +4,7 @@
 //! metadata comes ([`TorrentContent::watch`]); nothing here waits for a network.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -85,7 +86,7 @@ impl TorrentContent {
             };
             let known = self.subtrees.lock().get(&slot).cloned();
             let subtree = known.unwrap_or_else(|| {
-                let built = Arc::new(build(torrent, &name));
+                let built = Arc::new(subtree(torrent, &name));
                 self.subtrees.lock().insert(slot, built.clone());
                 built
             });
@@ -160,7 +161,8 @@ fn with_suffix(name: &str, suffix: &str) -> String {
     format!("{}{suffix}", &name[..end])
 }
 
-fn build(torrent: &Torrent, name: &str) -> Subtree {
+/// The entries of a torrent under this name, as a mount shows them; an empty folder while its metadata isn't known.
+pub fn subtree(torrent: &Torrent, name: &str) -> Subtree {
     let Some(shared) = torrent.live() else {
         return SubtreeBuilder::folder(name, torrent.added).build();
     };
@@ -203,6 +205,48 @@ impl From<ReadError> for ContentErrorOf {
 /// A [`ContentError`] made from an error of the client.
 struct ContentErrorOf(ContentError);
 
+/// A stream that gives what is here, and of which the torrent knows nothing.
+struct HereStream {
+    shared: Arc<Shared>,
+    /// The file in the torrent's linear space.
+    range: Range<u64>,
+}
+
+impl HereStream {
+    /// Where `len` bytes at `offset` of the file lie in the torrent, if all of them are complete.
+    fn here(&self, offset: u64, len: usize) -> Option<u64> {
+        let at = self.range.start.checked_add(offset)?;
+        let fits = at.checked_add(len as u64)? <= self.range.end;
+        let pieces = self.shared.info.geometry.pieces_of(at, len as u64);
+        (fits && self.shared.table.all_complete(pieces)).then_some(at)
+    }
+}
+
+impl Stream for HereStream {
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> TryRead {
+        let Some(at) = self.here(offset, buf.len()) else { return TryRead::Failed(ContentError::NotHere) };
+        match self.shared.store.try_read(at, buf) {
+            Ok(true) => TryRead::Filled,
+            Ok(false) => TryRead::NotNow,
+            Err(error) => TryRead::Failed(ContentErrorOf::from(ReadError::from(error)).0),
+        }
+    }
+
+    fn read(&self, offset: u64, len: usize, done: ReadDone) -> Ticket {
+        match self.here(offset, len) {
+            Some(at) => {
+                let done = Box::new(move |read: Result<&[u8], ReadError>| {
+                    done(read.map_err(|e| ContentErrorOf::from(e).0))
+                });
+                self.shared.read_now(at, len, done);
+            }
+            None => done(Err(ContentError::NotHere)),
+        }
+        // Nothing was demanded that could be withdrawn.
+        Ticket::new(|| ())
+    }
+}
+
 struct TorrentStream(Reader);
 
 impl Stream for TorrentStream {
@@ -236,6 +280,12 @@ impl Content for TorrentContent {
         let (shared, index) = self.file(file).ok_or(ContentError::Gone)?;
         let reader = Reader::open(shared, index).ok_or(ContentError::Gone)?;
         Ok(Box::new(TorrentStream(reader)))
+    }
+
+    fn open_here(&self, file: NodeId) -> Result<Box<dyn Stream>, ContentError> {
+        let (shared, index) = self.file(file).ok_or(ContentError::Gone)?;
+        let extent = *shared.info.geometry.files().get(index.0 as usize).ok_or(ContentError::Gone)?;
+        Ok(Box::new(HereStream { shared, range: extent.offset..extent.offset + extent.len }))
     }
 
     fn xattr_names(&self, node: NodeId) -> Vec<String> {

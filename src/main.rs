@@ -13,6 +13,7 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Mount(config) => run::mount::run(&config),
+        Command::Cat(config) => run::cat::run(&config),
         Command::Inspect { source, json } => {
             cli::inspect::run(&source, json, &mut std::io::stdout().lock(), &mut std::io::stderr().lock())
                 .map(|()| Exit::Ok)

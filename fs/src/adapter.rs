@@ -25,7 +25,7 @@ use crate::attr::{Attr, BLOCK_SIZE, Kind};
 use crate::errno::Errno;
 use crate::handles::HandleId;
 use crate::lock::assert_none_held;
-use crate::ops::{Operations, Xattr};
+use crate::ops::{Calling, Operations, Xattr};
 use crate::tree::NodeId;
 
 /// Requests the kernel may have waiting that no system call waits for by itself, read-ahead above all. Parked
@@ -70,6 +70,10 @@ impl From<Errno> for fuser::Errno {
 
 fn node(ino: INodeNo) -> NodeId {
     NodeId(ino.0)
+}
+
+fn caller(req: &Request) -> Calling {
+    Calling { tid: req.pid(), uid: req.uid() }
 }
 
 fn handle(fh: FileHandle) -> HandleId {
@@ -169,8 +173,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guarded("open", || match self.ops.open(node(ino), flags.0) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        guarded("open", || match self.ops.open(node(ino), flags.0, req.uid()) {
             // Nothing to flush when it is closed, so that needs no call.
             Ok(id) => {
                 let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
@@ -195,7 +199,7 @@ impl Filesystem for Adapter {
             Ok(bytes) => reply.data(bytes),
             Err(errno) => reply.error(errno.into()),
         });
-        guarded("read", || self.ops.read(handle(fh), offset, size, req.pid(), reply));
+        guarded("read", || self.ops.read(handle(fh), offset, size, caller(req), reply));
     }
 
     fn release(

@@ -15,6 +15,9 @@ use crate::tree::{NodeId, Tree};
 /// Why the content could not give bytes. Turned into an errno in one place, [`crate::errno`].
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum ContentError {
+    /// Not all of it is here, and the reader is one for whom nothing is fetched.
+    #[error("not here yet, and not to be fetched for this reader")]
+    NotHere,
     /// No block arrived within the read time-out.
     #[error("timed out: {0}")]
     TimedOut(String),
@@ -121,6 +124,14 @@ pub trait Content: Send + Sync + 'static {
     /// # Errors
     /// [`ContentError::Gone`] if there is no such file, [`ContentError::ShuttingDown`].
     fn open(&self, file: NodeId) -> Result<Box<dyn Stream>, ContentError>;
+
+    /// Opens a file for a reader for whom nothing is ever fetched. Its stream gives what is here; a read that
+    /// isn't all here fails at once with [`ContentError::NotHere`]. It counts as no reader: nothing is fetched
+    /// ahead for it, nobody is asked for anything while it is open, and the streams of others don't notice it.
+    ///
+    /// # Errors
+    /// As [`Content::open`].
+    fn open_here(&self, file: NodeId) -> Result<Box<dyn Stream>, ContentError>;
 
     /// Names of the extended attributes of a node (full names: `user.torrentfs.state`).
     fn xattr_names(&self, node: NodeId) -> Vec<String>;

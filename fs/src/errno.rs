@@ -30,7 +30,7 @@ impl Errno {
     pub const EROFS: Errno = Errno(libc::EROFS);
     /// Not allowed by the mode.
     pub const EACCES: Errno = Errno(libc::EACCES);
-    /// No such extended attribute now.
+    /// No such extended attribute now; or bytes that aren't here, for a reader for whom nothing is fetched.
     pub const ENODATA: Errno = Errno(libc::ENODATA);
     /// The buffer for an extended attribute is too small.
     pub const ERANGE: Errno = Errno(libc::ERANGE);
@@ -61,6 +61,9 @@ impl From<&ContentError> for Errno {
             // The reason stands in the xattr and the status; a read knows no better number.
             ContentError::TimedOut(_) | ContentError::Io(_) | ContentError::ShuttingDown => Errno::EIO,
             ContentError::NoSpace => Errno::ENOSPC,
+            // Not EIO, which backup programs take for a dying disk, and some of them try again; and nothing that
+            // means "try again" to anybody.
+            ContentError::NotHere => Errno::ENODATA,
             ContentError::Gone => Errno::ESTALE,
         }
     }
@@ -83,6 +86,7 @@ mod tests {
             (ContentError::Io("disk".into()), Errno::EIO),
             (ContentError::ShuttingDown, Errno::EIO),
             (ContentError::NoSpace, Errno::ENOSPC),
+            (ContentError::NotHere, Errno::ENODATA),
             (ContentError::Gone, Errno::ESTALE),
         ];
         for (error, errno) in rows {

@@ -24,6 +24,8 @@ pub struct FileHandle {
     pub size: u64,
     /// Where its bytes come from. Dropped, and so closed, with the last user of the handle.
     pub stream: Box<dyn Stream>,
+    /// Whether that gives only what is here; see [`crate::content::Content::open_here`].
+    pub offline: bool,
 }
 
 /// An open folder.
@@ -142,7 +144,7 @@ mod tests {
     fn a_number_finds_its_own_kind_only() {
         let handles = Handles::default();
         let node = NodeId::new(1, 3);
-        let file = handles.open_file(FileHandle { node, size: 1, stream: Box::new(Nothing) });
+        let file = handles.open_file(FileHandle { node, size: 1, stream: Box::new(Nothing), offline: false });
         let dir = handles.open_dir(DirHandle::new(node, Arc::new(Tree::default())));
         assert_ne!(file, dir);
         assert!(handles.file(file).is_some() && handles.dir(file).is_none());

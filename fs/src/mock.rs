@@ -87,13 +87,15 @@ struct Waiter {
 /// What happened so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MockCounts {
-    /// Streams opened.
+    /// Streams opened, other than those of the next line.
     pub opened: u64,
-    /// Streams closed.
+    /// Streams opened for readers for whom nothing is fetched.
+    pub opened_here: u64,
+    /// Streams closed, of both kinds.
     pub closed: u64,
-    /// Immediate attempts to read.
+    /// Immediate attempts to read, by both kinds.
     pub tried: u64,
-    /// Reads asked that could take long.
+    /// Reads asked that could take long, of streams for which it would be fetched.
     pub asked: u64,
     /// Those withdrawn before they were answered.
     pub withdrawn: u64,
@@ -466,7 +468,16 @@ impl Content for Mock {
             return Err(ContentError::Gone);
         }
         state.counts.opened += 1;
-        Ok(Box::new(MockStream { inner: self.inner.clone(), node: file }))
+        Ok(Box::new(MockStream { inner: self.inner.clone(), node: file, here: false }))
+    }
+
+    fn open_here(&self, file: NodeId) -> Result<Box<dyn Stream>, ContentError> {
+        let mut state = self.inner.state.lock();
+        if state.file(file).is_none() {
+            return Err(ContentError::Gone);
+        }
+        state.counts.opened_here += 1;
+        Ok(Box::new(MockStream { inner: self.inner.clone(), node: file, here: true }))
     }
 
     fn xattr_names(&self, _node: NodeId) -> Vec<String> {
@@ -503,6 +514,8 @@ impl Content for Mock {
 struct MockStream {
     inner: Arc<Inner>,
     node: NodeId,
+    /// Gives only what is here.
+    here: bool,
 }
 
 impl Drop for MockStream {
@@ -532,11 +545,12 @@ impl Stream for MockStream {
 
     fn read(&self, offset: u64, len: usize, done: ReadDone) -> Ticket {
         let mut state = self.inner.state.lock();
-        state.counts.asked += 1;
+        state.counts.asked += u64::from(!self.here);
         let (answer, due) = match state.file(self.node) {
             None => (Some(Err(ContentError::Gone)), None),
             Some(file) => match file.range(self.inner.piece, offset, len) {
                 Range::Failed(error) => (Some(Err(error)), None),
+                Range::Missing if self.here => (Some(Err(ContentError::NotHere)), None),
                 Range::Missing => (None, None),
                 Range::Here => match file.slow {
                     Some(time) => (None, Some(Instant::now() + time)),

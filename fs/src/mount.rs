@@ -33,6 +33,8 @@ pub struct MountOptions {
     pub gid: u32,
     /// Permission bits to take away.
     pub umask: u16,
+    /// Users for whom nothing is fetched: they read what is here.
+    pub offline: Vec<u32>,
     /// What was given with `-o`, one option each. Those that only `fstab` understands are ignored.
     pub extra: Vec<String>,
 }
@@ -47,6 +49,7 @@ impl MountOptions {
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
             umask: 0,
+            offline: Vec::new(),
             extra: Vec::new(),
         }
     }
@@ -153,7 +156,8 @@ pub fn mount(content: Arc<dyn Content>, options: MountOptions) -> Result<Mounted
     config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(THREADS);
     let attrs = AttrOptions { uid: options.uid, gid: options.gid, umask: options.umask & 0o777 };
-    Mounted::start(content, attrs, path.clone(), &config).map_err(|error| explain(error, path, root))
+    Mounted::start(content, attrs, options.offline, path.clone(), &config)
+        .map_err(|error| explain(error, path, root))
 }
 
 /// Says why the system refused.

@@ -6,6 +6,13 @@
 //! answered right here, on the calling thread; for anything else the reply is parked and the thread is free.
 //! Nothing here waits for a network or a disk, and no lock is held while the content or a reply is called.
 //!
+//! **Offline readers.** For users named so ([`Operations::with_offline`]) nothing is ever fetched: a backup or an
+//! indexer reads what is here, and gets an error at once for the rest. It counts who opened the file and who
+//! reads: a handle of such a user has a stream that fetches nothing, whoever reads with it; and a read by such a
+//! user gets such a stream of its own, whoever opened. What the kernel reads ahead for them comes in their name,
+//! and fails as a whole when part of it is missing; then the kernel asks for single pages, and those that are
+//! here are had. Pages that come into its cache so hold the bytes that they should, for everybody.
+//!
 //! **Not here.** Everything that writes is refused in the adapter. `lseek` isn't offered at all: the kernel
 //! then says "all data", so that no program takes what isn't here yet for a hole full of zeros.
 
@@ -45,6 +52,15 @@ pub struct Statfs {
     pub files: u64,
 }
 
+/// Whose thread calls.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Calling {
+    /// The thread; 0 if unknown.
+    pub tid: u32,
+    /// The user.
+    pub uid: u32,
+}
+
 /// An answer to a question for an extended attribute or their names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Xattr {
@@ -81,17 +97,29 @@ pub struct Operations {
     inodes: InodeTable,
     handles: Handles,
     parked: Arc<ParkedReads>,
+    /// Users for whom nothing is fetched: a handful, so a look at each is quicker than a hash.
+    offline: Vec<u32>,
 }
 
 impl Operations {
     /// The operations over a content; reads wait in `parked`.
     pub fn new(content: Arc<dyn Content>, options: AttrOptions, parked: Arc<ParkedReads>) -> Self {
-        Self { content, options, inodes: InodeTable::default(), handles: Handles::default(), parked }
+        let (inodes, handles) = (InodeTable::default(), Handles::default());
+        Self { content, options, inodes, handles, parked, offline: Vec::new() }
     }
 
-    /// Reads `size` bytes from `offset`, less only at the end of the file, for thread `tid` (0 if unknown).
-    /// Returns at once; `reply` is called once, by then or later, and possibly from another thread.
-    pub fn read(&self, handle: HandleId, offset: u64, size: u32, tid: u32, reply: ReadReply) {
+    /// The same, but nothing is fetched for these users.
+    pub fn with_offline(self, users: Vec<u32>) -> Self {
+        Self { offline: users, ..self }
+    }
+
+    fn is_offline(&self, uid: u32) -> bool {
+        self.offline.contains(&uid)
+    }
+
+    /// Reads `size` bytes from `offset`, less only at the end of the file. Returns at once; `reply` is called
+    /// once, by then or later, and possibly from another thread.
+    pub fn read(&self, handle: HandleId, offset: u64, size: u32, calling: Calling, reply: ReadReply) {
         let Some(file) = self.handles.file(handle) else { return reply(Err(Errno::EBADF)) };
         if self.parked.is_refusing() {
             return reply(Err(Errno::EIO));
@@ -100,12 +128,20 @@ impl Operations {
         if len == 0 {
             return reply(Ok(&[]));
         }
+        let mut own = None;
+        if self.is_offline(calling.uid) && !file.offline {
+            match self.content.open_here(file.node) {
+                Ok(stream) => own = Some(stream),
+                Err(error) => return reply(Err(Errno::from(error))),
+            }
+        }
+        let stream = own.as_deref().unwrap_or(file.stream.as_ref());
         let reply = BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < len {
                 buffer.resize(len, 0);
             }
             let Some(buffer) = buffer.get_mut(..len) else { return Some(reply) };
-            match file.stream.try_read(offset, buffer) {
+            match stream.try_read(offset, buffer) {
                 TryRead::Filled => reply(Ok(buffer)),
                 TryRead::Failed(error) => reply(Err(Errno::from(&error))),
                 TryRead::NotNow => return Some(reply),
@@ -113,7 +149,7 @@ impl Operations {
             None
         });
         if let Some(reply) = reply {
-            self.parked.park(file.stream.as_ref(), file.node, offset, len, tid, reply);
+            self.parked.park(stream, file.node, offset, len, calling.tid, reply);
         }
     }
 
@@ -167,11 +203,11 @@ impl Operations {
         }
     }
 
-    /// Opens a file for reading. `O_NONBLOCK` means nothing, as on a disk.
+    /// Opens a file for reading by this user. `O_NONBLOCK` means nothing, as on a disk.
     ///
     /// # Errors
     /// EROFS for any way of writing, EISDIR, ELOOP, ESTALE, and what the content says.
-    pub fn open(&self, node: NodeId, flags: i32) -> Result<HandleId, Errno> {
+    pub fn open(&self, node: NodeId, flags: i32, uid: u32) -> Result<HandleId, Errno> {
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             return Err(Errno::EROFS);
         }
@@ -184,9 +220,10 @@ impl Operations {
             NodeKind::Dir(_) => return Err(Errno::EISDIR),
             NodeKind::Symlink(_) => return Err(Errno::ELOOP),
         };
-        let stream = self.content.open(node)?;
+        let offline = self.is_offline(uid);
+        let stream = if offline { self.content.open_here(node)? } else { self.content.open(node)? };
         self.inodes.opened(node, HandleKind::Cached);
-        Ok(self.handles.open_file(FileHandle { node, size, stream }))
+        Ok(self.handles.open_file(FileHandle { node, size, stream, offline }))
     }
 
     /// Closes a file.

@@ -111,11 +111,12 @@ impl Mounted {
     pub(crate) fn start(
         content: Arc<dyn Content>,
         attrs: AttrOptions,
+        offline: Vec<u32>,
         path: PathBuf,
         config: &fuser::Config,
     ) -> io::Result<Self> {
         let parked = ParkedReads::new(most_callers());
-        let ops = Arc::new(Operations::new(content.clone(), attrs, parked.clone()));
+        let ops = Arc::new(Operations::new(content.clone(), attrs, parked.clone()).with_offline(offline));
         // If anything below fails, dropping the session unmounts it.
         let mut session = fuser::Session::new(Adapter::new(ops.clone()), &path, config)?;
         let connection = mountinfo::at(&path).map(|entry| entry.minor);

@@ -12,7 +12,7 @@ use std::path::Path;
 pub enum Exit {
     /// What was asked for is done; a mount was taken down as asked.
     Ok = 0,
-    /// A source can't be read, or isn't a valid torrent.
+    /// A source can't be read or isn't a valid torrent, or the torrent has no such file.
     BadInput = 1,
     /// The command line, or a setting in the environment, is wrong. (clap's own code for that, too.)
     Usage = 2,
@@ -26,15 +26,18 @@ pub enum Exit {
     Listen = 6,
     /// The mount could not be taken down whole within the deadline.
     Shutdown = 7,
+    /// What was to be printed didn't come in time, couldn't be read from the cache, or couldn't be written out.
+    Data = 8,
     /// Something that should not happen: a bug, or a system out of resources. (`EX_SOFTWARE` of sysexits.)
     Internal = 70,
-    /// A second signal forced the end before the shutdown was done. (A shell's code for an interrupt.)
+    /// A second signal forced the end before the shutdown was done, or a first one ended what wasn't done yet. (A
+    /// shell's code for an interrupt.)
     Forced = 130,
 }
 
 impl Exit {
     /// All of them, in ascending order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Ok,
         Self::BadInput,
         Self::Usage,
@@ -43,6 +46,7 @@ impl Exit {
         Self::Cache,
         Self::Listen,
         Self::Shutdown,
+        Self::Data,
         Self::Internal,
         Self::Forced,
     ];
@@ -56,15 +60,16 @@ impl Exit {
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "done, or unmounted as asked",
-            Self::BadInput => "a source can't be read or isn't a valid torrent",
+            Self::BadInput => "a source can't be read or isn't a valid torrent, or has no such file",
             Self::Usage => "wrong command line or setting",
             Self::Mount => "FUSE can't be used, or the mount was refused",
             Self::MountPoint => "mount point missing, not empty, in use or dead",
             Self::Cache => "cache directory not writable, full or in use",
             Self::Listen => "port taken, or no address of this machine",
             Self::Shutdown => "the mount could not be taken down in time",
+            Self::Data => "data didn't come in time, or can't be read or written (cat)",
             Self::Internal => "internal error",
-            Self::Forced => "a second signal forced the end",
+            Self::Forced => "a second signal forced the end; or a signal ended cat",
         }
     }
 }
@@ -215,7 +220,7 @@ mod tests {
         assert!(Exit::ALL.is_sorted_by(|a, b| a.code() < b.code()));
         assert_eq!(
             Exit::ALL.map(Exit::code),
-            [0, 1, 2, 3, 4, 5, 6, 7, 70, 130],
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 70, 130],
             "codes are stable: scripts rely on them"
         );
         assert_eq!(table().lines().count(), Exit::ALL.len());

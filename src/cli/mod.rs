@@ -1,33 +1,40 @@
 //! The command line: what can be asked for, and how the program answers the one who asks.
 //!
-//! [`parse`] turns arguments into a [`Command`] with checked, typed settings. Then: [`exit`], the exit codes and
-//! the form of errors; [`log`], log lines; [`terminal`], the live display; [`inspect`], the command of that name;
-//! [`demo`], the sample that the demo seeds.
+//! [`parse`] turns arguments into a [`Command`] with checked, typed settings. The flags that several commands have
+//! stand in `shared`, those of `cat` in `cat`. Then: [`exit`], the exit codes and the form of errors; [`log`], log
+//! lines; [`terminal`], the live display; [`inspect`], the command of that name; [`demo`], the sample that the demo
+//! seeds.
 //!
 //! Flags stand in the help text once they work. Switches for what isn't there yet are accepted and not listed,
 //! so that scripts can have them already. Nothing is carried out here but `inspect`; that is the business of
 //! whoever calls [`parse`].
 
+pub mod cat;
 pub mod demo;
 pub mod exit;
 pub mod inspect;
 pub mod log;
+mod shared;
 pub mod terminal;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{self, Config, HostPort, InitialCheck, Listen, LogFormat};
+use crate::config::{self, CatConfig, ClientConfig, Config, LogFormat, UserRef};
+use crate::torrent::background::Prefetch;
+use cat::CatArgs;
 use exit::Exit;
+use shared::{ClientArgs, LoggingArgs};
 
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Mount torrents until told to stop.
     Mount(Box<Config>),
+    /// Print a file of a torrent.
+    Cat(Box<CatConfig>),
     /// Say what a torrent holds.
     Inspect {
         /// Which one, as it was written.
@@ -39,9 +46,9 @@ pub enum Command {
     Demo {
         /// Where; `None` for a temporary folder.
         mountpoint: Option<PathBuf>,
-        /// As [`Config::verbosity`].
+        /// As [`config::ClientConfig::verbosity`].
         verbosity: i8,
-        /// As [`Config::log_format`].
+        /// As [`config::ClientConfig::log_format`].
         log_format: LogFormat,
     },
 }
@@ -67,6 +74,8 @@ Examples:
       Several at once, by magnet link and by file, side by side in one folder.
   torrentfs mount --no-dht --peer 192.0.2.7:6881 <40 hex digits> /mnt/x
       By info-hash alone, from a peer that is known.
+  torrentfs cat album.torrent 'disc 1/track 01.flac' | mpv -
+      One file to standard output, without a mount.
   torrentfs inspect --json film.torrent
       What a torrent holds, without mounting it.
   torrentfs demo
@@ -83,7 +92,7 @@ fn mount_notes() -> String {
     format!(
         "{VALUES}\n\n\
          Reading is what fetches: nothing is downloaded but what is read, and a little ahead of it. Every byte\n\
-         that is read was verified. A read whose piece doesn't come waits, and can be interrupted.\n\n\
+         that is read was verified. --prefetch fetches more, in the background. A read whose piece doesn't come waits, and can be interrupted.\n\n\
          SIGINT, SIGTERM and SIGHUP unmount and exit; a second one forces the exit.\n\n{}",
         environment_and_codes()
     )
@@ -110,6 +119,9 @@ enum Subcommands {
     /// Mount torrents as read-only files, until told to stop
     #[command(after_help = VALUES, after_long_help = mount_notes())]
     Mount(Box<MountArgs>),
+    /// Print one file of a torrent to standard output, without a mount
+    #[command(after_help = VALUES, after_long_help = cat::notes())]
+    Cat(Box<CatArgs>),
     /// Say what a torrent holds, without fetching or mounting it
     Inspect(InspectArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
@@ -125,67 +137,11 @@ struct MountArgs {
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
 
-    /// Where data and resume files are kept [default: /var/cache/torrentfs for root, otherwise
-    /// ~/.cache/torrentfs]
-    #[arg(long, value_name = "DIR", help_heading = "Storage")]
-    cache_dir: Option<PathBuf>,
-    /// What to check at the start of the data that is in the cache already
-    #[arg(long, value_name = "WHAT", default_value = "none", help_heading = "Storage")]
-    initial_check: InitialCheckArg,
-    /// Whether to believe what an earlier run recorded as complete
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, help_heading = "Storage")]
-    trust_resume: bool,
-
-    /// Where peers reach us [default: port 6881 or the next free one; :0 takes any]
-    #[arg(long, value_name = "ADDR[:PORT]", value_parser = config::parse_listen, help_heading = "Network")]
-    listen: Option<Listen>,
-    /// A peer to try; may be given several times
-    #[arg(long = "peer", value_name = "HOST:PORT", value_parser = config::parse_host_port, help_heading = "Network")]
-    peers: Vec<HostPort>,
-    /// A tracker to ask as well; may be given several times
-    #[arg(long = "tracker", value_name = "URL", value_parser = config::parse_tracker, help_heading = "Network")]
-    trackers: Vec<String>,
-    /// Ask no tracker
-    #[arg(long, help_heading = "Network")]
-    no_trackers: bool,
-    /// Don't use the distributed hash table
-    #[arg(long, help_heading = "Network")]
-    no_dht: bool,
-    /// Where to enter the distributed hash table, in place of the well-known nodes; may be given several times
-    #[arg(long, value_name = "HOST:PORT", value_parser = config::parse_host_port, help_heading = "Network")]
-    dht_bootstrap: Vec<HostPort>,
-    /// Don't exchange peers with peers
-    #[arg(long, help_heading = "Network")]
-    no_pex: bool,
-    #[arg(long, hide = true)]
-    no_lsd: bool,
-    #[arg(long, hide = true)]
-    no_utp: bool,
-    #[arg(long, hide = true)]
-    no_port_mapping: bool,
-    /// Connected peers of one torrent at most
-    #[arg(long, value_name = "N", default_value_t = config::MAX_PEERS, help_heading = "Network",
-          value_parser = clap::value_parser!(u32).range(1..=65_535))]
-    max_peers: u32,
-    /// Download no faster than this, all torrents together
-    #[arg(long, value_name = "RATE", value_parser = config::parse_rate, help_heading = "Network")]
-    download_limit: Option<u64>,
-    /// Upload no faster than this, all torrents together
-    #[arg(long, value_name = "RATE", value_parser = config::parse_rate, help_heading = "Network")]
-    upload_limit: Option<u64>,
-    /// Upload nothing
-    #[arg(long, help_heading = "Network")]
-    no_upload: bool,
-
-    /// After this long without a block of what it waits for, a read fails; 0 waits for ever
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = config::parse_duration, help_heading = "Time")]
-    read_timeout: Duration,
-    /// How long to wait for a magnet's metadata before the mount counts as ready without it
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = config::parse_duration, help_heading = "Time")]
-    metadata_timeout: Duration,
-    /// How long unmounting and stopping may take in all
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = config::parse_duration_nonzero, help_heading = "Time")]
-    shutdown_timeout: Duration,
+    /// What to fetch beyond what is read, once readers have what they want
+    #[arg(long, value_name = "WHAT", default_value = "none")]
+    prefetch: PrefetchArg,
+    #[command(flatten)]
+    client: ClientArgs,
 
     /// Let other users see the mount [default for root]
     #[arg(long, conflicts_with = "no_allow_other", help_heading = "Files")]
@@ -202,9 +158,24 @@ struct MountArgs {
     /// Permissions to take away from the files and folders shown, as in 027
     #[arg(long, value_name = "OCTAL", value_parser = config::parse_umask, help_heading = "Files")]
     umask: Option<u32>,
+    /// Fetch nothing for this user, a number or a name: its reads get what is here, and an error at once for the
+    /// rest; may be given several times
+    #[arg(long, value_name = "USER", value_parser = config::parse_user, help_heading = "Files")]
+    offline_uid: Vec<UserRef>,
 
     #[command(flatten)]
     logging: LoggingArgs,
+}
+
+// The torrent itself knows nothing of clap, so this stands for its type on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PrefetchArg {
+    /// Nothing: what is read, and a little ahead of it, is all
+    None,
+    /// Each file that is read from, whole
+    File,
+    /// Everything
+    All,
 }
 
 #[derive(Debug, Args)]
@@ -226,62 +197,16 @@ struct DemoArgs {
     logging: LoggingArgs,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Logging")]
-struct LoggingArgs {
-    /// Log more; -vv and -vvv still more
-    #[arg(short, long, action = ArgAction::Count)]
-    verbose: u8,
-    /// Log warnings and errors only; -qq errors only
-    #[arg(short, long, action = ArgAction::Count)]
-    quiet: u8,
-    /// How log lines look
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    log_format: LogFormatArg,
-}
-
-impl LoggingArgs {
-    fn verbosity(&self) -> i8 {
-        let count = |n: u8| i8::try_from(n).unwrap_or(i8::MAX);
-        count(self.verbose).saturating_sub(count(self.quiet))
-    }
-}
-
-// The settings themselves know nothing of clap, so these stand for them on the command line.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum InitialCheckArg {
-    /// Nothing: what is unknown is checked when it is wanted
-    None,
-    /// Everything, in the background
-    Full,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum LogFormatArg {
-    /// For people
-    Text,
-    /// One JSON object a line
-    Json,
-}
-
-impl LogFormatArg {
-    fn setting(self) -> LogFormat {
-        match self {
-            Self::Text => LogFormat::Text,
-            Self::Json => LogFormat::Json,
-        }
-    }
-}
-
 impl Cli {
     fn wanted(self) -> Command {
         match self.command {
             Subcommands::Mount(args) => Command::Mount(Box::new(args.config())),
+            Subcommands::Cat(args) => Command::Cat(Box::new(args.config())),
             Subcommands::Inspect(args) => Command::Inspect { source: args.source, json: args.json },
             Subcommands::Demo(args) => Command::Demo {
                 mountpoint: args.mountpoint,
                 verbosity: args.logging.verbosity(),
-                log_format: args.logging.log_format.setting(),
+                log_format: args.logging.format(),
             },
         }
     }
@@ -292,23 +217,14 @@ impl MountArgs {
         Config {
             sources: self.sources,
             mountpoint: self.mountpoint,
-            cache_dir: self.cache_dir,
-            listen: self.listen.unwrap_or_default(),
-            peers: self.peers,
-            trackers: self.trackers,
-            use_trackers: !self.no_trackers,
-            use_dht: !self.no_dht,
-            use_pex: !self.no_pex,
-            use_lsd: !self.no_lsd,
-            use_utp: !self.no_utp,
-            use_port_mapping: !self.no_port_mapping,
-            dht_bootstrap: self.dht_bootstrap,
-            read_timeout: (!self.read_timeout.is_zero()).then_some(self.read_timeout),
-            metadata_timeout: self.metadata_timeout,
-            max_peers: self.max_peers,
-            upload_limit: self.upload_limit,
-            download_limit: self.download_limit,
-            upload: !self.no_upload,
+            client: ClientConfig {
+                prefetch: match self.prefetch {
+                    PrefetchArg::None => Prefetch::None,
+                    PrefetchArg::File => Prefetch::File,
+                    PrefetchArg::All => Prefetch::All,
+                },
+                ..self.client.config(&self.logging)
+            },
             allow_other: match (self.allow_other, self.no_allow_other) {
                 (false, false) => None,
                 (allow, _) => Some(allow),
@@ -316,14 +232,7 @@ impl MountArgs {
             uid: self.uid,
             gid: self.gid,
             umask: self.umask,
-            shutdown_timeout: self.shutdown_timeout,
-            initial_check: match self.initial_check {
-                InitialCheckArg::None => InitialCheck::None,
-                InitialCheckArg::Full => InitialCheck::Full,
-            },
-            trust_resume: self.trust_resume,
-            verbosity: self.logging.verbosity(),
-            log_format: self.logging.log_format.setting(),
+            offline: self.offline_uid,
         }
     }
 }
@@ -331,8 +240,12 @@ impl MountArgs {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use super::*;
+    use std::time::Duration;
+
     use clap::CommandFactory;
+
+    use super::*;
+    use crate::config::{HostPort, InitialCheck, Listen};
 
     fn read(line: &str) -> Result<Command, clap::Error> {
         Cli::try_parse_from(std::iter::once("torrentfs").chain(line.split_whitespace())).map(Cli::wanted)
@@ -341,6 +254,13 @@ mod tests {
     fn mount(line: &str) -> Config {
         match read(&format!("mount {line}")) {
             Ok(Command::Mount(config)) => *config,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn cat(line: &str) -> CatConfig {
+        match read(&format!("cat {line}")) {
+            Ok(Command::Cat(config)) => *config,
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -354,19 +274,22 @@ mod tests {
     fn defaults_are_those_of_the_settings() {
         let sources = vec!["a.torrent".into()];
         assert_eq!(mount("a.torrent /mnt/x"), Config::new(sources, "/mnt/x".into()));
+        let client = ClientConfig { verbosity: -1, ..ClientConfig::default() };
+        let want = CatConfig { source: "a.torrent".into(), path: None, offset: 0, length: None, client };
+        assert_eq!(cat("a.torrent"), want);
     }
 
     #[test]
     fn every_option_reaches_its_setting() {
-        let args = "--cache-dir /c --listen 127.0.0.1:0 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
+        let shared = "--cache-dir /c --listen 127.0.0.1:0 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
             --no-dht --no-lsd --no-pex --no-utp --no-port-mapping --no-trackers --dht-bootstrap b:4 --read-timeout 0 \
-            --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s --no-upload --no-allow-other \
-            --uid 5 --gid 6 --umask 027 --shutdown-timeout 3s --initial-check full --trust-resume false -vv --log-format json \
-            a.torrent magnet:?xt=urn:btih:x /mnt/x";
+            --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s --no-upload \
+            --shutdown-timeout 3s --initial-check full --trust-resume false -vv --log-format json";
+        let args = &format!(
+            "{shared} --prefetch file --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup a.torrent magnet:?xt=urn:btih:x /mnt/x"
+        );
         let host = |host: &str, port| HostPort { host: host.into(), port };
-        let want = Config {
-            sources: vec!["a.torrent".into(), "magnet:?xt=urn:btih:x".into()],
-            mountpoint: "/mnt/x".into(),
+        let client = ClientConfig {
             cache_dir: Some("/c".into()),
             listen: Listen { addr: Some([127, 0, 0, 1].into()), port: Some(0) },
             peers: vec![host("a", 1), host("::1", 2)],
@@ -384,20 +307,36 @@ mod tests {
             upload_limit: Some(1024),
             download_limit: Some(2_000_000),
             upload: false,
-            allow_other: Some(false),
-            uid: Some(5),
-            gid: Some(6),
-            umask: Some(0o27),
+            prefetch: Prefetch::None,
             shutdown_timeout: Duration::from_secs(3),
             initial_check: InitialCheck::Full,
             trust_resume: false,
             verbosity: 2,
             log_format: LogFormat::Json,
         };
+        let want = Config {
+            sources: vec!["a.torrent".into(), "magnet:?xt=urn:btih:x".into()],
+            mountpoint: "/mnt/x".into(),
+            client: ClientConfig { prefetch: Prefetch::File, ..client.clone() },
+            allow_other: Some(false),
+            uid: Some(5),
+            gid: Some(6),
+            umask: Some(0o27),
+            offline: vec![UserRef::Id(34), UserRef::Name("backup".into())],
+        };
         assert_eq!(mount(args), want);
         // Options may stand after the mount point, too.
         let (options, places) = args.split_once("a.torrent").unwrap();
         assert_eq!(mount(&format!("a.torrent {places} {options}")), want);
+        // The same ones, with the same meaning; but it is quieter by a step.
+        let want = CatConfig {
+            source: "a.torrent".into(),
+            path: Some("b/c".into()),
+            offset: 1 << 20,
+            length: Some(1000),
+            client: ClientConfig { verbosity: 1, ..client },
+        };
+        assert_eq!(cat(&format!("{shared} --offset 1M --length 1KB a.torrent b/c")), want);
     }
 
     #[test]
@@ -424,7 +363,7 @@ mod tests {
             ("-v -q", 0),
             ("--verbose --quiet -v", 1),
         ] {
-            assert_eq!(mount(&format!("{flags} a /m")).verbosity, want, "{flags}");
+            assert_eq!(mount(&format!("{flags} a /m")).client.verbosity, want, "{flags}");
         }
     }
 
@@ -458,10 +397,20 @@ mod tests {
             ("mount --max-peers 0 a /m", "1..=65535"),
             ("mount --upload-limit 0 a /m", "no limit"),
             ("mount --umask 9 a /m", "octal"),
+            ("mount --offline-uid 4294967295 a /m", "a user's number"),
+            ("mount --prefetch some a /m", "[possible values: none, file, all]"),
+            ("cat --prefetch all a", "unexpected argument"),
+            ("mount --offline-uid a:b a /m", "a number or a name"),
+            ("cat --offline-uid 1 a", "unexpected argument"),
             ("mount --allow-other --no-allow-other a /m", "cannot be used with"),
             ("mount --trust-resume maybe a /m", "[possible values: true, false]"),
             ("mount --initial-check some a /m", "[possible values: none, full]"),
             ("mount --nonsense a /m", "unexpected argument"),
+            ("cat", "SOURCE"),
+            ("cat a b c", "unexpected argument"),
+            ("cat --offset -1 a", "unexpected argument"),
+            ("cat --length soon a", "a size is a number"),
+            ("cat --allow-other a", "unexpected argument"),
             ("inspect", "SOURCE"),
             ("inspect a b", "unexpected argument"),
         ];

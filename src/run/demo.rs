@@ -9,9 +9,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::mount::{mount_client, start_client, stay};
+use super::mount::{mount_client, stay};
 use super::shutdown::{Running, shut_down};
 use super::signals::Signals;
+use super::start::start_client;
 use crate::cli::demo;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display};
@@ -46,12 +47,12 @@ pub fn run(mountpoint: Option<PathBuf>, verbosity: i8, log_format: LogFormat) ->
         }
     };
     let mut config = Config::new(Vec::new(), at);
-    config.cache_dir = Some(temporary.path().join("cache"));
-    config.listen = Listen { addr: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: Some(0) };
-    config.use_dht = false;
-    config.use_trackers = false;
-    config.verbosity = verbosity;
-    config.log_format = log_format;
+    config.client.cache_dir = Some(temporary.path().join("cache"));
+    config.client.listen = Listen { addr: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: Some(0) };
+    config.client.use_dht = false;
+    config.client.use_trackers = false;
+    config.client.verbosity = verbosity;
+    config.client.log_format = log_format;
     let result = super::on_runtime(run_async(&config, temporary.path(), &mut display));
     display.finish();
     result
@@ -63,16 +64,16 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
     tracing::info!("making a sample torrent");
     let (seeder, magnet) = seed(config, temporary, &scope).await?;
     let mut running = Running { mounted: None, clients: vec![seeder], scope: scope.clone() };
-    let client = match start_client(config, scope.child("client")).await {
+    let client = match start_client(&config.client, scope.child("client")).await {
         Ok(client) => client,
         Err(failure) => {
-            shut_down(running, config.shutdown_timeout).await;
+            shut_down(running, config.client.shutdown_timeout).await;
             return Err(failure);
         }
     };
     running.clients.insert(0, client.clone());
     let mounted = match add(&client, &magnet).await {
-        Ok(torrent) => mount_client(&client, config, &scope).map(|mounted| (torrent, mounted)),
+        Ok(torrent) => mount_client(&client, config, Vec::new(), &scope).map(|mounted| (torrent, mounted)),
         Err(failure) => Err(failure),
     };
     let torrent = match mounted {
@@ -81,7 +82,7 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
             torrent
         }
         Err(failure) => {
-            shut_down(running, config.shutdown_timeout).await;
+            shut_down(running, config.client.shutdown_timeout).await;
             return Err(failure);
         }
     };
@@ -106,7 +107,7 @@ async fn seed(
     let root = temporary.join(demo::NAME);
     let torrent = describe(&root).map_err(failed)?;
     let metainfo = Metainfo::parse(&torrent).map_err(|e| Failure::internal("the demo's torrent", e))?;
-    let mut seeding = config.clone();
+    let mut seeding = config.client.clone();
     seeding.cache_dir = Some(temporary.join("seed"));
     seeding.upload_limit = Some(RATE);
     let client = start_client(&seeding, scope.child("seed")).await?;

@@ -1,12 +1,16 @@
 //! The composition root: puts the parts together, waits for signals, takes everything down again.
 //!
-//! [`mount`] is the main job; [`demo`] seeds a sample with a second client and mounts it; [`signals`] is the one
-//! signal handler; [`shutdown`] is the one sequence in which everything ends.
+//! [`mount`] is the main job; [`cat`] prints a file without a mount, which [`locate`] finds by its path; [`demo`]
+//! seeds a sample with a second client and mounts it; [`start`] has what they share; [`signals`] is the one signal
+//! handler; [`shutdown`] is the one sequence in which everything ends.
 
+pub mod cat;
 pub mod demo;
+pub mod locate;
 pub mod mount;
 pub mod shutdown;
 pub mod signals;
+pub mod start;
 
 use std::future::Future;
 

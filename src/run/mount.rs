@@ -1,7 +1,6 @@
 //! `torrentfs mount`: from a configuration to a mount that is up, and down again.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use torrentfs_fs::content::Content;
@@ -10,40 +9,41 @@ use torrentfs_fs::session::Mounted;
 
 use super::shutdown::{Running, shut_down};
 use super::signals::Signals;
+use super::start::{DRAW, client_failure, line, load, start_client};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::inspect;
-use crate::cli::terminal::{self, Display, TorrentLine};
-use crate::client::sources;
-use crate::client::{Client, ClientError, Options};
-use crate::config::{self, Config};
+use crate::cli::terminal::{self, Display};
+use crate::client::Client;
+use crate::config::{Config, UserRef};
 use crate::content::TorrentContent;
-use crate::storage::cache::{CacheDir, CacheError, default_path};
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 use crate::torrent::Torrent;
 use crate::torrent::status::State;
-
-/// How often the live lines are drawn.
-const DRAW: Duration = Duration::from_millis(250);
 
 /// Mounts and stays until a signal comes or somebody unmounts from outside.
 ///
 /// # Errors
 /// What kept the mount from coming up, for the user.
 pub fn run(config: &Config) -> Result<Exit, Failure> {
+    let offline = users(&config.offline)?;
     let mut display = Display::new(terminal::is_live());
-    crate::cli::log::init(config.verbosity, config.log_format, display.writer(), terminal::is_live())?;
-    let result = super::on_runtime(run_async(config, &mut display));
+    crate::cli::log::init(
+        config.client.verbosity,
+        config.client.log_format,
+        display.writer(),
+        terminal::is_live(),
+    )?;
+    let result = super::on_runtime(run_async(config, offline, &mut display));
     display.finish();
     result
 }
 
-async fn run_async(config: &Config, display: &mut Display) -> Result<Exit, Failure> {
+async fn run_async(config: &Config, offline: Vec<u32>, display: &mut Display) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
     let client_scope = scope.child("client");
     let start = async {
-        let client = start_client(config, client_scope).await?;
+        let client = start_client(&config.client, client_scope).await?;
         let added = add_sources(&client, config).await;
         Ok::<_, Failure>((client, added))
     };
@@ -52,21 +52,21 @@ async fn run_async(config: &Config, display: &mut Display) -> Result<Exit, Failu
         () = signals.reached(1) => {
             // Nothing is mounted yet, and nothing was fetched.
             let nothing = Running { mounted: None, clients: Vec::new(), scope };
-            return Ok(shut_down(nothing, config.shutdown_timeout).await);
+            return Ok(shut_down(nothing, config.client.shutdown_timeout).await);
         }
     };
     let mut running = Running { mounted: None, clients: vec![client.clone()], scope: scope.clone() };
     let torrents = match added {
         Ok(torrents) => torrents,
         Err(failure) => {
-            shut_down(running, config.shutdown_timeout).await;
+            shut_down(running, config.client.shutdown_timeout).await;
             return Err(failure);
         }
     };
-    match mount_client(&client, config, &scope) {
+    match mount_client(&client, config, offline, &scope) {
         Ok(mounted) => running.mounted = Some(mounted),
         Err(failure) => {
-            shut_down(running, config.shutdown_timeout).await;
+            shut_down(running, config.client.shutdown_timeout).await;
             return Err(failure);
         }
     }
@@ -98,9 +98,9 @@ pub async fn stay(
                 break;
             }
             _ = draw.tick() => {
-                display.update(lines(torrents));
+                display.update(torrents.iter().map(|t| line(t)).collect());
                 let waiting = torrents.iter().any(|t| t.status().state == State::Resolving);
-                if !ready && (!waiting || started.elapsed() >= config.metadata_timeout) {
+                if !ready && (!waiting || started.elapsed() >= config.client.metadata_timeout) {
                     ready = true;
                     say_ready(torrents, config);
                 }
@@ -108,7 +108,7 @@ pub async fn stay(
         }
     }
     let mounted = running.mounted.clone();
-    let down = shut_down(running, config.shutdown_timeout);
+    let down = shut_down(running, config.client.shutdown_timeout);
     tokio::select! {
         exit = down => exit,
         () = signals.reached(2) => {
@@ -133,75 +133,15 @@ fn say_ready(torrents: &[Arc<Torrent>], config: &Config) {
         tracing::warn!(
             "ready, but the metadata of {} hasn't come within {:?}; it appears when it comes",
             late.join(", "),
-            config.metadata_timeout
+            config.client.metadata_timeout
         );
-    }
-}
-
-/// The cache folder, opened and locked.
-///
-/// # Errors
-/// For the user.
-pub fn open_cache(config: &Config) -> Result<Arc<CacheDir>, Failure> {
-    let path = match &config.cache_dir {
-        Some(path) => path.clone(),
-        None => default_path(nix::unistd::geteuid().is_root(), |name| std::env::var_os(name))
-            .map_err(|e| cache_failure(&e))?,
-    };
-    CacheDir::open(&path).map(Arc::new).map_err(|e| cache_failure(&e))
-}
-
-fn cache_failure(error: &CacheError) -> Failure {
-    Failure::new(Exit::Cache, "can't use the cache", error)
-}
-
-/// Starts the client of a configuration in tasks of `scope`.
-///
-/// # Errors
-/// For the user.
-pub async fn start_client(config: &Config, scope: TaskScope) -> Result<Arc<Client>, Failure> {
-    let cache = open_cache(config)?;
-    Client::start(scope, cache, options(config)).await.map_err(|error| client_failure(&error))
-}
-
-fn client_failure(error: &ClientError) -> Failure {
-    match error {
-        ClientError::Listen { addr, source } => Failure::listen(addr, source),
-        ClientError::Cache(error) => cache_failure(error),
-        ClientError::Thread(_) | ClientError::Http(_) => Failure::internal("can't start the client", error),
-    }
-}
-
-fn options(config: &Config) -> Options {
-    let hosts = |list: &[config::HostPort]| list.iter().map(|h| (h.host.clone(), h.port)).collect();
-    Options {
-        listen_addr: config.listen.addr,
-        listen_port: config.listen.port,
-        peers: hosts(&config.peers),
-        trackers: config.trackers.clone(),
-        use_trackers: config.use_trackers,
-        use_dht: config.use_dht,
-        use_pex: config.use_pex,
-        dht_bootstrap: (!config.dht_bootstrap.is_empty())
-            .then(|| config.dht_bootstrap.iter().map(ToString::to_string).collect()),
-        read_timeout: config.read_timeout,
-        max_peers: config.max_peers as usize,
-        download_limit: config.download_limit,
-        upload_limit: config.upload_limit,
-        upload: config.upload,
-        check_all: config.initial_check == config::InitialCheck::Full,
-        trust_resume: config.trust_resume,
-        prefetch: crate::torrent::background::Prefetch::None,
     }
 }
 
 /// Adds all sources. A bad one doesn't keep the others from mounting; when all are bad there is nothing to
 /// mount.
 async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<Torrent>>, Failure> {
-    let loading = config.sources.iter().map(async |given| {
-        let source = config::parse_source(given).map_err(|e| Failure::source(given.display(), e))?;
-        sources::load(&source).await.map_err(|e| inspect::refused(&given.to_string_lossy(), &e))
-    });
+    let loading = config.sources.iter().map(|given| load(given));
     let mut torrents: Vec<Arc<Torrent>> = Vec::new();
     let mut failures = Vec::new();
     for loaded in futures_util::future::join_all(loading).await {
@@ -233,19 +173,41 @@ async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<To
     Ok(torrents)
 }
 
-/// Mounts a client's torrents.
+/// The numbers of users. Blocks for as long as the system takes to look names up.
+///
+/// # Errors
+/// [`Exit::Usage`] for a name that nobody has.
+fn users(users: &[UserRef]) -> Result<Vec<u32>, Failure> {
+    let number = |user: &UserRef| match user {
+        UserRef::Id(id) => Ok(*id),
+        UserRef::Name(name) => match nix::unistd::User::from_name(name) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            Ok(None) => {
+                let failure =
+                    Failure::new(Exit::Usage, format_args!("--offline-uid {name}"), "there is no such user");
+                Err(failure.hint("give a name that \"getent passwd\" lists, or a number"))
+            }
+            Err(error) => Err(Failure::new(Exit::Usage, format_args!("--offline-uid {name}"), error)),
+        },
+    };
+    users.iter().map(number).collect()
+}
+
+/// Mounts a client's torrents; for the users of these numbers nothing is fetched.
 ///
 /// # Errors
 /// For the user.
 pub fn mount_client(
     client: &Arc<Client>,
     config: &Config,
+    offline: Vec<u32>,
     scope: &TaskScope,
 ) -> Result<Arc<Mounted>, Failure> {
     let content = TorrentContent::new(client.clone());
     content.watch(scope);
     let mut options = MountOptions::new(&config.mountpoint);
     options.fs_name = "torrentfs".into();
+    options.offline = offline;
     options.allow_other = config.allow_other(nix::unistd::geteuid().is_root());
     if let Some(uid) = config.uid {
         options.uid = uid;
@@ -275,43 +237,4 @@ fn mount_failure(config: &Config, error: MountError) -> Failure {
         MountError::AllowOther => Failure::allow_other_denied(),
         other => Failure::mount_refused(at, other),
     }
-}
-
-/// What the terminal shows of each torrent.
-fn lines(torrents: &[Arc<Torrent>]) -> Vec<TorrentLine> {
-    torrents
-        .iter()
-        .map(|torrent| {
-            let status = torrent.status();
-            let base = |file: crate::metainfo::geometry::FileIndex| {
-                let shared = torrent.live();
-                shared.and_then(|s| s.info.geometry.files().get(file.0 as usize)).map_or(0, |e| e.offset)
-            };
-            let waiting = status
-                .waiting
-                .iter()
-                .map(|w| {
-                    let at = w.offset.saturating_sub(base(w.file));
-                    format!(
-                        "{} @ {} for {} s",
-                        TorrentContent::label(torrent, w.file),
-                        terminal::bytes(at),
-                        w.since.elapsed().as_secs()
-                    )
-                })
-                .collect();
-            TorrentLine {
-                name: torrent.name().to_owned(),
-                state: status.state.as_str(),
-                have: status.have,
-                size: status.size,
-                rate_down: status.rate_down,
-                rate_up: status.rate_up,
-                peers: status.peers as u32,
-                connecting: status.connecting as u32,
-                waiting,
-                error: status.error.clone(),
-            }
-        })
-        .collect()
 }

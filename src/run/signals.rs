@@ -35,7 +35,7 @@ impl Signals {
                         None => std::future::pending().await,
                     } } => "SIGHUP",
                 };
-                tracing::info!("{name}: unmounting; a second signal forces the exit");
+                tracing::info!("{name}: ending; a second signal forces the exit");
                 count.send_modify(|n| *n += 1);
             }
         });

@@ -181,7 +181,7 @@ impl Shared {
     }
 
     /// Reads what is complete, with a storage worker.
-    fn read_now(self: &Arc<Self>, offset: u64, len: usize, done: Done) {
+    pub fn read_now(self: &Arc<Self>, offset: u64, len: usize, done: Done) {
         let shared = self.clone();
         let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
             let buf = scratch.buffer(len);

@@ -18,6 +18,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod cat;
 mod command_line;
 mod copies;
 mod demo;
@@ -28,7 +29,9 @@ mod kinds;
 mod large;
 mod magnets;
 mod no_peer;
+mod offline;
 mod parked;
+mod prefetch;
 mod resume;
 mod scale;
 mod scans;

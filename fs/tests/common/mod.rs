@@ -56,8 +56,12 @@ pub struct Bed {
 
 impl Bed {
     pub fn new(mock: Arc<Mock>) -> Self {
+        Self::with(mock, |options| options)
+    }
+    /// With other options than the usual ones.
+    pub fn with(mock: Arc<Mock>, change: impl FnOnce(MountOptions) -> MountOptions) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mounted = Arc::new(mount(mock.clone(), MountOptions::new(folder.path())).unwrap());
+        let mounted = Arc::new(mount(mock.clone(), change(MountOptions::new(folder.path()))).unwrap());
         let (over, is_over) = channel();
         let watched = mounted.clone();
         let watches = move || {

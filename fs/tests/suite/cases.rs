@@ -7,7 +7,7 @@ use torrentfs_fs::content::ContentError;
 use torrentfs_fs::mock::MockFile;
 
 use crate::common::{PIECE, SLACK, until};
-use crate::subject::Subject;
+use crate::subject::{OFFLINE, Subject};
 
 const P: usize = PIECE as usize;
 
@@ -271,5 +271,84 @@ pub fn a_changed_root_shows(fs: &dyn Subject) {
         assert_eq!(fs.read("name", 0, 100).unwrap(), fs.mock().bytes(node, 0, 10 + round as usize));
         fs.mock().remove(root);
         until("the old one goes", || fs.stat("name").is_err());
+    }
+}
+
+pub fn an_offline_reader_gets_what_is_here_and_fetches_nothing(fs: &dyn Subject) {
+    let half = MockFile::new("half", 64 * PIECE);
+    let root = fs
+        .mock()
+        .add("T", &[half, MockFile::new("here", 3 * PIECE + 10).here(), MockFile::new("slow", 100).here()]);
+    let node = |name: &str| fs.mock().node(root, name).unwrap();
+    for piece in [0, 40, 63] {
+        fs.mock().complete(node("half"), piece);
+    }
+    fs.mock().slow_disk(node("slow"), Duration::from_millis(20));
+    let rows: &[(&str, u64, usize, bool)] = &[
+        ("here", 0, P, true),
+        ("here", 2 * PIECE - 5, 10, true),
+        ("here", 3 * PIECE, 100, true),
+        // Here, and not at hand: a disk may be waited for, the network not.
+        ("slow", 0, 100, true),
+        ("half", 0, 100, true),
+        ("half", 40 * PIECE, 8192, true),
+        ("half", 63 * PIECE, P, true),
+        ("half", 64 * PIECE, 10, true),
+        ("half", PIECE, 100, false),
+        ("half", 20 * PIECE + 32768, 4096, false),
+        ("half", 62 * PIECE, P, false),
+    ];
+    for given in [false, true] {
+        for (name, offset, len, here) in rows {
+            let before = fs.mock().counts();
+            let Some(read) = fs.read_as(OFFLINE, given, &format!("T/{name}"), *offset, *len) else { return };
+            if *here {
+                let size = fs.stat(&format!("T/{name}")).unwrap().size;
+                let len = (*len as u64).min(size - offset) as usize;
+                assert!(read.unwrap() == fs.mock().bytes(node(name), *offset, len), "{name} {offset}");
+            } else {
+                assert_eq!(read, Err(libc::ENODATA), "{name} {offset}");
+            }
+            // Not even asked: the file may be opened for somebody else, and then only that is counted.
+            let after = fs.mock().counts();
+            assert_eq!(after.asked, before.asked, "{name} {offset}");
+            assert_eq!(after.opened - before.opened, u64::from(given), "{name} {offset}");
+        }
+    }
+    // Up to what is missing, or an error: what a program makes of a read that begins with what is here.
+    let read = fs.read_as(OFFLINE, false, "T/half", PIECE - 10, 20).unwrap();
+    assert!(read == Err(libc::ENODATA) || read.unwrap() == fs.mock().bytes(node("half"), PIECE - 10, 10));
+    // A read that waited for the disk counts as parked until a moment after its answer.
+    until("nothing waits", || (fs.parked(), fs.mock().waiting()) == (0, 0));
+    let counts = fs.mock().counts();
+    assert!(counts.opened_here as usize >= rows.len(), "{counts:?}");
+}
+
+pub fn an_offline_read_is_no_bar_to_others(fs: &dyn Subject) {
+    let root = fs.mock().add("T", &[MockFile::new("a", 60 * PIECE)]);
+    let node = fs.mock().node(root, "a").unwrap();
+    let here = |piece: u64| piece * PIECE + 32768;
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| fs.read("T/a", here(20), 4096));
+        until("it waits", || fs.mock().waiting() == 1);
+        for piece in [10, 30] {
+            match fs.read_as(OFFLINE, false, "T/a", here(piece), 4096) {
+                Some(read) => assert_eq!(read, Err(libc::ENODATA)),
+                None => break,
+            }
+        }
+        assert_eq!((fs.mock().waiting(), fs.mock().counts().withdrawn), (1, 0));
+        // Where he failed others wait, and get it.
+        let after = scope.spawn(|| fs.read("T/a", here(10), 4096));
+        until("both wait", || fs.mock().waiting() == 2);
+        fs.mock().complete(node, 20);
+        fs.mock().complete(node, 10);
+        for (read, piece) in [(waits, 20), (after, 10)] {
+            assert!(read.join().unwrap().unwrap() == fs.mock().bytes(node, here(piece), 4096));
+        }
+    });
+    // And what others fetched he has.
+    if let Some(read) = fs.read_as(OFFLINE, false, "T/a", here(10), 4096) {
+        assert!(read.unwrap() == fs.mock().bytes(node, here(10), 4096));
     }
 }

@@ -41,4 +41,6 @@ suite!(
     o10_a_slow_disk_stops_no_lookup,
     o11_a_thousand_readers_wait_and_a_complete_file_reads,
     a_changed_root_shows,
+    an_offline_reader_gets_what_is_here_and_fetches_nothing,
+    an_offline_read_is_no_bar_to_others,
 );

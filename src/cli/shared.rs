@@ -1,0 +1,157 @@
+//! Flags that several commands have: of the client behind them, and of the log.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+use crate::config::{self, ClientConfig, HostPort, InitialCheck, Listen, LogFormat};
+use crate::torrent::background::Prefetch;
+
+/// What every command that fetches takes. The headings keep its parts apart in the help text.
+#[derive(Debug, Args)]
+pub(super) struct ClientArgs {
+    /// Where data and resume files are kept [default: /var/cache/torrentfs for root, otherwise
+    /// ~/.cache/torrentfs]
+    #[arg(long, value_name = "DIR", help_heading = "Storage")]
+    cache_dir: Option<PathBuf>,
+    /// What to check at the start of the data that is in the cache already
+    #[arg(long, value_name = "WHAT", default_value = "none", help_heading = "Storage")]
+    initial_check: InitialCheckArg,
+    /// Whether to believe what an earlier run recorded as complete
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, help_heading = "Storage")]
+    trust_resume: bool,
+
+    /// Where peers reach us [default: port 6881 or the next free one; :0 takes any]
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = config::parse_listen, help_heading = "Network")]
+    listen: Option<Listen>,
+    /// A peer to try; may be given several times
+    #[arg(long = "peer", value_name = "HOST:PORT", value_parser = config::parse_host_port, help_heading = "Network")]
+    peers: Vec<HostPort>,
+    /// A tracker to ask as well; may be given several times
+    #[arg(long = "tracker", value_name = "URL", value_parser = config::parse_tracker, help_heading = "Network")]
+    trackers: Vec<String>,
+    /// Ask no tracker
+    #[arg(long, help_heading = "Network")]
+    no_trackers: bool,
+    /// Don't use the distributed hash table
+    #[arg(long, help_heading = "Network")]
+    no_dht: bool,
+    /// Where to enter the distributed hash table, in place of the well-known nodes; may be given several times
+    #[arg(long, value_name = "HOST:PORT", value_parser = config::parse_host_port, help_heading = "Network")]
+    dht_bootstrap: Vec<HostPort>,
+    /// Don't exchange peers with peers
+    #[arg(long, help_heading = "Network")]
+    no_pex: bool,
+    #[arg(long, hide = true)]
+    no_lsd: bool,
+    #[arg(long, hide = true)]
+    no_utp: bool,
+    #[arg(long, hide = true)]
+    no_port_mapping: bool,
+    /// Connected peers of one torrent at most
+    #[arg(long, value_name = "N", default_value_t = config::MAX_PEERS, help_heading = "Network",
+          value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    max_peers: u32,
+    /// Download no faster than this, all torrents together
+    #[arg(long, value_name = "RATE", value_parser = config::parse_rate, help_heading = "Network")]
+    download_limit: Option<u64>,
+    /// Upload no faster than this, all torrents together
+    #[arg(long, value_name = "RATE", value_parser = config::parse_rate, help_heading = "Network")]
+    upload_limit: Option<u64>,
+    /// Upload nothing
+    #[arg(long, help_heading = "Network")]
+    no_upload: bool,
+
+    /// After this long without a block of what it waits for, a read fails; 0 waits for ever
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = config::parse_duration, help_heading = "Time")]
+    read_timeout: Duration,
+    /// How long a magnet's metadata may take: then a mount counts as ready without it, and cat fails
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = config::parse_duration, help_heading = "Time")]
+    metadata_timeout: Duration,
+    /// How long unmounting and stopping may take in all
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = config::parse_duration_nonzero, help_heading = "Time")]
+    shutdown_timeout: Duration,
+}
+
+impl ClientArgs {
+    /// The settings that they stand for. What is prefetched is a matter of mounts, and none of theirs.
+    pub(super) fn config(self, logging: &LoggingArgs) -> ClientConfig {
+        ClientConfig {
+            cache_dir: self.cache_dir,
+            listen: self.listen.unwrap_or_default(),
+            peers: self.peers,
+            trackers: self.trackers,
+            use_trackers: !self.no_trackers,
+            use_dht: !self.no_dht,
+            use_pex: !self.no_pex,
+            use_lsd: !self.no_lsd,
+            use_utp: !self.no_utp,
+            use_port_mapping: !self.no_port_mapping,
+            dht_bootstrap: self.dht_bootstrap,
+            read_timeout: (!self.read_timeout.is_zero()).then_some(self.read_timeout),
+            metadata_timeout: self.metadata_timeout,
+            max_peers: self.max_peers,
+            upload_limit: self.upload_limit,
+            download_limit: self.download_limit,
+            upload: !self.no_upload,
+            prefetch: Prefetch::None,
+            shutdown_timeout: self.shutdown_timeout,
+            initial_check: match self.initial_check {
+                InitialCheckArg::None => InitialCheck::None,
+                InitialCheckArg::Full => InitialCheck::Full,
+            },
+            trust_resume: self.trust_resume,
+            verbosity: logging.verbosity(),
+            log_format: logging.format(),
+        }
+    }
+}
+
+/// How much is logged, and how.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub(super) struct LoggingArgs {
+    /// Log more; -vv and -vvv still more
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+    /// Log warnings and errors only; -qq errors only
+    #[arg(short, long, action = ArgAction::Count)]
+    quiet: u8,
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormatArg,
+}
+
+impl LoggingArgs {
+    /// See [`ClientConfig::verbosity`].
+    pub(super) fn verbosity(&self) -> i8 {
+        let count = |n: u8| i8::try_from(n).unwrap_or(i8::MAX);
+        count(self.verbose).saturating_sub(count(self.quiet))
+    }
+
+    /// See [`ClientConfig::log_format`].
+    pub(super) fn format(&self) -> LogFormat {
+        match self.log_format {
+            LogFormatArg::Text => LogFormat::Text,
+            LogFormatArg::Json => LogFormat::Json,
+        }
+    }
+}
+
+// The settings themselves know nothing of clap, so these stand for them on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum InitialCheckArg {
+    /// Nothing: what is unknown is checked when it is wanted
+    None,
+    /// Everything, in the background
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormatArg {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}

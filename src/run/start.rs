@@ -1,0 +1,123 @@
+//! What commands that fetch have in common: the client of a configuration, a torrent to add to it, and what the
+//! terminal shows of one.
+//!
+//! Nothing of a mount is named here: `cat` does without.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cli::exit::{Exit, Failure};
+use crate::cli::inspect;
+use crate::cli::terminal::{self, TorrentLine};
+use crate::client::sources::{self, Loaded};
+use crate::client::{Client, ClientError, Options};
+use crate::config::{self, ClientConfig};
+use crate::content::TorrentContent;
+use crate::storage::cache::{CacheDir, CacheError, default_path};
+use crate::sync::tasks::TaskScope;
+use crate::torrent::Torrent;
+
+/// How often the live lines are drawn.
+pub const DRAW: Duration = Duration::from_millis(250);
+
+/// The cache folder, opened and locked.
+///
+/// # Errors
+/// For the user.
+pub fn open_cache(config: &ClientConfig) -> Result<Arc<CacheDir>, Failure> {
+    let path = match &config.cache_dir {
+        Some(path) => path.clone(),
+        None => default_path(nix::unistd::geteuid().is_root(), |name| std::env::var_os(name))
+            .map_err(|e| cache_failure(&e))?,
+    };
+    CacheDir::open(&path).map(Arc::new).map_err(|e| cache_failure(&e))
+}
+
+fn cache_failure(error: &CacheError) -> Failure {
+    Failure::new(Exit::Cache, "can't use the cache", error)
+}
+
+/// Starts the client of a configuration in tasks of `scope`.
+///
+/// # Errors
+/// For the user.
+pub async fn start_client(config: &ClientConfig, scope: TaskScope) -> Result<Arc<Client>, Failure> {
+    let cache = open_cache(config)?;
+    Client::start(scope, cache, options(config)).await.map_err(|error| client_failure(&error))
+}
+
+/// What kept the client from starting, or a torrent from being added, for the user.
+pub fn client_failure(error: &ClientError) -> Failure {
+    match error {
+        ClientError::Listen { addr, source } => Failure::listen(addr, source),
+        ClientError::Cache(error) => cache_failure(error),
+        ClientError::Thread(_) | ClientError::Http(_) => Failure::internal("can't start the client", error),
+    }
+}
+
+fn options(config: &ClientConfig) -> Options {
+    let hosts = |list: &[config::HostPort]| list.iter().map(|h| (h.host.clone(), h.port)).collect();
+    Options {
+        listen_addr: config.listen.addr,
+        listen_port: config.listen.port,
+        peers: hosts(&config.peers),
+        trackers: config.trackers.clone(),
+        use_trackers: config.use_trackers,
+        use_dht: config.use_dht,
+        use_pex: config.use_pex,
+        dht_bootstrap: (!config.dht_bootstrap.is_empty())
+            .then(|| config.dht_bootstrap.iter().map(ToString::to_string).collect()),
+        read_timeout: config.read_timeout,
+        max_peers: config.max_peers as usize,
+        download_limit: config.download_limit,
+        upload_limit: config.upload_limit,
+        upload: config.upload,
+        check_all: config.initial_check == config::InitialCheck::Full,
+        trust_resume: config.trust_resume,
+        prefetch: config.prefetch,
+    }
+}
+
+/// Loads a source as it was written. Waits for the disk, or for the network, bounded, with a URL.
+///
+/// # Errors
+/// For the user.
+pub async fn load(given: &OsStr) -> Result<Loaded, Failure> {
+    let source = config::parse_source(given).map_err(|e| Failure::source(given.display(), e))?;
+    sources::load(&source).await.map_err(|e| inspect::refused(&given.to_string_lossy(), &e))
+}
+
+/// What the terminal shows of a torrent.
+pub fn line(torrent: &Torrent) -> TorrentLine {
+    let status = torrent.status();
+    let base = |file: crate::metainfo::geometry::FileIndex| {
+        let shared = torrent.live();
+        shared.and_then(|s| s.info.geometry.files().get(file.0 as usize)).map_or(0, |e| e.offset)
+    };
+    let waiting = status
+        .waiting
+        .iter()
+        .map(|w| {
+            let at = w.offset.saturating_sub(base(w.file));
+            format!(
+                "{} @ {} for {} s",
+                TorrentContent::label(torrent, w.file),
+                terminal::bytes(at),
+                w.since.elapsed().as_secs()
+            )
+        })
+        .collect();
+    TorrentLine {
+        name: torrent.name().to_owned(),
+        state: status.state.as_str(),
+        have: status.have,
+        size: status.size,
+        rate_down: status.rate_down,
+        rate_up: status.rate_up,
+        peers: status.peers as u32,
+        connecting: status.connecting as u32,
+        waiting,
+        error: status.error.clone(),
+    }
+}
