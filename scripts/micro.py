@@ -294,10 +294,12 @@ def main():
         return
     if baseline and machine() not in text:
         print(f"note: the baseline is another machine's; this is {machine()}", file=sys.stderr)
+    if os.getloadavg()[0] > os.cpu_count():
+        print("note: the machine is busy; calls that take milliseconds look slower than they are", file=sys.stderr)
     rows = measure(baseline, run)
     print(table(baseline, rows))
     bad = [f"worse by more than a quarter: {name}" for name in worse(baseline, rows)]
-    bad += [f"takes more than {RATIO:g} × of {FEW} pieces: {name}" for name in too_steep(rows)]
+    bad += [f"takes more than {RATIO:g} × of {FEW:,} pieces: {name}" for name in too_steep(rows)]
     if not chosen.filters:
         bad += [f"not measured any more, run scripts/micro --save: {name}" for name in gone(baseline, rows)]
     print("\n".join(bad) or "nothing got worse")

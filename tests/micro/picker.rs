@@ -125,8 +125,8 @@ fn want_and_unwant_alone(bencher: Bencher, scale: Scale) {
     change(bencher, World::idle(scale, BUDGET));
 }
 
-/// A block comes and the next ones are asked for.
-#[divan::bench(args = SCALES)]
+/// A block comes and the next ones are asked for. A sample is four pieces, so that each has as many that end.
+#[divan::bench(args = SCALES, sample_size = 64)]
 fn received_and_schedule(bencher: Bencher, scale: Scale) {
     let mut world = World::new(scale);
     world.schedule();

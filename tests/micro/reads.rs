@@ -87,7 +87,7 @@ fn incomplete_torrent_kib(bencher: Bencher, kib: usize) {
 }
 
 /// A piece is complete that so many reads waited for: until all are with the storage workers.
-#[divan::bench(args = [1, 64], sample_size = 1)]
+#[divan::bench(args = [1, 64, 256], sample_size = 1)]
 fn wake_reads(bencher: Bencher, reads: usize) {
     let world = World::new(PIECES - 1);
     let (reader, piece) = (world.reader(), PieceIndex(PIECES - 1));
