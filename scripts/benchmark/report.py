@@ -142,9 +142,9 @@ SECTIONS = [
     (
         "First byte, unlimited",
         [
-            Row("magnet: start to first byte, s"),
-            Row("`.torrent`: start to first byte, s"),
-            Row("first byte in the middle after that, s"),
+            Row("magnet: start to first byte, s", target=beside_rivals(1, False)),
+            Row("`.torrent`: start to first byte, s", target=beside_rivals(1, False)),
+            Row("first byte in the middle after that, s", target=beside_rivals(1, False)),
         ],
     ),
     (

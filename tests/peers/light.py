@@ -46,7 +46,8 @@ class Light(asyncio.Protocol):
 
     def __init__(self, torrent, number):
         self.torrent = torrent
-        self.id = b"-LI0100-" + f"{number:012}".encode()
+        # Its own in every process: a client drops a second connection to the same peer.
+        self.id = b"-LI0100-" + f"{os.getpid():08}{number:04}".encode()
         self.buffer = bytearray()
         self.greeted = False
 
