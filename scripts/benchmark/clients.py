@@ -23,7 +23,7 @@ READY_LIMIT = 60
 READ_LIMIT = 60
 STOP_LIMIT = 15
 # Whoever is measured is killed after this long: reads that hang in a mount can't be ended otherwise.
-RUN_LIMIT = 150
+RUN_LIMIT = 300
 
 
 class Client:
