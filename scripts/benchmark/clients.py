@@ -135,10 +135,13 @@ class FileReader:
 
     def __init__(self, path, limit):
         self.path, self.limit = path, limit
-        self.fd = os.open(path, os.O_RDONLY)
+        # Opened by the first `at`: who only streams leaves no handle behind.
+        self.fd = None
 
     def at(self, offset, length):
         begin = time.monotonic()
+        if self.fd is None:
+            self.fd = os.open(self.path, os.O_RDONLY)
         got = os.pread(self.fd, length, offset)
         if len(got) != length:
             raise Failed(f"{len(got)} bytes of {length} at {offset}")
@@ -152,7 +155,9 @@ class FileReader:
         return file
 
     def close(self):
-        os.close(self.fd)
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
 
 
 class Torrentfs(Mounted):
