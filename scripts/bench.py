@@ -1,218 +1,208 @@
-"""Measures torrentfs beside libtorrent, in turns, and writes the table into docs/BENCHMARKS.md.
+"""Measures torrentfs beside other clients, in turns, and writes the tables into docs/BENCHMARKS.md.
 
-Content is random, so nothing compresses it; seeders are libtorrent with uTP offered, one address each; every cold run
-begins with an empty cache folder. Medians, with the smallest and the largest in brackets.
+Who serves and who is measured stands in `benchmark/`; here is only the order: for each round, for each row, everybody
+in turn, so that a busy moment of the machine hits all of them. Every run begins with an empty cache folder.
+
+    bench.py --program PATH [--rqbit PATH] [--btfs PATH] [--rounds N] [--rows a,c] [--size MIB] [--seeks N] [--no-write]
+
+Rows: a whole file, b first byte, c seeks, d player, e random reads, f 333,333 pieces, g 80 peers.
 """
 
 import argparse
+import contextlib
 import datetime
-import json
 import os
 import pathlib
-import platform
-import random
-import shutil
-import signal
-import statistics
+import shlex
 import subprocess
-import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PEERS = ROOT / "tests" / "peers"
+import libtorrent as lt
+
+from benchmark import latency, report, volume
+from benchmark.clients import Btfs, Cat, Rqbit, ToDisk, Torrentfs
+from benchmark.swarm import Lights, Relays, Seeders, Swarm, Tracker, make_huge, make_random
+from benchmark.tools import MIB, ROOT, Failed, machine
+
 DOCUMENT = ROOT / "docs" / "BENCHMARKS.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-MIB = 1 << 20
-TICKS = os.sysconf("SC_CLK_TCK")
-# One read of the sequential reader: large enough that its own system calls cost nothing.
-CHUNK = MIB
+ROWS = "abcdefg"
+SEEDERS = 4
+SEEK_RATE = SEEDERS * 2 * MIB
+PLAYER_SWARM = 6 * MIB
+HUGE_PIECES = 333_333
+HUGE_PEERS = 50
+MANY_PEERS = 80
+# btfs reads about 13 MiB/s, whatever the size.
+BTFS_SHARE = 8
+SEEK_PAUSE = 0.7
 
 
-def run_python(script, *args, **more):
-    return subprocess.Popen([sys.executable, PEERS / script, *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more)
+class Bench:
+    def __init__(self, args, folder):
+        self.args, self.folder = args, folder
+        self.results = report.Results()
+        self.stack = contextlib.ExitStack()
+        self.made = {}
+        self.runs = 0
+        self.tracker = self.kept(Tracker())
+        self.torrent = make_random(folder, args.size)
+        self.with_cat = Cat.is_there(args.program)
 
+    def kept(self, thing):
+        self.stack.callback(thing.stop)
+        return thing
 
-def make_content(folder, size):
-    """A file of random bytes and its torrent, in pieces of 1 MiB."""
-    data, torrent = folder / "data", folder / "bench.torrent"
-    data.mkdir()
-    source = random.Random(1)
-    with open(data / "bench.bin", "wb") as file:
-        for _ in range(size):
-            file.write(source.randbytes(MIB))
-    made = run_python("mktorrent.py", data / "bench.bin", torrent, "--piece-size", MIB)
-    described, _ = made.communicate(timeout=600)
-    if made.returncode != 0:
-        sys.exit("mktorrent.py failed")
-    return data, torrent, json.loads(described)
+    def swarm(self, kind):
+        """Swarms are started when a row first needs them, and live to the end."""
+        if kind not in self.made:
+            self.made[kind] = self.start_swarm(kind)
+        return self.made[kind]
 
+    def start_swarm(self, kind):
+        if kind == "unlimited":
+            return Swarm(self.torrent, self.kept(Seeders(self.torrent, SEEDERS, 0)), self.tracker)
+        if kind == "limiter":
+            seeders = Seeders(self.torrent, SEEDERS, 1, "--upload-limit", SEEK_RATE // SEEDERS)
+            return Swarm(self.torrent, self.kept(seeders), self.tracker, SEEK_RATE)
+        if kind == "relay":
+            # Seeders of their own, behind a kernel buffer no larger than the relay's.
+            seeders = self.kept(Seeders(self.torrent, SEEDERS, 2, "--send-buffer", 64 * 1024))
+            relays = self.kept(Relays(seeders.addresses, 3, SEEK_RATE // SEEDERS))
+            return Swarm(self.torrent, relays, self.tracker, SEEK_RATE)
+        if kind == "many":
+            return Swarm(self.torrent, self.kept(Lights(self.torrent, MANY_PEERS, os.cpu_count(), 4)), self.tracker)
+        huge = make_huge(self.folder, HUGE_PIECES)
+        return Swarm(huge, self.kept(Lights(huge, HUGE_PEERS, 1, 5)), self.tracker)
 
-def start_seeders(torrent, data, count):
-    seeders, addresses = [], []
-    for number in range(count):
-        ip = f"127.0.0.{2 + number}"
-        seeder = run_python("seeder.py", torrent, data, "--listen", f"{ip}:0")
-        seeders.append(seeder)
-        line = seeder.stdout.readline().split()
-        if line[:1] != ["ready"]:
-            sys.exit(f"a seeder didn't start: {line}")
-        addresses.append(f"{ip}:{line[1]}")
-    return seeders, addresses
+    def client(self, kind, swarm, **more):
+        self.runs += 1
+        program = {Torrentfs: self.args.program, Rqbit: self.args.rqbit, Btfs: self.args.btfs}[kind]
+        return kind(program, swarm, self.folder / f"run{self.runs}", **more)
 
+    def streamers(self, btfs=True):
+        yield Torrentfs
+        if self.args.rqbit:
+            yield Rqbit
+        if self.args.btfs and btfs:
+            yield Btfs
 
-def cpu_seconds(pid):
-    """User and system time of a process and its threads so far."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def anonymous_mib(pid):
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def read_through(path):
-    """Reads a file from begin to end. Returns the seconds it took and how many bytes there were."""
-    buffer = memoryview(bytearray(CHUNK))
-    start, total = time.monotonic(), 0
-    with open(path, "rb", buffering=0) as file:
-        while got := file.readinto(buffer):
-            total += got
-    return time.monotonic() - start, total
-
-
-def same(one, other):
-    with open(one, "rb", buffering=0) as left, open(other, "rb", buffering=0) as right:
-        while True:
-            a, b = left.read(CHUNK), right.read(CHUNK)
-            if a != b:
-                return False
-            if not a:
-                return True
-
-
-def forget_pages(path):
-    """Drops a file's pages from the page cache, as far as the kernel follows."""
-    with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def is_mounted(point):
-    return any(line.split()[4] == str(point) for line in open("/proc/self/mountinfo"))
-
-
-def await_state(what, limit, check):
-    end = time.monotonic() + limit
-    while not check():
-        if time.monotonic() > end:
-            raise TimeoutError(what)
-        time.sleep(0.002)
-
-
-def measure_torrentfs(program, torrent, addresses, data, size, folder):
-    """One cold run through the mount, and the re-reads after it."""
-    point, cache = folder / "mnt", folder / "cache"
-    point.mkdir()
-    peers = [part for address in addresses for part in ("--peer", address)]
-    command = [program, "mount", "--cache-dir", cache, "--listen", "127.0.0.1:0", "--no-dht", "--no-lsd"]
-    command += ["--no-port-mapping", *peers, torrent, point]
-    start = time.monotonic()
-    with open(folder / "log", "wb") as log:
-        mount = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        path = point / "bench.bin"
-
-        def there():
-            if mount.poll() is not None:
-                raise ChildProcessError((folder / "log").read_text())
-            return is_mounted(point) and path.exists()
-
-        await_state("the mount", 30, there)
-        ready = time.monotonic() - start
-        cold, total = read_through(path)
-        if total != size * MIB:
-            sys.exit(f"read {total} bytes of {size * MIB}")
-        cpu = cpu_seconds(mount.pid)
-        memory = anonymous_mib(mount.pid)
-        warm, _ = read_through(path)
-        forget_pages(path)
-        dropped, _ = read_through(path)
-        if not same(path, data / "bench.bin"):
-            sys.exit("the mount's bytes differ from the source's")
+    def measure(self, what, row, kind, function, *args):
+        """One measurement of one client; what goes wrong costs its figures, not the run."""
         begin = time.monotonic()
-        mount.send_signal(signal.SIGTERM)
-        if mount.wait(30) != 0:
-            sys.exit(f"torrentfs ended with {mount.returncode}")
-        stop = time.monotonic() - begin
-    finally:
-        if mount.poll() is None:
-            mount.kill()
-            mount.wait()
-        if is_mounted(point):
-            subprocess.run(["umount", "-l", point], check=False)
-        shutil.rmtree(cache, ignore_errors=True)
-    gib = size / 1024
-    return {
-        "ready, s": ready,
-        "cold, MiB/s": size / cold,
-        "CPU, s/GiB": cpu / gib,
-        "anonymous memory, MiB": memory,
-        "again, MiB/s": size / warm,
-        "again without the mount's page cache, MiB/s": size / dropped,
-        "stop, s": stop,
-    }
+        before = {key: len(values) for key, values in self.results.values.items()}
+        try:
+            function(self.results, *args)
+            outcome = []
+        except (Failed, OSError, subprocess.SubprocessError) as error:
+            self.results.fail(row, kind.name, str(error))
+            outcome = [f"FAILED: {error}"]
+        for (key, who), values in self.results.values.items():
+            new = values[before.get((key, who), 0) :]
+            if new:
+                outcome.append(f"{key} {' '.join(report.number(value) for value in new)}")
+        print(f"{what}, {kind.name}, {time.monotonic() - begin:.1f} s: " + "; ".join(outcome), flush=True)
+
+    def round(self, number):
+        for row in self.args.rows:
+            getattr(self, f"row_{row}")(number, f"round {number + 1}, {row}")
+
+    def row_a(self, _number, what):
+        size = self.torrent.size
+        swarm = self.swarm("unlimited")
+        for kind in self.streamers():
+            part = size // BTFS_SHARE if kind is Btfs else size
+            self.measure(what, "cold, MiB/s", kind, lambda results: volume.sequential(results, self.client(kind, swarm), part))
+        self.runs += 1
+        folder = self.folder / f"run{self.runs}"
+        self.measure(what, "cold, MiB/s", ToDisk, lambda results: volume.to_disk(results, ToDisk(swarm, folder), size))
+        if self.with_cat:
+            aside = self.folder / f"run{self.runs}-cat"
+            self.measure(
+                what, "cold, MiB/s", Cat, lambda results: volume.cat(results, Cat(self.args.program, swarm, aside), size)
+            )
+        volume.plain(self.results, self.torrent, self.folder / "plain.bin")
+
+    def row_b(self, _number, what):
+        swarm = self.swarm("unlimited")
+        for magnet, row in ((True, "magnet: start to first byte, s"), (False, "`.torrent`: start to first byte, s")):
+            for kind in self.streamers():
+                self.measure(
+                    what, row, kind, lambda results: latency.first_byte(results, self.client(kind, swarm, magnet=magnet))
+                )
+
+    def row_c(self, number, what):
+        swarm = self.swarm("unlimited")
+        # The rivals need seconds for each: a few have to do. btfs beside a bulk read takes minutes.
+        shares = {Torrentfs: self.args.seeks, Rqbit: max(1, self.args.seeks // 2), Btfs: max(1, self.args.seeks // 4)}
+        for kind in self.streamers():
+            self.measure(
+                what + " unlimited", "seek unlimited", kind,
+                lambda results: latency.seeks_unlimited(results, self.client(kind, swarm), number, shares[kind]),
+            )
+        for name in ("relay", "limiter"):
+            swarm = self.swarm(name)
+            swarm.set_rate(SEEK_RATE)
+            for kind in self.streamers():
+                self.measure(
+                    f"{what} {name}", f"seek {name} idle", kind,
+                    lambda results: latency.seeks(
+                        results, self.client(kind, swarm), name, number, shares[kind], SEEK_PAUSE, kind is not Btfs
+                    ),
+                )
+
+    def row_d(self, number, what):
+        for name in ("relay", "limiter"):
+            swarm = self.swarm(name)
+            swarm.set_rate(PLAYER_SWARM)
+            for kind in self.streamers(btfs=number == 0):
+                self.measure(
+                    f"{what} {name}", f"player {name} start", kind,
+                    lambda results: latency.player(results, self.client(kind, swarm), name),
+                )
+
+    def row_e(self, number, what):
+        swarm = self.swarm("unlimited")
+        self.measure(
+            what, "fetched ÷ pieces touched", Torrentfs,
+            lambda results: volume.random_reads(results, self.client(Torrentfs, swarm), number),
+        )
+
+    def row_f(self, number, what):
+        swarm = self.swarm("huge")
+        for kind in self.streamers() if number == 0 else (Torrentfs,):
+            self.measure(
+                what, "huge first", kind,
+                lambda results: volume.huge(results, self.client(kind, swarm), idle=kind is Torrentfs),
+            )
+
+    def row_g(self, _number, what):
+        swarm = self.swarm("many")
+        for kind in self.streamers(btfs=False):
+            self.measure(
+                what, "many cold", kind,
+                lambda results: volume.many_peers(results, self.client(kind, swarm), self.torrent.size),
+            )
 
 
-def measure_libtorrent(torrent, addresses, data, size, folder):
-    """libtorrent downloading everything to disk from the same seeders."""
-    peers = [part for address in addresses for part in ("--peer", address)]
-    # The rival at its best: over TCP and without encryption, as we fetch too.
-    leecher = run_python("leecher.py", torrent, folder, *peers, "--limit", 300, "--no-utp", "--plain")
-    line = leecher.stdout.readline().split()
-    leecher.stdin.close()
-    leecher.wait(30)
-    if line[:1] != ["done"]:
-        sys.exit(f"libtorrent: {line}")
-    if not same(folder / "bench.bin", data / "bench.bin"):
-        sys.exit("libtorrent's bytes differ from the source's")
-    return {"cold, MiB/s": size / float(line[1]), "CPU, s/GiB": float(line[2]) / (size / 1024)}
+def version(name, program):
+    """The line of a program's --version that names it."""
+    if not program:
+        return None
+    try:
+        made = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return name
+    return next((line.replace(" version:", "") for line in made.stdout.splitlines() if line.startswith(name)), name)
 
 
-def measure_plain(data, size):
-    path = data / "bench.bin"
-    read_through(path)
-    warm, _ = read_through(path)
-    return {"again, MiB/s": size / warm}
-
-
-def shown(values):
-    if not values:
-        return ""
-    digits = 2 if statistics.median(values) < 20 else 0
-    middle, low, high = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
-    return f"{middle} ({low}–{high})"
-
-
-def table(results):
-    rows = list(results["torrentfs"][0])
-    lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
-    for row in rows:
-        cells = [shown([run[row] for run in runs if row in run]) for runs in results.values()]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def machine():
-    model = "unknown processor"
-    for line in open("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    memory = int(open("/proc/meminfo").readline().split()[1]) / (1 << 20)
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release()}"
+def described(args, command):
+    others = ", ".join(filter(None, [f"libtorrent {lt.version}", version("rqbit", args.rqbit), version("btfs", args.btfs)]))
+    return (
+        f"`{command}`, {datetime.date.today().isoformat()}, on {machine()}, beside {others}. {args.size} MiB of random data "
+        f"in pieces of 1 MiB, {SEEDERS} libtorrent seeders on loopback; {args.rounds} rounds: median (smallest–largest)."
+    )
 
 
 def write(text):
@@ -222,47 +212,36 @@ def write(text):
     DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", required=True)
+    parser.add_argument("--rqbit", help="the rqbit to measure")
+    parser.add_argument("--btfs", help="the btfs to measure")
+    parser.add_argument("--command", default="scripts/bench", help="how this was called, for the document")
     parser.add_argument("--size", type=int, default=1024, help="MiB")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seeders", type=int, default=4)
-    parser.add_argument("--no-write", action="store_true", help="print the table only")
+    parser.add_argument("--rows", default=",".join(ROWS), help="which, as in a,c")
+    parser.add_argument("--seeks", type=int, default=8, help="of torrentfs, in each round, from each state")
+    parser.add_argument("--no-write", action="store_true", help="print the tables only")
     args = parser.parse_args()
+    args.rows = [row for row in args.rows.split(",") if row]
+    if unknown := [row for row in args.rows if row not in ROWS]:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if args.size < 64 or args.rounds < 1 or args.seeks < 1:
+        parser.error("--size is at least 64, --rounds and --seeks at least 1")
+    return args
 
-    results = {"torrentfs": [], "libtorrent to disk": [], "plain file": []}
-    seeders = []
+
+def main():
+    args = arguments()
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tfs-bench-") as name:
-        folder = pathlib.Path(name).resolve()
-        data, torrent, _ = make_content(folder, args.size)
-        try:
-            seeders, addresses = start_seeders(torrent, data, args.seeders)
+        bench = Bench(args, pathlib.Path(name).resolve())
+        with bench.stack:
             for number in range(args.rounds):
-                for kind in results:
-                    aside = folder / f"{number}-{kind.replace(' ', '-')}"
-                    aside.mkdir()
-                    if kind == "torrentfs":
-                        run = measure_torrentfs(args.program, torrent, addresses, data, args.size, aside)
-                    elif kind == "plain file":
-                        run = measure_plain(data, args.size)
-                    else:
-                        run = measure_libtorrent(torrent, addresses, data, args.size, aside)
-                    results[kind].append(run)
-                    print(f"round {number + 1}, {kind}: " + ", ".join(f"{key} {value:.2f}" for key, value in run.items()), flush=True)
-                    shutil.rmtree(aside, ignore_errors=True)
-        finally:
-            for seeder in seeders:
-                seeder.stdin.close()
-                seeder.wait(30)
-
-    options = f" --size {args.size} --rounds {args.rounds} --seeders {args.seeders}"
-    text = (
-        f"`scripts/bench{options}`, {datetime.date.today().isoformat()}, on {machine()}. "
-        f"{args.size} MiB of random data in pieces of 1 MiB, {args.seeders} libtorrent seeders on loopback; "
-        f"median (smallest–largest) of {args.rounds}.\n\n{table(results)}"
-    )
-    print("\n" + text)
+                bench.round(number)
+    text = f"{described(args, shlex.join(shlex.split(args.command)))}\n\n{report.tables(bench.results)}"
+    print(f"\n{text}\n\ntook {(time.monotonic() - begin) / 60:.1f} minutes")
     if not args.no_write:
         write(text)
 

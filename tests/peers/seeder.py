@@ -2,7 +2,7 @@
 closes, so that it is never left behind.
 
     seeder.py TORRENT DATA_DIR [--listen ADDR:PORT] [--upload-limit BYTES_PER_S] [--no-utp] [--no-tcp]
-              [--encrypt] [--dht-nodes N] [--verify]
+              [--encrypt] [--dht-nodes N] [--verify] [--send-buffer BYTES]
 
 With --dht-nodes a private DHT of N nodes comes up on loopback, the seeder announces itself there, and the line
 becomes "ready PORT dht PORT": the second is a node to bootstrap from.
@@ -44,6 +44,8 @@ def settings(listen, args, dht):
         "alert_mask": int(lt.alert.category_t.error_notification | lt.alert.category_t.status_notification),
         "user_agent": "torrentfs-test-seeder",
     }
+    if args.send_buffer:
+        found["send_socket_buffer_size"] = args.send_buffer
     if args.encrypt:
         found["in_enc_policy"] = 0
         found["out_enc_policy"] = 0
@@ -97,6 +99,7 @@ def main():
     parser.add_argument("--encrypt", action="store_true")
     parser.add_argument("--dht-nodes", type=int, default=0)
     parser.add_argument("--verify", action="store_true", help="hash the data first, instead of trusting it")
+    parser.add_argument("--send-buffer", type=int, default=0, help="the kernel's buffer of each connection, in bytes")
     args = parser.parse_args()
 
     nodes = private_dht(args) if args.dht_nodes else []
