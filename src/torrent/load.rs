@@ -32,6 +32,11 @@ const LATE_MIN: Duration = Duration::from_millis(250);
 const WORTH: Duration = Duration::from_millis(100);
 /// A peer in the middle of delivering is silent after this long without a block, or three of its usual pauses.
 const SILENT_MIN: Duration = Duration::from_millis(300);
+/// How long a peer that let others deliver what it owed is asked for a block at a time, at first; twice as long each
+/// time until it delivers: a peer that is back is to be of use soon, and one that never will costs little.
+const DOUBT_FIRST: Duration = Duration::from_secs(2);
+/// The longest of these times.
+const DOUBT_MAX: Duration = Duration::from_secs(60);
 /// A peer that owes blocks and was silent for this long isn't taken to be as fast as one that nobody asked yet.
 const QUIET: Duration = Duration::from_secs(3);
 /// A piece whose block a peer refused isn't asked of it for this long: asking again at once would go round in
@@ -100,6 +105,28 @@ struct Request {
     number: u64,
 }
 
+impl Request {
+    fn is_late(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) > (self.expected * LATE_FACTOR).max(LATE_MIN)
+    }
+}
+
+/// What a peer owes, as needed to see what of it is late.
+#[derive(Debug, Default)]
+pub struct Queue {
+    /// The numbers of all requests, in the order in which they were made.
+    numbers: Vec<u64>,
+    /// Nothing of it comes.
+    stuck: bool,
+}
+
+impl Queue {
+    /// Whether nothing of it comes.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
+    }
+}
+
 /// How late a requested block is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lateness {
@@ -141,6 +168,11 @@ pub struct PeerLoad {
     delivering: bool,
     last_progress: Instant,
     snubbed: bool,
+    /// What it owed late was delivered by others, and it has sent nothing since it was asked: it isn't asked for
+    /// more than a block before it sends something or this moment has come.
+    doubted: Option<Instant>,
+    /// How long it is doubted the next time.
+    doubt: Duration,
     /// The state of what is wanted in which there was nothing to ask of it; see the picker.
     pub(super) idle_at: u64,
     /// Pieces it refused although it should serve them, and since when.
@@ -166,6 +198,8 @@ impl PeerLoad {
             delivering: false,
             last_progress: now,
             snubbed: false,
+            doubted: None,
+            doubt: DOUBT_FIRST,
             idle_at: 0,
             refused: HashSet::new(),
             refused_since: None,
@@ -255,7 +289,7 @@ impl PeerLoad {
             return 0;
         }
         let rate = self.rate(now);
-        let depth = if self.snubbed {
+        let depth = if self.snubbed || self.is_doubtful(now) {
             1
         } else if rate == 0 {
             if self.is_quiet(now) { DEPTH_MIN } else { DEPTH_FIRST }
@@ -288,6 +322,8 @@ impl PeerLoad {
         let queued = (self.in_flight.len() as u64 + 1) * u64::from(BLOCK_LEN);
         let silence = if self.snubbed {
             SNUB
+        } else if self.is_doubtful(now) {
+            QUIET
         } else if self.is_silent(now) {
             now.saturating_duration_since(self.last_progress)
         } else {
@@ -401,6 +437,39 @@ impl PeerLoad {
         self.delivering = true;
         self.last_progress = now;
         self.snubbed = false;
+        self.doubted = None;
+        self.doubt = DOUBT_FIRST;
+    }
+
+    /// Another peer delivered a block that this one was asked for as well.
+    pub fn lost(&mut self, block: BlockRef, now: Instant) {
+        if let Some(request) = self.in_flight.remove(&block) {
+            let waited = now.saturating_duration_since(request.at);
+            if self.last_progress <= request.at && waited > LATE_MIN.max(request.expected) {
+                self.doubts(now);
+            }
+        }
+    }
+
+    /// Nothing came of it in time.
+    fn doubts(&mut self, now: Instant) {
+        if !self.is_doubtful(now) {
+            self.doubted = Some(now + self.doubt);
+            self.doubt = (self.doubt * 2).min(DOUBT_MAX);
+        }
+    }
+
+    fn is_doubtful(&self, now: Instant) -> bool {
+        self.doubted.is_some_and(|until| now < until)
+    }
+
+    /// How many more requests it accepts for what is urgent, if it has shown that it delivers.
+    pub fn room_for_urgent(&self, now: Instant) -> usize {
+        let choked = self.choked && self.allowed_fast.is_empty();
+        if choked || self.snubbed || self.is_doubtful(now) || self.rate.last() == 0 {
+            return 0;
+        }
+        self.limit.min(DEPTH_MAX).saturating_sub(self.in_flight.len())
     }
 
     fn paused(&mut self, pause: Duration) {
@@ -417,23 +486,26 @@ impl PeerLoad {
     }
 
     /// How late a block asked of it is; `None` if it wasn't asked. `queue` is [`PeerLoad::queue`].
-    pub fn lateness(&self, block: BlockRef, queue: &[u64], now: Instant) -> Option<Lateness> {
+    pub fn lateness(&self, block: BlockRef, queue: &Queue, now: Instant) -> Option<Lateness> {
         let request = self.in_flight.get(&block)?;
         let elapsed = now.saturating_duration_since(request.at);
-        if self.is_silent(now) || elapsed > (request.expected * LATE_FACTOR).max(LATE_MIN) {
+        if queue.stuck || request.is_late(now) {
             return Some(Lateness::Late);
         }
         // As it looked then, or as it looks now that more is known.
         let then = request.expected.saturating_sub(elapsed);
-        let ahead = queue.partition_point(|number| *number <= request.number) as u32;
+        let ahead = queue.numbers.partition_point(|number| *number <= request.number) as u32;
         Some(Lateness::In(then.max(self.step(now) * ahead)))
     }
 
-    /// The numbers of all requests it owes, in the order in which they were made.
-    pub fn queue(&self) -> Vec<u64> {
+    /// What it owes.
+    pub fn queue(&self, now: Instant) -> Queue {
         let mut numbers: Vec<u64> = self.in_flight.values().map(|r| r.number).collect();
         numbers.sort_unstable();
-        numbers
+        // Peers answer in order: when the oldest doesn't come, neither does what is behind it.
+        let oldest = self.in_flight.values().min_by_key(|r| r.number);
+        let never = !self.delivering && oldest.is_some_and(|r| r.is_late(now));
+        Queue { numbers, stuck: self.is_silent(now) || never }
     }
 
     /// Marks it snubbed if it owes blocks and has been silent for long; true if that is new or it is still so.

@@ -1,21 +1,25 @@
 //! Late blocks: a second peer is asked as well, and the first delivery wins.
 //!
-//! The waste is bounded twice: no block is asked of more than two peers, and of all blocks that came no more than
-//! one in [`EARN`] may have been asked for twice, beyond what one starts with. When nothing is left to be asked
-//! for the first time, the rest of what is under way is treated so as well (end-game).
+//! From a peer from which nothing comes at all, blocks are taken away instead, and it isn't asked for much before it
+//! sends something. Otherwise the waste is bounded twice: no block is asked of more than two peers, and of all blocks that came no more than
+//! one in [`EARN`] may have been asked for twice, beyond what one starts with. What a reader waits for is looked at,
+//! and of what is due soon that which is late; when nothing is left to be asked for the first time, the rest of what
+//! is under way as well (end-game).
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Assignment, Block, BlockIndex, BlockRef, PeerKey, PieceIndex, Picker};
-use crate::torrent::load::Lateness;
+use crate::torrent::load::{Lateness, Queue};
 
-/// Duplicates one starts with: a piece of 1 MiB twice over, so that the first late ones needn't be earned.
-pub(super) const SPARE_FIRST: u32 = 128;
+/// Duplicates one starts with: a piece of 1 MiB, so that the first late ones needn't be earned.
+pub(super) const SPARE_FIRST: u32 = 64;
 /// Most that are kept for later.
-const SPARE_MAX: u32 = 512;
-/// Blocks that have to come for one more to be asked for twice, so the waste stays under a sixteenth.
-const EARN: u32 = 16;
+const SPARE_MAX: u32 = 256;
+/// Blocks that have to come for one more to be asked for twice, so the waste stays under two hundredths.
+const EARN: u32 = 64;
+/// What is due so soon is looked at.
+const SOON: Duration = Duration::from_secs(2);
 /// Pieces looked at in one go, so that thousands of waiting reads cost no more than a few.
 const LOOK: usize = 16;
 
@@ -34,23 +38,22 @@ impl Picker {
     /// alone goes to another instead ([`Picker::schedule`] does it).
     pub fn hedge(&mut self, now: Instant) -> Vec<Assignment> {
         let mut out = Vec::new();
-        if !self.peers.values_mut().any(|p| p.room(now) > 0) {
+        if !self.peers.values_mut().any(|p| p.room_for_urgent(now) > 0 || p.room(now) > 0) {
             return out;
         }
+        let until = if self.open.is_empty() { None } else { Some(now + SOON) };
+        let made = self.pieces.iter().filter(|(_, p)| p.parts.is_some() && !p.verifying);
+        let made = made.filter_map(|(index, p)| Some((p.due()?, *index)));
         let mut late: Vec<(Instant, PieceIndex)> =
-            self.waited.iter().filter_map(|index| Some((self.pieces.get(index)?.due()?, *index))).collect();
-        if late.is_empty() && self.open.is_empty() {
-            let made = self.pieces.iter().filter(|(_, p)| p.parts.is_some() && !p.verifying);
-            late = made.filter_map(|(index, p)| Some((p.due()?, *index))).collect();
-        }
+            made.filter(|(due, _)| until.is_none_or(|until| *due <= until)).collect();
         late.sort_unstable();
-        let queues: HashMap<PeerKey, Vec<u64>> = self.peers.iter().map(|(k, p)| (*k, p.queue())).collect();
+        let queues: HashMap<PeerKey, Queue> = self.peers.iter().map(|(k, p)| (*k, p.queue(now))).collect();
         for (_, index) in late.into_iter().take(LOOK) {
             if self.pieces.get(&index).is_some_and(|p| p.alone) {
                 if self.sole_is_late(index, &queues, now) {
                     self.lose_sole(index);
                 }
-            } else if self.spare > 0 {
+            } else {
                 self.hedge_piece(index, &queues, now, &mut out);
             }
         }
@@ -60,11 +63,12 @@ impl Picker {
     fn hedge_piece(
         &mut self,
         index: PieceIndex,
-        queues: &HashMap<PeerKey, Vec<u64>>,
+        queues: &HashMap<PeerKey, Queue>,
         now: Instant,
         out: &mut Vec<Assignment>,
     ) {
         let Some(piece) = self.pieces.get_mut(&index).filter(|p| !p.verifying) else { return };
+        let waited = piece.waited_for();
         let Some(parts) = &mut piece.parts else { return };
         // The latest first: it is they that hold the piece up.
         let mut late: Vec<(Lateness, usize)> = Vec::new();
@@ -72,7 +76,7 @@ impl Picker {
             let Block::Requested(asked) = state else { continue };
             let &[first] = asked.as_slice() else { continue };
             let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
-            let queue = queues.get(&first).map_or(&[][..], Vec::as_slice);
+            let Some(queue) = queues.get(&first) else { continue };
             late.extend(self.peers.get(&first).and_then(|p| p.lateness(block, queue, now)).map(|l| (l, i)));
         }
         late.sort_unstable_by(|a, b| b.cmp(a));
@@ -84,17 +88,30 @@ impl Picker {
                 .peers
                 .iter_mut()
                 .filter_map(|(k, p)| {
-                    let free = *k != first && p.can_serve(index) && !p.is_recalled(block) && p.room(now) > 0;
+                    // What is waited for goes beyond what a peer is usually asked for.
+                    let room = (waited && p.room_for_urgent(now) > 0) || p.room(now) > 0;
+                    let free = room && *k != first && p.can_serve(index) && !p.is_recalled(block);
                     free.then(|| (p.expected(now), *k))
                 })
                 .min();
             // The others are less late, and the other peers no sooner.
             let Some((expected, key)) = best else { continue };
-            if !remaining.is_worth(expected) || self.spare == 0 {
+            if (!waited && remaining != Lateness::Late) || !remaining.is_worth(expected) {
                 return;
             }
-            self.spare -= 1;
-            self.hedged += 1;
+            if queues.get(&first).is_some_and(Queue::is_stuck) {
+                // Nothing comes from there: the block is taken away, which costs nothing unless it comes after all.
+                if let Some(peer) = self.peers.get_mut(&first) {
+                    peer.lost(block, now);
+                }
+                self.void.push((first, block));
+                asked.clear();
+            } else if self.spare == 0 {
+                continue;
+            } else {
+                self.spare -= 1;
+                self.hedged += 1;
+            }
             if let Some(peer) = self.peers.get_mut(&key) {
                 peer.request(block, now);
             }
@@ -112,7 +129,7 @@ impl Picker {
     fn sole_is_late(
         &mut self,
         index: PieceIndex,
-        queues: &HashMap<PeerKey, Vec<u64>>,
+        queues: &HashMap<PeerKey, Queue>,
         now: Instant,
     ) -> bool {
         let Some(piece) = self.pieces.get(&index).filter(|p| !p.verifying) else { return false };
@@ -126,8 +143,7 @@ impl Picker {
         let other = other * parts.blocks.len().min(64) as u32;
         parts.blocks.iter().enumerate().any(|(i, state)| {
             let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
-            let queue = queues.get(&sole).map_or(&[][..], Vec::as_slice);
-            let late = || match load.lateness(block, queue, now) {
+            let late = || match queues.get(&sole).and_then(|queue| load.lateness(block, queue, now)) {
                 // By its own measure only, which may be wrong: it has to be silent as well.
                 Some(Lateness::Late) => load.is_quiet(now),
                 Some(lateness) => lateness.is_worth(other),

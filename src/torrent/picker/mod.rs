@@ -617,7 +617,7 @@ impl Picker {
         }
         for loser in &arrival.losers {
             if let Some(peer) = self.peers.get_mut(loser) {
-                peer.finish(block);
+                peer.lost(block, now);
             }
         }
         arrival

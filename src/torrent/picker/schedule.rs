@@ -27,6 +27,9 @@ struct Taker {
     key: PeerKey,
     /// Requests that fit.
     room: usize,
+    /// Requests that fit if it must be: what is urgent is asked for whole, and isn't held back until its first
+    /// blocks have come.
+    deep: usize,
     /// Seconds until one more block of it would be here.
     expected: f64,
     /// Seconds that a further one adds.
@@ -35,6 +38,12 @@ struct Taker {
     measured: bool,
     /// It could have been asked for something, and wasn't yet.
     held_back: bool,
+}
+
+impl Taker {
+    fn has_room(&self, urgent: bool) -> bool {
+        self.room > 0 || (urgent && self.deep > 0)
+    }
 }
 
 /// How far it went with a piece.
@@ -62,6 +71,7 @@ impl Picker {
             .map(|(key, p)| Taker {
                 key: *key,
                 room: p.room(now),
+                deep: p.room_for_urgent(now),
                 expected: p.expected(now).as_secs_f64(),
                 step: p.step(now).as_secs_f64(),
                 measured: p.delivered_total() > 0,
@@ -71,7 +81,7 @@ impl Picker {
         let mut cursor: Option<(Instant, PieceIndex)> = None;
         let mut full = false;
         let mut reserved = 0;
-        while takers.iter().any(|t| t.room > 0) && reserved < RESERVED_MAX {
+        while reserved < RESERVED_MAX {
             let from = cursor.map_or(Unbounded, Excluded);
             let open = if full { &self.open_always } else { &self.open };
             let Some(&next) = open.range((from, Unbounded)).next() else {
@@ -80,6 +90,10 @@ impl Picker {
                 }
                 break;
             };
+            let urgent = self.waited.contains(&next.1);
+            if !takers.iter().any(|t| t.has_room(urgent)) {
+                break;
+            }
             cursor = Some(next);
             self.looked_at += 1;
             let looked = self.schedule_piece(next.1, next.0, now, &mut takers, &mut reserved, &mut out);
@@ -151,8 +165,9 @@ impl Picker {
         reserved: &mut usize,
         out: &mut Vec<Assignment>,
     ) -> Looked {
+        let urgent = self.waited.contains(&index);
         let mut able = self.able(index, takers);
-        if !able.iter().any(|t| takers[*t].room > 0) {
+        if !able.iter().any(|t| takers[*t].has_room(urgent)) {
             return Looked::Through;
         }
         if self.pieces.get(&index).is_some_and(|p| p.parts.is_none()) {
@@ -168,9 +183,9 @@ impl Picker {
         let Some(parts) = &mut piece.parts else { return Looked::Through };
         for i in parts.first_free as usize..parts.blocks.len().min(wanted as usize) {
             let Some(state @ Block::Missing) = parts.blocks.get_mut(i) else { continue };
-            let Some(chosen) = choose(&able, takers, due_in) else { break };
+            let Some(chosen) = choose(&able, takers, due_in, urgent) else { break };
             let taker = &mut takers[chosen];
-            if taker.room == 0 {
+            if !taker.has_room(urgent) {
                 taker.expected += taker.step;
                 able.iter().for_each(|t| takers[*t].held_back = true);
                 *reserved += 1;
@@ -179,7 +194,8 @@ impl Picker {
                 }
                 continue;
             }
-            taker.room -= 1;
+            taker.room = taker.room.saturating_sub(1);
+            taker.deep = taker.deep.saturating_sub(1);
             taker.expected += taker.step;
             let key = taker.key;
             let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
@@ -199,7 +215,7 @@ impl Picker {
                 piece.sole = Some(key);
                 able.retain(|t| takers[*t].key == key);
             }
-            if !able.iter().any(|t| takers[*t].room > 0) {
+            if !able.iter().any(|t| takers[*t].has_room(urgent)) {
                 break;
             }
         }
@@ -260,11 +276,11 @@ impl Picker {
 
 /// The peer for the next block of a piece that is due in `due_in` seconds: one without room means that the block
 /// waits for it.
-fn choose(able: &[usize], takers: &[Taker], due_in: f64) -> Option<usize> {
+fn choose(able: &[usize], takers: &[Taker], due_in: f64, urgent: bool) -> Option<usize> {
     let soonest = |with_room: bool| {
         let candidates = able.iter().copied().filter(move |t| {
             let taker = &takers[*t];
-            taker.room > 0 || (!with_room && taker.measured)
+            taker.has_room(urgent) || (!with_room && taker.measured)
         });
         candidates.min_by(|a, b| takers[*a].expected.total_cmp(&takers[*b].expected))
     };

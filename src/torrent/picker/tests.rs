@@ -133,11 +133,19 @@ fn an_urgent_block_waits_for_the_fast_peer_rather_than_go_to_a_slow_one() {
     picker.add_peer(PeerKey(2), slow);
     picker.want(PieceIndex(0), read(1), now);
     let urgent: Vec<_> = picker.schedule(now).into_iter().filter(|a| a.block.piece.0 == 0).collect();
-    assert!(urgent.is_empty(), "8 s at the slow one against a fifth of one in the fast one's queue: {urgent:?}");
+    assert_eq!(urgent.len(), 16, "asked for whole, however full the fast one's queue");
+    assert_eq!(peers_of(&urgent), BTreeSet::from([1]), "8 s at the slow one against a fifth of one there");
     picker.check().unwrap();
-    // What isn't urgent may go to the slow one.
-    picker.want(PieceIndex(0), read(1), now + 60 * S);
-    assert_eq!(peers_of(&picker.schedule(now)), BTreeSet::from([2]));
+    // Read-ahead that is due before the slow one would bring it waits for the fast one to have room…
+    let mut slow = measured(now, 2 * 1024);
+    *slow.has_mut() = Has::Bits(vec![0x40]);
+    picker.add_peer(PeerKey(3), slow);
+    picker.want(PieceIndex(1), DemandId::Stream(1), now + S);
+    assert!(picker.schedule(now).iter().all(|a| a.block.piece.0 != 1));
+    picker.check().unwrap();
+    // …and what isn't due yet may go to the slow one.
+    picker.want(PieceIndex(1), DemandId::Stream(1), now + 60 * S);
+    assert_eq!(peers_of(&picker.schedule(now)), BTreeSet::from([3]));
 }
 
 #[test]
@@ -318,22 +326,50 @@ fn a_refusal_is_forgiven() {
 }
 
 #[test]
+fn a_stuck_peer_loses_its_blocks_and_is_asked_for_little_until_it_delivers() {
+    let now = Instant::now();
+    let mut picker = picker(64 * KIB, 2, PLENTY);
+    picker.add_peer(PeerKey(1), seed(now));
+    picker.want(PieceIndex(0), read(1), now);
+    let first = picker.schedule(now);
+    picker.add_peer(PeerKey(2), measured(now, 1 << 20));
+    assert_eq!(picker.hedge(now + S).len(), 4);
+    assert_eq!(picker.take_void().len(), 4, "they are cancelled where they don't come from");
+    assert_eq!(picker.hedged(), 0, "and no waste");
+    picker.check().unwrap();
+    picker.remove_peer(PeerKey(2));
+    assert_eq!(picker.schedule(now + S).len(), 1, "it is asked for a block at a time");
+    // One that comes after all is welcome, and lifts the doubt.
+    deliver(&mut picker, &first[3], now + S);
+    assert_eq!(picker.schedule(now + S).len(), 2);
+    picker.check().unwrap();
+}
+
+#[test]
 fn hedging_asks_one_more_peer_for_a_late_block_and_the_loser_is_cancelled() {
     let now = Instant::now();
     for winner in [1, 2] {
-        let mut picker = picker(16 * KIB, 2, PLENTY);
-        picker.add_peer(PeerKey(1), seed(now));
+        let mut picker = picker(16 * KIB, 3, PLENTY);
+        let some = |rate| {
+            let mut load = measured(now, rate);
+            *load.has_mut() = Has::Bits(vec![0xc0]);
+            load
+        };
+        picker.add_peer(PeerKey(1), some(16 << 10));
         picker.want(PieceIndex(0), read(1), now);
-        picker.want(PieceIndex(1), DemandId::Stream(2), now);
+        picker.want(PieceIndex(1), DemandId::Stream(2), now + 60 * S);
+        // Something that nobody here has: there is more to ask for, so what isn't due yet isn't looked at.
+        picker.want(PieceIndex(2), DemandId::Stream(2), now + 60 * S);
         let first = picker.schedule(now);
         assert_eq!(first.len(), 2);
-        picker.add_peer(PeerKey(2), seed(now));
-        picker.add_peer(PeerKey(3), seed(now));
-        assert!(picker.hedge(now + S / 10).is_empty(), "it isn't late yet");
-        let second = picker.hedge(now + S);
+        assert!(picker.hedge(now).is_empty(), "there is nobody else");
+        picker.add_peer(PeerKey(2), some(1 << 20));
+        picker.add_peer(PeerKey(3), some(1 << 20));
+        let second = picker.hedge(now + S / 10);
         assert_eq!(second.len(), 1, "what a read waits for, and nothing else");
         assert_eq!((second[0].block.piece, second[0].peer), (PieceIndex(0), PeerKey(2)));
-        assert!(picker.hedge(now + 9 * S).is_empty(), "no third");
+        assert!(picker.hedge(now + S / 5).is_empty(), "no third");
+        assert_eq!(picker.hedged(), 16 * 1024);
         picker.check().unwrap();
         let won = if winner == 1 { &first[0] } else { &second[0] };
         let arrival = deliver(&mut picker, won, now + 9 * S);
