@@ -30,8 +30,9 @@ use crate::sync::timeouts;
 
 /// Room in the read buffer of a quiet peer: most have little to say.
 const READ_SMALL: usize = 32 * 1024;
-/// Room in the read buffer of a peer that fills it: fewer system calls per byte.
-const READ_LARGE: usize = 256 * 1024;
+/// Room in the read buffer of a peer that fills it: fewer system calls per byte. Not more, since a buffer lives until
+/// the last block in it is written, and with several readers its blocks belong to pieces that end at different times.
+const READ_LARGE: usize = 128 * 1024;
 /// The write buffer isn't filled beyond this; what is to be said waits in the outbox, where it can change.
 const WRITE_HIGH: usize = 128 * 1024;
 /// Requests of the peer that we keep; told to it as `reqq`. Beyond it they are rejected.
@@ -153,6 +154,8 @@ struct Session {
     choking: bool,
     /// What the peer asked for.
     requests: VecDeque<BlockRequest>,
+    /// It has told us all that it has; from there on it names pieces.
+    said_what: bool,
     /// Of those being read from disk, the ones it took back.
     taken_back: HashSet<BlockRequest>,
     serving: usize,
@@ -189,6 +192,7 @@ impl Session {
             out: BytesMut::with_capacity(4096),
             choking: true,
             requests: VecDeque::new(),
+            said_what: false,
             taken_back: HashSet::new(),
             serving: 0,
             items: Vec::new(),
@@ -242,7 +246,9 @@ impl Session {
                     if n == 0 {
                         return Err(SessionEnd::Closed);
                     }
-                    chunk = if n >= READ_SMALL / 2 { READ_LARGE } else { READ_SMALL };
+                    // Twice what came, so that a peer that sends more is found out, and eighty don't take what
+                    // one would.
+                    chunk = (2 * n).next_power_of_two().clamp(READ_SMALL, READ_LARGE);
                     self.last_in = Instant::now();
                     self.share.read(n as u64);
                     let mut more = true;
@@ -377,9 +383,22 @@ impl Session {
                 Message::Interested => self.items.push(Item::Interested(true)),
                 Message::NotInterested => self.items.push(Item::Interested(false)),
                 Message::Have(piece) => self.items.push(Item::Have(piece)),
-                Message::Bitfield(bits) => self.items.push(Item::Bitfield(bits)),
-                Message::HaveAll => self.items.push(Item::HaveAll),
-                Message::HaveNone => self.items.push(Item::HaveNone),
+                Message::Bitfield(_) | Message::HaveAll | Message::HaveNone if self.said_what => {
+                    // Each costs us a look at every piece.
+                    return Err(SessionEnd::Ours("it says twice what it has".into()));
+                }
+                Message::Bitfield(bits) => {
+                    self.said_what = true;
+                    self.items.push(Item::Bitfield(bits));
+                }
+                Message::HaveAll => {
+                    self.said_what = true;
+                    self.items.push(Item::HaveAll);
+                }
+                Message::HaveNone => {
+                    self.said_what = true;
+                    self.items.push(Item::HaveNone);
+                }
                 Message::AllowedFast(piece) => self.items.push(Item::AllowedFast(piece)),
                 Message::Extended { id, payload } => self.items.push(Item::Extended(id, payload)),
                 Message::Piece { piece, begin, data } => {

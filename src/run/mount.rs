@@ -1,6 +1,7 @@
 //! `torrentfs mount`: from a configuration to a mount that is up, and down again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use torrentfs_fs::content::Content;
@@ -19,6 +20,10 @@ use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 use crate::torrent::Torrent;
 use crate::torrent::status::State;
+
+/// How often the torrents' states are looked at for the log, where there is no terminal to draw on: an idle mount
+/// costs next to nothing.
+const LOG: Duration = Duration::from_secs(2);
 
 /// Mounts and stays until a signal comes or somebody unmounts from outside.
 ///
@@ -88,8 +93,7 @@ pub async fn stay(
     }
     let started = tokio::time::Instant::now();
     let mut ready = false;
-    let mut draw = tokio::time::interval(DRAW);
-    draw.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut draw = started;
     loop {
         tokio::select! {
             () = signals.reached(1) => break,
@@ -97,7 +101,9 @@ pub async fn stay(
                 tracing::info!("unmounted from outside");
                 break;
             }
-            _ = draw.tick() => {
+            () = tokio::time::sleep_until(draw) => {
+                let pause = if ready && !terminal::is_live() { LOG } else { DRAW };
+                draw = tokio::time::Instant::now() + pause;
                 display.update(torrents.iter().map(|t| line(t)).collect());
                 let waiting = torrents.iter().any(|t| t.status().state == State::Resolving);
                 if !ready && (!waiting || started.elapsed() >= config.client.metadata_timeout) {

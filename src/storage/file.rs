@@ -835,7 +835,8 @@ mod tests {
         let store = FileStore::open(dir.path(), geometry, &named(&["a", "b"])).unwrap();
         write(&store, 0, &[7; 114_738]).unwrap();
         let mut buf = vec![1; 114_738];
-        // What was written is let go as soon as it is on the disk; what peers are served isn't.
+        // What was written is let go when it is on the disk; what was read for peers isn't.
+        store.sync().unwrap();
         store.read_to_serve(0, &mut buf).unwrap();
         let at_once = store.try_read(0, &mut buf).unwrap();
         if !at_once && io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) {

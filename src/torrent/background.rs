@@ -139,7 +139,10 @@ impl Background {
             }
         }
         // What another file has a part in stays wanted.
-        let gone: Vec<u32> = pieces.filter(|p| !self.edges.contains_key(p)).collect();
+        let overlaps = |f: &Range<u32>| f.start < pieces.end && pieces.start < f.end;
+        let shared = self.files.values().any(overlaps);
+        let kept = |p: &u32| if shared { self.is_wanted(PieceIndex(*p)) } else { false };
+        let gone: Vec<u32> = pieces.filter(|p| !kept(p)).collect();
         if let Some(order) = &mut self.order {
             gone.iter().for_each(|p| order.park(*p));
         }

@@ -21,7 +21,7 @@ use crate::metainfo::geometry::{FileIndex, PieceIndex};
 const FAILING: Duration = Duration::from_secs(10);
 /// A waiting read goes before all read-ahead that isn't overdue by more than this: where the swarm is slower than
 /// its readers everything ahead of them is overdue, and a seek mustn't queue behind it.
-const URGENT: Duration = Duration::from_secs(5);
+const URGENT: Duration = Duration::from_secs(120);
 /// Without a block for this long while a read waits, the torrent is called stalled.
 pub const STALLED: Duration = Duration::from_secs(10);
 

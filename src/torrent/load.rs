@@ -30,6 +30,8 @@ const LATE_FACTOR: u32 = 3;
 const LATE_MIN: Duration = Duration::from_millis(250);
 /// A block isn't asked of another peer as well to have it sooner by less than this.
 const WORTH: Duration = Duration::from_millis(100);
+/// A peer whose delay isn't known isn't taken to be stuck before this.
+const UNKNOWN: Duration = Duration::from_secs(1);
 /// A peer in the middle of delivering is silent after this long without a block, or three of its usual pauses.
 const SILENT_MIN: Duration = Duration::from_millis(300);
 /// How long a peer that let others deliver what it owed is asked for a block at a time, at first; twice as long each
@@ -156,6 +158,8 @@ pub struct PeerLoad {
     /// Blocks that were taken back for something more urgent, and since when: they may come all the same.
     recalled: HashMap<BlockRef, Instant>,
     asked: u64,
+    /// When a request was made that others answered before the first answer came, so that its delay isn't known.
+    first_lost: Option<Instant>,
     /// Most requests the peer accepts (`reqq`).
     limit: usize,
     rate: Rate,
@@ -190,6 +194,7 @@ impl PeerLoad {
             in_flight: HashMap::new(),
             recalled: HashMap::new(),
             asked: 0,
+            first_lost: None,
             limit: 250,
             rate: Rate::new(now),
             delay: None,
@@ -414,7 +419,8 @@ impl PeerLoad {
         {
             let sample = now.saturating_duration_since(request.at);
             // The shortest is the nearest to the round trip; it drifts up slowly, as lines change.
-            let delay = self.delay.map_or(sample, |d| if sample < d { sample } else { d + (sample - d) / 16 });
+            let delay =
+                self.delay.map_or(sample, |d| if sample < d { sample } else { d + (sample - d) / 16 });
             self.delay = Some(delay);
             // What it took beyond that, the peer paused: one whose limiter hands out quota now and then answers all
             // that it was asked for in a burst, and the pauses are there and not between blocks.
@@ -427,6 +433,12 @@ impl PeerLoad {
     /// It delivered `len` bytes of a block that was taken back.
     pub fn delivered_late(&mut self, len: u32, now: Instant) {
         self.rate.add(u64::from(len), now);
+        if let Some(at) = self.first_lost.take()
+            && self.delay.is_none()
+        {
+            // It was only far away.
+            self.delay = Some(now.saturating_duration_since(at));
+        }
         let pause = now.saturating_duration_since(self.last_progress);
         if self.delivering {
             self.paused(pause);
@@ -444,6 +456,9 @@ impl PeerLoad {
     /// Another peer delivered a block that this one was asked for as well.
     pub fn lost(&mut self, block: BlockRef, now: Instant) {
         if let Some(request) = self.in_flight.remove(&block) {
+            if request.first {
+                self.first_lost = Some(request.at);
+            }
             let waited = now.saturating_duration_since(request.at);
             if self.last_progress <= request.at && waited > LATE_MIN.max(request.expected) {
                 self.doubts(now);
@@ -504,7 +519,10 @@ impl PeerLoad {
         numbers.sort_unstable();
         // Peers answer in order: when the oldest doesn't come, neither does what is behind it.
         let oldest = self.in_flight.values().min_by_key(|r| r.number);
-        let never = !self.delivering && oldest.is_some_and(|r| r.is_late(now));
+        // One that nobody knows yet may be far away.
+        let patience = if self.delay.is_some() { Duration::ZERO } else { UNKNOWN };
+        let owed = |r: &Request| r.is_late(now) && now.saturating_duration_since(r.at) >= patience;
+        let never = !self.delivering && oldest.is_some_and(owed);
         Queue { numbers, stuck: self.is_silent(now) || never }
     }
 

@@ -29,6 +29,8 @@ pub mod streams;
 pub mod swarm;
 pub mod table;
 pub mod track;
+mod verdicts;
+mod wants;
 mod work;
 
 use std::sync::{Arc, OnceLock};

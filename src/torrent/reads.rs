@@ -379,7 +379,7 @@ impl Reader {
         if self.shared.table.complete_count() == self.shared.table.len() {
             return;
         }
-        let moved = self.track.lock().on_read(offset, len as u64);
+        let moved = self.track.lock().on_read(offset, len as u64, Instant::now());
         if let Some(reach) = moved {
             self.shared.inbox.post(Demand::Moved { stream: self.id, reach });
         }

@@ -47,7 +47,7 @@ const PACE_MIN: u64 = 64 << 10;
 /// Its rate is known after it has read so much…
 const PACE_KNOWN: u64 = 2 << 20;
 /// …and a pause longer than this, in which it waited for nothing, says nothing about it.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// What changes in what is to be fetched ahead.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -126,7 +126,8 @@ impl Streams {
     pub fn moved(&mut self, id: u64, reach: Reach, rate: u64, now: Instant) -> Change {
         let piece_length = self.piece_length;
         let active = self.streams.values().filter(|s| !s.wanted.is_empty()).count().max(1) as u64;
-        let Some(stream) = self.streams.get_mut(&id) else { return Change::default() };
+        let stream = self.streams.get_mut(&id).filter(|s| reach.number >= s.reach.number);
+        let Some(stream) = stream else { return Change::default() };
         stream.measure(reach, now);
         let most = match stream.pace() {
             FAST.. => (AHEAD_FAST_PIECES * piece_length).clamp(AHEAD_FAST, AHEAD_MAX),
@@ -267,7 +268,7 @@ mod tests {
 
     impl World {
         fn one(&mut self, id: usize, offset: u64, len: u64) {
-            if let Some(reach) = self.handles[id].track.on_read(offset, len) {
+            if let Some(reach) = self.handles[id].track.on_read(offset, len, self.now) {
                 let change = self.streams.moved(id as u64, reach, self.rate, self.now);
                 let wanted = &mut self.handles[id].wanted;
                 change.drop.iter().for_each(|p| assert!(wanted.remove(p).is_some(), "{p} wasn't wanted"));
@@ -335,7 +336,8 @@ mod tests {
     fn what_is_wanted_ahead_is_never_more_than_what_was_read() {
         let mut world = world(16384, 300 * MIB, 1);
         let mut run = 0;
-        for (offset, len) in [(0, 4096), (4096, 131_072), (50 * MIB, 100_000), (50 * MIB + 100_000, 131_072)] {
+        for (offset, len) in [(0, 4096), (4096, 131_072), (50 * MIB, 100_000), (50 * MIB + 100_000, 131_072)]
+        {
             world.one(0, offset, len);
             run = if offset == 50 * MIB { len } else { run + len };
             let first = ((offset + len) / 16384) as u32;
@@ -355,6 +357,24 @@ mod tests {
             assert!((seconds - distance / 4.0).abs() < 1.5, "{piece} in {seconds}");
         }
         assert_eq!(world.handles[0].wanted.range(40..).count() / 31, 1);
+    }
+
+    #[test]
+    fn a_slow_reader_is_measured_and_keeps_its_window() {
+        // A player fills its buffer, and then reads 400 KiB each second, or an audio player 20 KiB.
+        for rate in [400 << 10, 20 << 10] {
+            let mut world = world(MIB, 1000 * MIB, 1);
+            world.read(0, 0..16 * MIB, 64 * MIB);
+            let mut at = 16 * MIB;
+            for _ in 0..200 {
+                world.now += Duration::from_millis(250);
+                world.one(0, at, rate / 4);
+                at += rate / 4;
+                assert!(world.streams.idle(world.now).is_empty());
+            }
+            let pace = world.streams.streams[&0].pace();
+            assert!(pace < rate * 5 / 4 || pace == PACE_MIN, "{pace} for {rate}");
+        }
     }
 
     #[test]

@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::background::{Background, Prefetch};
-use super::blame::{Blame, Digest};
+use super::blame::Blame;
 use super::choker;
 use super::demands::Demands;
-use super::effects::{Effect, Event, Verdict};
-use super::inbox::Demand;
+use super::effects::{Effect, Event};
 use super::load::{Has, PeerLoad};
 use super::memory::Memory;
 use super::peers::{DialLimits, PeerBook};
@@ -39,11 +38,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// …and while a read waits.
 const LOOK_CLOSELY: Duration = Duration::from_millis(100);
 /// Looks at what is late are at least so far apart, also those that events lead to.
-const LOOK_PAUSE: Duration = Duration::from_millis(20);
-/// Pieces handed from the background to the picker in one go: more follow with the next event.
-const BACKGROUND_STEP: usize = 16;
-/// Pieces of a full check hashed at a time: one keeps the disk busy while the other is hashed.
-const SWEEPING: usize = 2;
+pub(super) const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Stands for the whole torrent where a file is named: no torrent has so many.
 pub const EVERYTHING: FileIndex = FileIndex(u32::MAX);
 /// Pieces a peer may announce before we know how many there are; it would take metadata of over 20 MB to
@@ -53,9 +48,6 @@ const EARLY_PIECES: u32 = 1 << 24;
 /// Peers that are gone and whose address is remembered, so that what they sent is blamed on them: as many as
 /// can have had a part in the pieces being made.
 const DEPARTED_MAX: usize = 512;
-/// Banned addresses shown. Each took a bad piece, so it isn't reached unless somebody works at it.
-const BANNED_MAX: usize = 1024;
-
 /// What doesn't change.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -111,13 +103,13 @@ pub(super) struct Live {
     pub(super) picker: Picker,
     pub(super) demands: Demands,
     pub(super) background: Background,
-    blame: Blame,
+    pub(super) blame: Blame,
     /// The next piece that the full check looks at, while there is one going on.
-    sweep: Option<u32>,
+    pub(super) sweep: Option<u32>,
     /// When a reader last wanted anything, or the torrent began.
     pub(super) wanted: Instant,
     /// Pieces of the full check that are being hashed.
-    sweeping: BTreeSet<PieceIndex>,
+    pub(super) sweeping: BTreeSet<PieceIndex>,
 }
 
 /// See the module's text.
@@ -126,9 +118,9 @@ pub struct Swarm {
     pub(super) live: Option<Live>,
     pub(super) resolve: Resolve,
     pub(super) peers: BTreeMap<PeerKey, Peer>,
-    book: PeerBook,
+    pub(super) book: PeerBook,
     /// Peers that are gone, the oldest first.
-    departed: VecDeque<(PeerKey, SocketAddr)>,
+    pub(super) departed: VecDeque<(PeerKey, SocketAddr)>,
     dialing: usize,
     /// The book was changed by what a peer said: look whom to dial.
     look_at_book: bool,
@@ -139,11 +131,11 @@ pub struct Swarm {
     next_look: Option<Instant>,
     last_look: Option<Instant>,
     /// When late blocks of what is waited for were last asked of others.
-    last_hedge: Option<Instant>,
+    pub(super) last_hedge: Option<Instant>,
     /// Why the torrent can't go on, for the user.
-    error: Option<String>,
-    banned: Vec<SocketAddr>,
-    finished: bool,
+    pub(super) error: Option<String>,
+    pub(super) banned: Vec<SocketAddr>,
+    pub(super) finished: bool,
     /// How often it was decided who is asked for what, and how often the invariants were checked: for tests.
     pub(super) scheduled: u64,
     pub(super) invariants_checked: u64,
@@ -216,77 +208,6 @@ impl Swarm {
             self.check_invariants();
         }
         fx
-    }
-
-    /// Decides who is asked for what, once for each event.
-    fn schedule(&mut self, now: Instant, fx: &mut Vec<Effect>) {
-        let Some(live) = &mut self.live else { return };
-        self.scheduled += 1;
-        let mut requests = live.picker.schedule(now);
-        if live.demands.is_waiting() && self.last_hedge.is_none_or(|at| now >= at + LOOK_PAUSE) {
-            self.last_hedge = Some(now);
-            requests.extend(live.picker.hedge(now));
-        }
-        if live.background.is_active() && live.pick_background(now, fx) {
-            requests.extend(live.picker.schedule(now));
-        }
-        // Cancels first: what is recalled from a peer makes room for what is asked of it instead.
-        fx.extend(live.picker.take_void().into_iter().map(|(peer, block)| Effect::Cancel(peer, block)));
-        for request in &requests {
-            live.table.set(request.block.piece, PieceState::Requested);
-        }
-        if !requests.is_empty() {
-            fx.push(Effect::Request(requests));
-        }
-    }
-
-    fn check_invariants(&mut self) {
-        let Some(live) = &self.live else { return };
-        self.invariants_checked += 1;
-        // The order of a large torrent takes milliseconds to look through.
-        let order = if live.table.len() < 4096 { live.background.check() } else { Ok(()) };
-        if let Err(broken) = live.picker.check().and(order) {
-            tracing::error!("an invariant is broken: {broken}; this is a bug, please report it");
-        }
-    }
-
-    fn demanded(&mut self, demands: Vec<Demand>, now: Instant, fx: &mut Vec<Effect>) {
-        for demand in demands {
-            if let Demand::Unreadable { reason } = demand {
-                self.error = Some(reason);
-            } else if let Some(live) = &mut self.live {
-                live.demands.apply(demand, &live.table, &mut live.picker, now, fx);
-                live.wanted = now;
-            }
-        }
-        let touched = self.live.as_mut().map_or(Vec::new(), |l| l.demands.take_touched());
-        if self.settings.prefetch == Prefetch::File {
-            touched.into_iter().for_each(|file| self.prefetch(file, true, now, fx));
-        }
-        self.all_interests(now, fx);
-    }
-
-    /// A file is to be fetched whole in the background, or no longer. A file beyond the last stands for all.
-    fn prefetch(&mut self, file: FileIndex, on: bool, now: Instant, fx: &mut Vec<Effect>) {
-        let Some(live) = &mut self.live else { return };
-        if on == live.background.has_file(file) {
-            return;
-        }
-        if on {
-            let geometry = live.picker.geometry();
-            let pieces = match geometry.files().get(file.0 as usize) {
-                Some(_) => geometry.file_pieces(file),
-                None => 0..geometry.pieces(),
-            };
-            let peers: Vec<&Has> =
-                self.peers.keys().filter_map(|key| live.picker.load(*key)).map(PeerLoad::has).collect();
-            live.background.add(file, pieces, &live.table, peers.into_iter());
-        } else {
-            for piece in live.background.remove(file) {
-                live.demands.unwant(piece, DemandId::Background, &live.table, &mut live.picker, fx);
-            }
-        }
-        self.all_interests(now, fx);
     }
 
     /// Whether peers may introduce others: never those of a private torrent (BEP 27).
@@ -458,12 +379,7 @@ impl Swarm {
                         peer.early.add(piece, EARLY_PIECES);
                         continue;
                     };
-                    let new = piece.0 < live.table.len();
-                    if let Some(load) = live.picker.peer(key)
-                        && new
-                        && !load.has().has(piece)
-                    {
-                        load.has_mut().add(piece, live.table.len());
+                    if live.picker.have(key, piece) {
                         live.background.have(piece);
                     }
                     peer.useful |= piece.0 < live.table.len() && !live.table.is_complete(piece);
@@ -605,142 +521,6 @@ impl Swarm {
         }
     }
 
-    fn verified(
-        &mut self,
-        piece: PieceIndex,
-        verdict: Verdict,
-        digests: &[Digest],
-        now: Instant,
-        fx: &mut Vec<Effect>,
-    ) {
-        let Some(live) = &mut self.live else { return };
-        match verdict {
-            Verdict::Good => {
-                self.error = None;
-                for addr in live.blame.passed(piece, digests) {
-                    self.ban(addr, fx);
-                }
-                self.complete(piece, now, fx);
-            }
-            Verdict::Bad => {
-                let from = live.picker.failed(piece, true);
-                live.table.set(piece, PieceState::Missing);
-                let address = |key: PeerKey| {
-                    let here = self.peers.get(&key).map(|p| p.who.addr);
-                    here.or_else(|| self.departed.iter().find(|(k, _)| *k == key).map(|(_, addr)| *addr))
-                };
-                let from: Vec<Option<SocketAddr>> = from.iter().map(|k| k.and_then(address)).collect();
-                tracing::warn!(torrent = %live.info.name, piece = piece.0, "a piece failed its hash; fetching it again");
-                if let Some(addr) = live.blame.failed(piece, &from, digests) {
-                    self.ban(addr, fx);
-                }
-            }
-            Verdict::Unwritten(error) => {
-                live.picker.failed(piece, false);
-                live.table.set(piece, PieceState::Missing);
-                self.error = Some(error.to_string());
-                if live.background.taken().contains(&piece) {
-                    live.background.failed(piece, now);
-                    live.demands.unwant(piece, DemandId::Background, &live.table, &mut live.picker, fx);
-                }
-                live.demands.give_up(piece, &error, &live.table, &mut live.picker, now, fx);
-            }
-        }
-    }
-
-    fn checked(&mut self, piece: PieceIndex, good: bool, now: Instant, fx: &mut Vec<Effect>) {
-        let Some(live) = &mut self.live else { return };
-        live.sweeping.remove(&piece);
-        if good && live.table.is_complete(piece) {
-            // As recorded.
-        } else if good {
-            live.demands.check_ended(piece);
-            self.complete(piece, now, fx);
-        } else {
-            if live.table.is_complete(piece) {
-                tracing::warn!(torrent = %live.info.name, piece = piece.0, "recorded as complete, and its data is wrong: it is fetched again when wanted");
-                self.finished = false;
-                // Who was of no use any more, or never, may be now.
-                for (key, peer) in &mut self.peers {
-                    peer.useful |= live.picker.peer(*key).is_some_and(|p| p.has().has(piece));
-                }
-            }
-            live.table.set(piece, PieceState::Missing);
-            for wish in live.demands.check_ended(piece) {
-                wish.make(piece, &mut live.picker);
-            }
-            if !live.background.taken().contains(&piece) {
-                live.background.put_back(piece);
-            }
-        }
-        self.sweep(fx);
-    }
-
-    /// Has the next pieces of the full check hashed, a few at a time, so that readers come first.
-    fn sweep(&mut self, fx: &mut Vec<Effect>) {
-        let Some(live) = &mut self.live else { return };
-        while live.sweeping.len() < SWEEPING
-            && let Some(next) = live.sweep
-        {
-            live.sweep = (next + 1 < live.table.len()).then_some(next + 1);
-            let piece = PieceIndex(next);
-            match live.table.state(piece) {
-                PieceState::Unknown => {
-                    live.demands.check_begins(piece);
-                    live.table.set(piece, PieceState::Verifying);
-                }
-                PieceState::Complete => {}
-                PieceState::Missing | PieceState::Requested | PieceState::Verifying => continue,
-            }
-            live.sweeping.insert(piece);
-            fx.push(Effect::Check(piece));
-        }
-    }
-
-    /// A piece is here, verified and written.
-    fn complete(&mut self, piece: PieceIndex, now: Instant, fx: &mut Vec<Effect>) {
-        let Some(live) = &mut self.live else { return };
-        live.table.set(piece, PieceState::Complete);
-        live.picker.completed(piece);
-        live.background.completed(piece);
-        live.demands.completed(piece, now);
-        fx.push(Effect::Wake(piece));
-        let lacking: Vec<PeerKey> = self
-            .peers
-            .keys()
-            .filter(|k| live.picker.peer(**k).is_some_and(|p| !p.has().has(piece)))
-            .copied()
-            .collect();
-        if !lacking.is_empty() {
-            fx.push(Effect::Have(lacking, piece));
-        }
-        if live.table.complete_count() == live.table.len() && !self.finished {
-            self.finished = true;
-            fx.push(Effect::Finished);
-            for peer in self.peers.values_mut() {
-                peer.useful = false;
-            }
-            self.all_interests(now, fx);
-        }
-    }
-
-    fn ban(&mut self, addr: SocketAddr, fx: &mut Vec<Effect>) {
-        tracing::warn!(peer = %addr, "banned: it sent bad data");
-        if !self.banned.contains(&addr) && self.banned.len() < BANNED_MAX {
-            self.banned.push(addr);
-        }
-        self.book.ban(addr);
-        for (key, peer) in &self.peers {
-            if self.book.is_banned(peer.who.addr) {
-                // Nothing more is asked of it, and nothing more of it counts, while it is being disconnected.
-                if let Some(live) = &mut self.live {
-                    live.forget(*key, fx);
-                }
-                fx.push(Effect::Disconnect(*key, "banned: it sent bad data".into()));
-            }
-        }
-    }
-
     fn tick(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         self.next_look = None;
         self.last_look = Some(now);
@@ -760,6 +540,8 @@ impl Swarm {
                     fx.push(Effect::Request(hedged));
                 }
             }
+            live.recall_background(fx);
+            live.picker.drop_orphans();
             live.demands.idle(&live.table, &mut live.picker, now, fx);
             live.demands.time_out(&live.table, &mut live.picker, now, fx);
         }
@@ -840,42 +622,6 @@ impl Swarm {
     /// Whether anything is being fetched.
     pub fn is_fetching(&self) -> bool {
         self.live.as_ref().is_some_and(|l| l.picker.is_busy())
-    }
-}
-
-impl Live {
-    /// Hands pieces of the background to the picker, for peers that have nothing better to do; true if there were
-    /// any.
-    fn pick_background(&mut self, now: Instant, fx: &mut Vec<Effect>) -> bool {
-        let memory = self.picker.memory_max() / u64::from(self.picker.geometry().piece_length());
-        let most = (memory as usize).max(2);
-        let mut picked = 0;
-        for key in self.picker.hungry(now) {
-            if self.background.taken().len() >= most || picked >= BACKGROUND_STEP {
-                break;
-            }
-            let Some(load) = self.picker.load(key) else { continue };
-            if let Some(piece) = self.background.pick(key, load.has(), now) {
-                picked += 1;
-                let due = Background::due(now);
-                self.demands.want(piece, DemandId::Background, due, &self.table, &mut self.picker, fx);
-            }
-        }
-        picked > 0
-    }
-
-    /// A peer is gone, or nothing more of it counts.
-    fn forget(&mut self, key: PeerKey, fx: &mut Vec<Effect>) {
-        if let Some(load) = self.picker.load(key) {
-            self.background.count(load.has(), false);
-        }
-        self.background.forget(key);
-        self.picker.remove_peer(key);
-        // What only it could have sent is no longer on its way.
-        let gone = self.background.recall(|piece| self.picker.is_servable(piece));
-        for piece in gone {
-            self.demands.unwant(piece, DemandId::Background, &self.table, &mut self.picker, fx);
-        }
     }
 }
 

@@ -14,6 +14,7 @@ use divan::{Bencher, black_box};
 use torrentfs::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef, Geometry, PieceIndex};
 use torrentfs::peer::PeerKey;
 use torrentfs::torrent::load::{Has, PeerLoad};
+use torrentfs::torrent::memory::Memory;
 use torrentfs::torrent::picker::{Assignment, DemandId, Picker};
 
 use crate::{RATE, SCALES, Scale};
@@ -44,6 +45,9 @@ fn seed(now: Instant, rate: u64) -> PeerLoad {
     load
 }
 
+/// Pieces that are wanted at a time: as many as the smallest torrent has.
+const WANTED: u32 = 1000;
+
 /// A picker with its peers, and the requests that are on their way, oldest first.
 struct World {
     picker: Picker,
@@ -56,7 +60,7 @@ struct World {
 }
 
 impl World {
-    /// Everything is wanted.
+    /// As much is wanted as readers' windows hold, all over the torrent.
     fn new(scale: Scale) -> Self {
         let mut world = Self::idle(scale, BUDGET);
         world.want_all();
@@ -67,7 +71,7 @@ impl World {
     fn idle(scale: Scale, budget: u64) -> Self {
         let now = Instant::now();
         let size = u64::from(PIECE) * u64::from(scale.pieces);
-        let mut picker = Picker::new(Arc::new(Geometry::contiguous(PIECE, &[size])), budget);
+        let mut picker = Picker::new(Arc::new(Geometry::contiguous(PIECE, &[size])), Memory::new(budget));
         for key in 0..scale.peers {
             picker.add_peer(PeerKey(key), seed(now, RATE / scale.peers));
         }
@@ -75,8 +79,9 @@ impl World {
     }
 
     fn want_all(&mut self) {
-        for piece in 0..self.scale.pieces {
-            self.picker.want(PieceIndex(piece), ALL, self.last);
+        let apart = self.scale.pieces / WANTED;
+        for n in 0..WANTED {
+            self.picker.want(PieceIndex(n * apart), ALL, self.last);
             self.last += APART;
         }
     }

@@ -16,8 +16,10 @@ use torrentfs::metainfo::geometry::{BLOCK_LEN, FileIndex, PieceIndex};
 use torrentfs::metainfo::{Info, TorrentBuilder};
 use torrentfs::peer::PeerKey;
 use torrentfs::peer::event::{Connected, Item};
+use torrentfs::torrent::background::Prefetch;
 use torrentfs::torrent::effects::{Effect, Event, Verdict};
 use torrentfs::torrent::inbox::Demand;
+use torrentfs::torrent::memory::Memory;
 use torrentfs::torrent::picker::Assignment;
 use torrentfs::torrent::swarm::{Settings, Swarm};
 use torrentfs::torrent::table::{PieceState, PieceTable};
@@ -65,6 +67,9 @@ impl World {
             upload: true,
             pex: false,
             check_all: false,
+            prefetch: Prefetch::None,
+            memory: Memory::default(),
+            check_invariants: false,
         };
         let (swarm, now) = (Swarm::new(settings), Instant::now());
         let (asked, todo) = (BTreeMap::new(), Vec::new());
@@ -73,7 +78,7 @@ impl World {
         for key in 0..scale.peers {
             world.join(key);
         }
-        world.apply(Event::Demand(Demand::Open { stream: 1 }));
+        world.apply(Event::Demands(vec![Demand::Open { stream: 1, file: FileIndex(0) }]));
         (0..WAITED).for_each(|_| world.want_another());
         world.carry_out();
         world
@@ -98,13 +103,14 @@ impl World {
     fn want_another(&mut self) {
         self.at = (self.at + 379) % self.table.len();
         self.waiter += 1;
-        self.apply(Event::Demand(Demand::Want {
+        self.apply(Event::Demands(vec![Demand::Want {
             waiter: self.waiter,
+            stream: 1,
             file: FileIndex(0),
             offset: u64::from(self.at) * u64::from(PIECE),
             pieces: vec![PieceIndex(self.at)],
             since: self.now,
-        }));
+        }]));
     }
 
     fn carry_out(&mut self) {

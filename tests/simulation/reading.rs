@@ -4,7 +4,7 @@
 //! owner is told, and where the stream is. When its last piece has come, a worker answers it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use torrentfs::metainfo::geometry::{FileIndex, PieceIndex};
 use torrentfs::torrent::effects::Event;
@@ -82,8 +82,8 @@ impl Process {
 }
 
 /// What the torrent is told of a read of `len` bytes at `at`, besides what is missing of it: where the stream is.
-fn advance(handle: &mut Handle, at: u64, len: u64) -> Option<Demand> {
-    let reach = handle.track.on_read(at, len)?;
+fn advance(handle: &mut Handle, at: u64, len: u64, now: Instant) -> Option<Demand> {
+    let reach = handle.track.on_read(at, len, now)?;
     Some(Demand::Moved { stream: handle.stream, reach })
 }
 
@@ -191,8 +191,9 @@ impl World {
         } else {
             demands.push(want);
         }
+        let instant = self.instant();
         let handle = self.processes[n].handles.get_mut(&number);
-        demands.extend(handle.and_then(|handle| advance(handle, at, len)));
+        demands.extend(handle.and_then(|handle| advance(handle, at, len, instant)));
         if !demands.is_empty() {
             self.apply(Event::Demands(demands));
         }

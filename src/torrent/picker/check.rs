@@ -42,7 +42,10 @@ impl Picker {
                 if let Block::Recalled(key) = state
                     && !self.peers.get(key).is_some_and(|p| p.is_recalled(block))
                 {
-                    return Err(format!("piece {} block {i}: recalled from a peer that doesn't know", index.0));
+                    return Err(format!(
+                        "piece {} block {i}: recalled from a peer that doesn't know",
+                        index.0
+                    ));
                 }
                 let Block::Requested(peers) = state else { continue };
                 if peers.is_empty() || !peers.iter().all(|k| self.peers.get(k).is_some_and(|p| p.owes(block)))
@@ -82,4 +85,3 @@ impl Picker {
         Ok(())
     }
 }
-

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::{Assignment, Block, BlockIndex, BlockRef, PeerKey, PieceIndex, Picker};
+use super::{Assignment, Block, BlockIndex, BlockRef, PeerKey, Picker, PieceIndex};
 use crate::torrent::load::{Lateness, Queue};
 
 /// Duplicates one starts with: a piece of 1 MiB, so that the first late ones needn't be earned.
@@ -80,18 +80,32 @@ impl Picker {
             late.extend(self.peers.get(&first).and_then(|p| p.lateness(block, queue, now)).map(|l| (l, i)));
         }
         late.sort_unstable_by(|a, b| b.cmp(a));
+        let others: Vec<PeerKey> = self
+            .peers
+            .iter_mut()
+            .filter_map(|(k, p)| {
+                // What is waited for goes beyond what a peer is usually asked for.
+                let room = (waited && p.room_for_urgent(now) > 0) || p.room(now) > 0;
+                (room && p.can_serve(index)).then_some(*k)
+            })
+            .collect();
+        if others.is_empty() {
+            return;
+        }
         for (remaining, i) in late {
             let Some(Block::Requested(asked)) = parts.blocks.get_mut(i) else { continue };
             let &[first] = asked.as_slice() else { continue };
             let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
-            let best = self
-                .peers
-                .iter_mut()
-                .filter_map(|(k, p)| {
-                    // What is waited for goes beyond what a peer is usually asked for.
+            let stuck = queues.get(&first).is_some_and(Queue::is_stuck);
+            if !stuck && self.spare == 0 {
+                continue;
+            }
+            let best = others
+                .iter()
+                .filter_map(|k| {
+                    let p = self.peers.get_mut(k).filter(|p| *k != first && !p.is_recalled(block))?;
                     let room = (waited && p.room_for_urgent(now) > 0) || p.room(now) > 0;
-                    let free = room && *k != first && p.can_serve(index) && !p.is_recalled(block);
-                    free.then(|| (p.expected(now), *k))
+                    room.then(|| (p.expected(now), *k))
                 })
                 .min();
             // The others are less late, and the other peers no sooner.
@@ -99,15 +113,13 @@ impl Picker {
             if (!waited && remaining != Lateness::Late) || !remaining.is_worth(expected) {
                 return;
             }
-            if queues.get(&first).is_some_and(Queue::is_stuck) {
+            if stuck {
                 // Nothing comes from there: the block is taken away, which costs nothing unless it comes after all.
                 if let Some(peer) = self.peers.get_mut(&first) {
                     peer.lost(block, now);
                 }
                 self.void.push((first, block));
                 asked.clear();
-            } else if self.spare == 0 {
-                continue;
             } else {
                 self.spare -= 1;
                 self.hedged += 1;
@@ -126,12 +138,7 @@ impl Picker {
     }
 
     /// Whether the peer that delivers a piece alone is so slow that another, untried one is worth beginning anew.
-    fn sole_is_late(
-        &mut self,
-        index: PieceIndex,
-        queues: &HashMap<PeerKey, Queue>,
-        now: Instant,
-    ) -> bool {
+    fn sole_is_late(&mut self, index: PieceIndex, queues: &HashMap<PeerKey, Queue>, now: Instant) -> bool {
         let Some(piece) = self.pieces.get(&index).filter(|p| !p.verifying) else { return false };
         let (Some(sole), Some(parts)) = (piece.sole, &piece.parts) else { return false };
         let others = self.peers.iter_mut().filter(|(k, _)| **k != sole && !piece.avoid.contains(k));
@@ -152,5 +159,4 @@ impl Picker {
             matches!(state, Block::Requested(_)) && late()
         })
     }
-
 }

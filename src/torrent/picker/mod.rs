@@ -29,6 +29,9 @@ use crate::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef, Geometry, Piece
 use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
 
+/// Least memory that each torrent's pieces in the making may take.
+const MAKING_MIN: u64 = 4 << 20;
+
 /// Who wants a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DemandId {
@@ -181,13 +184,15 @@ pub struct Picker {
     earned: u32,
     /// Blocks asked of a second peer, ever.
     hedged: u64,
+    /// When it was last looked at whether to recall anything.
+    preempted: Option<Instant>,
     /// Pieces looked at by [`Picker::schedule`], ever: its cost, for tests.
     looked_at: u64,
 }
 
 impl Picker {
-    /// Nothing wanted, no peers. `memory` bounds the bytes of pieces in the making; what a read waits for is
-    /// fetched beyond it, up to twice as much.
+    /// Nothing wanted, no peers. `memory` bounds the bytes of pieces in the making; what a read waits for is begun
+    /// beyond it as long as less than that is really here or on its way.
     pub fn new(geometry: Arc<Geometry>, memory: Memory) -> Self {
         Self {
             geometry,
@@ -205,6 +210,7 @@ impl Picker {
             spare: hedge::SPARE_FIRST,
             earned: 0,
             hedged: 0,
+            preempted: None,
             looked_at: 0,
         }
     }
@@ -217,10 +223,43 @@ impl Picker {
     /// Peers that have room for requests although everything wanted was given out, as far as there is memory for
     /// another piece.
     pub fn hungry(&mut self, now: Instant) -> Vec<PeerKey> {
-        if self.memory.used() + u64::from(self.geometry.piece_length()) > self.memory.max() && self.held > 0 {
+        let len = u64::from(self.geometry.piece_length());
+        // Half of the memory is for readers.
+        if self.memory.used() + len > self.memory.max() / 2 && self.held + len > self.floor() {
             return Vec::new();
         }
-        self.peers.iter_mut().filter_map(|(key, p)| (p.room(now) > 0).then_some(*key)).collect()
+        let willing = self.peers.iter_mut().filter(|(_, p)| !p.is_snubbed());
+        willing.filter_map(|(key, p)| (p.room(now) > 0).then_some(*key)).collect()
+    }
+
+    /// Bytes of pieces in the making that every torrent may have, whatever the others take: enough to go on at a good
+    /// rate, and one piece to be hashed and one to be fetched, however large they are.
+    fn floor(&self) -> u64 {
+        MAKING_MIN.min(self.memory.max() / 6).max(2 * u64::from(self.geometry.piece_length()))
+    }
+
+    /// Gives up pieces that nobody wants if memory is getting short for others.
+    pub fn drop_orphans(&mut self) {
+        while self.memory.used() > self.memory.max() / 2 {
+            let Some(index) = self.orphans.pop_front() else { return };
+            if self.pieces.get(&index).is_some_and(Piece::is_orphan) {
+                self.drop_parts(index);
+                self.pieces.remove(&index);
+            }
+        }
+    }
+
+    /// A peer has one piece more; false if that isn't news.
+    pub fn have(&mut self, key: PeerKey, piece: PieceIndex) -> bool {
+        let (pieces, wanted) = (self.geometry.pieces(), self.is_wanted(piece));
+        let Some(peer) = self.peers.get_mut(&key).filter(|p| piece.0 < pieces && !p.has().has(piece)) else {
+            return false;
+        };
+        peer.has_mut().add(piece, pieces);
+        if wanted {
+            peer.idle_at = 0;
+        }
+        true
     }
 
     /// A peer that may be asked. What it has comes with [`PeerLoad`]'s own calls.
@@ -481,7 +520,7 @@ impl Picker {
 
     /// Whether a peer that is here would send this piece, now or when it has room.
     pub fn is_servable(&self, index: PieceIndex) -> bool {
-        self.peers.values().any(|p| p.has().has(index))
+        self.peers.values().any(|p| p.can_serve(index) && !p.is_snubbed())
     }
 
     /// Bytes that the pieces in the making of all torrents may take.
@@ -672,7 +711,6 @@ impl Picker {
     pub fn filled(&self) -> u64 {
         self.filled * u64::from(BLOCK_LEN)
     }
-
 }
 
 impl Drop for Picker {

@@ -9,7 +9,7 @@
 use std::ops::Bound::{Excluded, Unbounded};
 use std::time::{Duration, Instant};
 
-use super::{Assignment, Block, BlockIndex, BlockRef, PeerKey, PieceIndex, Picker};
+use super::{Assignment, Block, BlockIndex, BlockRef, PeerKey, Picker, PieceIndex};
 use crate::metainfo::geometry::BLOCK_LEN;
 use crate::torrent::load::PeerLoad;
 
@@ -21,6 +21,9 @@ const NEARLY: f64 = 1.5;
 const NEARLY_MORE: f64 = 0.05;
 /// Bulk requests are recalled if that brings an urgent piece forward by this: less isn't worth the messages.
 const RECALL_GAIN: Duration = Duration::from_millis(100);
+
+/// How often it is looked at whether to recall any: it costs a look at all that is under way.
+const PREEMPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// A peer that may be asked, as seen while requests are given out.
 struct Taker {
@@ -79,7 +82,7 @@ impl Picker {
             })
             .collect();
         let mut cursor: Option<(Instant, PieceIndex)> = None;
-        let mut full = false;
+        let (mut full, mut begun_only) = (false, false);
         let mut reserved = 0;
         while reserved < RESERVED_MAX {
             let from = cursor.map_or(Unbounded, Excluded);
@@ -95,9 +98,13 @@ impl Picker {
                 break;
             }
             cursor = Some(next);
+            if begun_only && self.pieces.get(&next.1).is_some_and(|p| p.parts.is_none()) {
+                continue;
+            }
             self.looked_at += 1;
             let looked = self.schedule_piece(next.1, next.0, now, &mut takers, &mut reserved, &mut out);
             full |= matches!(looked, Looked::Full);
+            begun_only |= urgent && matches!(looked, Looked::Full);
         }
         out
     }
@@ -145,10 +152,10 @@ impl Picker {
         if self.make_room(len) {
             return true;
         }
-        // One piece to be hashed and one to be fetched, however large they are. What a read waits for is begun
-        // beyond the budget, as long as it isn't really used up: pieces that nobody sends take little.
-        let two = self.held <= u64::from(self.geometry.piece_length());
-        let anyway = two || (waited && self.filled() < 2 * self.memory.max());
+        // What a read waits for is begun beyond the budget, as long as it isn't really used up: pieces that nobody
+        // sends take little.
+        let anyway =
+            self.held + len <= self.floor() || (waited && self.filled() < self.memory.max() + self.floor());
         if anyway {
             self.memory.take_anyway(len);
         }
@@ -166,6 +173,11 @@ impl Picker {
         out: &mut Vec<Assignment>,
     ) -> Looked {
         let urgent = self.waited.contains(&index);
+        let sole = self.pieces.get(&index).and_then(|p| p.sole);
+        let serves = |t: &Taker| self.peers.get(&t.key).is_some_and(|p| p.can_serve(index));
+        if sole.is_none() && !takers.iter().any(|t| t.has_room(urgent) && serves(t)) {
+            return Looked::Through;
+        }
         let mut able = self.able(index, takers);
         if !able.iter().any(|t| takers[*t].has_room(urgent)) {
             return Looked::Through;
@@ -229,15 +241,17 @@ impl Picker {
     /// Recalls bulk requests that stand in front of the most urgent piece, if a read waits for it.
     fn preempt(&mut self, now: Instant) {
         let Some(&(_, index)) = self.open.first() else { return };
-        let waited = |index: PieceIndex| self.pieces.get(&index).is_some_and(super::Piece::waited_for);
-        if !waited(index) {
+        let stays = |index: PieceIndex| self.pieces.get(&index).is_some_and(|p| p.waited_for() || p.alone);
+        let lately = self.preempted.is_some_and(|at| now < at + PREEMPT_PAUSE);
+        if lately || !self.waited.contains(&index) {
             return;
         }
+        self.preempted = Some(now);
         let mut recalls: Vec<(PeerKey, BlockRef)> = Vec::new();
         let mut rate = 0;
         for (key, peer) in self.peers.iter().filter(|(_, p)| p.can_serve(index)) {
             rate += peer.last_rate();
-            let bulk = peer.cancellable().into_iter().filter(|block| !waited(block.piece));
+            let bulk = peer.cancellable().into_iter().filter(|block| !stays(block.piece));
             recalls.extend(bulk.map(|block| (*key, block)));
         }
         let ahead = recalls.len() as f64 * f64::from(BLOCK_LEN);

@@ -614,6 +614,36 @@ fn the_last_block_is_remembered_across_a_failure() {
 }
 
 #[test]
+fn p2_corruption_is_found() {
+    type Corrupt = fn(&mut Picker);
+    let rows: [(&str, Corrupt); 5] = [
+        ("held", |p| p.held += 1),
+        ("filled", |p| p.filled += 1),
+        ("a wanted piece that isn't open", |p| p.open.clear()),
+        ("a count of free blocks", |p| {
+            let parts = p.pieces.values_mut().filter_map(|piece| piece.parts.as_mut()).next();
+            parts.unwrap().free += 1;
+        }),
+        ("a request nobody knows of", |p| {
+            let stray = BlockRef { piece: PieceIndex(3), block: BlockIndex(0) };
+            p.peers.values_mut().next().unwrap().request(stray, Instant::now());
+        }),
+    ];
+    for (what, corrupt) in rows {
+        let now = Instant::now();
+        let mut picker = picker(1024 * KIB, 4, PLENTY);
+        picker.add_peer(PeerKey(1), seed(now));
+        picker.want(PieceIndex(0), read(1), now);
+        picker.schedule(now);
+        picker.check().unwrap();
+        corrupt(&mut picker);
+        assert!(picker.check().is_err(), "{what}");
+        // Reported, and no reason to panic later on.
+        (picker.held, picker.filled) = (1 << 20, 16);
+    }
+}
+
+#[test]
 fn p1_wanting_and_scheduling_cost_what_changed() {
     // Not measured in time: a piece all of whose blocks are asked for isn't looked at again.
     let now = Instant::now();

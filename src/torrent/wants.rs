@@ -1,0 +1,130 @@
+//! What is wanted and asked for: readers' demands, what is fetched beyond them, and who is asked for what. A part of
+//! the [`Swarm`]'s `apply`, and as pure as the rest of it.
+
+use std::time::Instant;
+
+use super::background::{Background, Prefetch};
+use super::effects::Effect;
+use super::inbox::Demand;
+use super::load::{Has, PeerLoad};
+use super::picker::DemandId;
+use super::swarm::{LOOK_PAUSE, Live, Swarm};
+use super::table::PieceState;
+use crate::metainfo::geometry::FileIndex;
+use crate::peer::PeerKey;
+
+/// Pieces handed from the background to the picker in one go: more follow with the next event.
+const BACKGROUND_STEP: usize = 16;
+
+impl Swarm {
+    /// Decides who is asked for what, once for each event.
+    pub(super) fn schedule(&mut self, now: Instant, fx: &mut Vec<Effect>) {
+        let Some(live) = &mut self.live else { return };
+        self.scheduled += 1;
+        let mut requests = live.picker.schedule(now);
+        if live.demands.is_waiting() && self.last_hedge.is_none_or(|at| now >= at + LOOK_PAUSE) {
+            self.last_hedge = Some(now);
+            requests.extend(live.picker.hedge(now));
+        }
+        if live.background.is_active() && live.pick_background(now, fx) {
+            requests.extend(live.picker.schedule(now));
+        }
+        // Cancels first: what is recalled from a peer makes room for what is asked of it instead.
+        fx.extend(live.picker.take_void().into_iter().map(|(peer, block)| Effect::Cancel(peer, block)));
+        for request in &requests {
+            live.table.set(request.block.piece, PieceState::Requested);
+        }
+        if !requests.is_empty() {
+            fx.push(Effect::Request(requests));
+        }
+    }
+
+    pub(super) fn check_invariants(&mut self) {
+        let Some(live) = &self.live else { return };
+        self.invariants_checked += 1;
+        // The order of a large torrent takes milliseconds to look through.
+        let order = if live.table.len() < 4096 { live.background.check() } else { Ok(()) };
+        if let Err(broken) = live.picker.check().and(order) {
+            tracing::error!("an invariant is broken: {broken}; this is a bug, please report it");
+        }
+    }
+
+    pub(super) fn demanded(&mut self, demands: Vec<Demand>, now: Instant, fx: &mut Vec<Effect>) {
+        for demand in demands {
+            if let Demand::Unreadable { reason } = demand {
+                self.error = Some(reason);
+            } else if let Some(live) = &mut self.live {
+                live.demands.apply(demand, &live.table, &mut live.picker, now, fx);
+                live.wanted = now;
+            }
+        }
+        let touched = self.live.as_mut().map_or(Vec::new(), |l| l.demands.take_touched());
+        if self.settings.prefetch == Prefetch::File {
+            touched.into_iter().for_each(|file| self.prefetch(file, true, now, fx));
+        }
+        self.all_interests(now, fx);
+    }
+
+    /// A file is to be fetched whole in the background, or no longer. A file beyond the last stands for all.
+    pub(super) fn prefetch(&mut self, file: FileIndex, on: bool, now: Instant, fx: &mut Vec<Effect>) {
+        let Some(live) = &mut self.live else { return };
+        if on == live.background.has_file(file) {
+            return;
+        }
+        if on {
+            let geometry = live.picker.geometry();
+            let pieces = match geometry.files().get(file.0 as usize) {
+                Some(_) => geometry.file_pieces(file),
+                None => 0..geometry.pieces(),
+            };
+            let peers: Vec<&Has> =
+                self.peers.keys().filter_map(|key| live.picker.load(*key)).map(PeerLoad::has).collect();
+            live.background.add(file, pieces, &live.table, peers.into_iter());
+        } else {
+            for piece in live.background.remove(file) {
+                live.demands.unwant(piece, DemandId::Background, &live.table, &mut live.picker, fx);
+            }
+        }
+        self.all_interests(now, fx);
+    }
+}
+
+impl Live {
+    /// Hands pieces of the background to the picker, for peers that have nothing better to do; true if there were
+    /// any.
+    fn pick_background(&mut self, now: Instant, fx: &mut Vec<Effect>) -> bool {
+        let memory = self.picker.memory_max() / 2 / u64::from(self.picker.geometry().piece_length());
+        let most = (memory as usize).max(2);
+        let mut picked = 0;
+        for key in self.picker.hungry(now) {
+            if self.background.taken().len() >= most || picked >= BACKGROUND_STEP {
+                break;
+            }
+            let Some(load) = self.picker.load(key) else { continue };
+            if let Some(piece) = self.background.pick(key, load.has(), now) {
+                picked += 1;
+                let due = Background::due(now);
+                self.demands.want(piece, DemandId::Background, due, &self.table, &mut self.picker, fx);
+            }
+        }
+        picked > 0
+    }
+
+    /// A peer is gone, or nothing more of it counts.
+    pub(super) fn forget(&mut self, key: PeerKey, fx: &mut Vec<Effect>) {
+        if let Some(load) = self.picker.load(key) {
+            self.background.count(load.has(), false);
+        }
+        self.background.forget(key);
+        self.picker.remove_peer(key);
+        self.recall_background(fx);
+    }
+
+    /// What nobody would send now is no longer on its way: other pieces get their turn.
+    pub(super) fn recall_background(&mut self, fx: &mut Vec<Effect>) {
+        let gone = self.background.recall(|piece| self.picker.is_servable(piece));
+        for piece in gone {
+            self.demands.unwant(piece, DemandId::Background, &self.table, &mut self.picker, fx);
+        }
+    }
+}
