@@ -720,4 +720,6 @@ impl Drop for Picker {
 }
 
 #[cfg(test)]
+mod property_tests;
+#[cfg(test)]
 mod tests;

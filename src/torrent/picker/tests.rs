@@ -4,16 +4,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bytes::Bytes;
-use proptest::prelude::*;
-
 use super::*;
 use crate::metainfo::geometry::BLOCK_LEN;
 use crate::torrent::load::Has;
+use bytes::Bytes;
 
-const KIB: u32 = 1024;
+pub(super) const KIB: u32 = 1024;
 const S: Duration = Duration::from_secs(1);
-const PLENTY: u64 = 1 << 40;
+pub(super) const PLENTY: u64 = 1 << 40;
 
 fn geometry(piece_length: u32, pieces: u32) -> Arc<Geometry> {
     Arc::new(Geometry::contiguous(piece_length, &[u64::from(piece_length) * u64::from(pieces)]))
@@ -24,7 +22,7 @@ fn picker(piece_length: u32, pieces: u32, budget: u64) -> Picker {
 }
 
 /// A seed that doesn't choke us and that nobody has measured.
-fn seed(now: Instant) -> PeerLoad {
+pub(super) fn seed(now: Instant) -> PeerLoad {
     let mut load = PeerLoad::new(now);
     *load.has_mut() = Has::All;
     load.set_choked(false);
@@ -48,7 +46,7 @@ fn read(id: u64) -> DemandId {
     DemandId::Waiter(id)
 }
 
-fn deliver(picker: &mut Picker, from: &Assignment, now: Instant) -> Arrival {
+pub(super) fn deliver(picker: &mut Picker, from: &Assignment, now: Instant) -> Arrival {
     from.buffer.put(from.block.block, Bytes::from_static(b"data"), from.peer);
     picker.received(from.peer, from.block, &from.buffer, now)
 }
@@ -657,172 +655,4 @@ fn p1_wanting_and_scheduling_cost_what_changed() {
     assert_eq!(picker.schedule(now).len(), 512);
     assert!(picker.open.is_empty() && picker.open_always.is_empty());
     assert_eq!(picker.pieces.len(), 512, "nothing is kept for pieces that nobody wants");
-}
-
-/// One thing that happens to a picker. The numbers choose among what there is.
-#[derive(Debug, Clone)]
-enum Step {
-    Want { piece: u32, id: u64, reads: bool, due: u64 },
-    Unwant { piece: u32, id: u64, reads: bool },
-    Join { has: u8 },
-    Leave(usize),
-    Choke(usize, bool),
-    Deliver(usize),
-    Refuse(usize),
-    Verdict { good: bool, bad: bool },
-    Look { millis: u64 },
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        3 => (0..6u32, 0..3u64, any::<bool>(), 0..5000u64)
-            .prop_map(|(piece, id, reads, due)| Step::Want { piece, id, reads, due }),
-        2 => (0..6u32, 0..3u64, any::<bool>()).prop_map(|(piece, id, reads)| Step::Unwant { piece, id, reads }),
-        1 => any::<u8>().prop_map(|has| Step::Join { has }),
-        1 => any::<usize>().prop_map(Step::Leave),
-        2 => (any::<usize>(), any::<bool>()).prop_map(|(peer, choke)| Step::Choke(peer, choke)),
-        8 => any::<usize>().prop_map(Step::Deliver),
-        1 => any::<usize>().prop_map(Step::Refuse),
-        3 => (any::<bool>(), any::<bool>()).prop_map(|(good, bad)| Step::Verdict { good, bad }),
-        3 => (0..20_000u64).prop_map(|millis| Step::Look { millis }),
-    ]
-}
-
-/// A picker, the requests under way as a peer would see them, and the pieces being hashed.
-struct World {
-    picker: Picker,
-    now: Instant,
-    asked: Vec<Assignment>,
-    hashing: Vec<PieceIndex>,
-    next: u64,
-}
-
-impl World {
-    fn key(&self, n: usize) -> Option<PeerKey> {
-        let keys: Vec<PeerKey> = self.picker.peers.keys().copied().collect();
-        keys.get(n.checked_rem(keys.len())?).copied()
-    }
-
-    fn schedule(&mut self) {
-        let out = self.picker.schedule(self.now);
-        for (peer, block) in self.picker.take_void() {
-            self.asked.retain(|a| (a.peer, a.block) != (peer, block));
-        }
-        self.asked.extend(out);
-    }
-
-    fn deliver(&mut self, n: usize) {
-        let Some(at) = n.checked_rem(self.asked.len()) else { return };
-        let assignment = self.asked.swap_remove(at);
-        if let Some(whole) = deliver(&mut self.picker, &assignment, self.now).whole {
-            self.hashing.push(whole.piece());
-        }
-    }
-
-    fn apply(&mut self, step: Step) {
-        let id = |id, reads| if reads { DemandId::Waiter(id) } else { DemandId::Stream(id) };
-        match step {
-            Step::Want { piece, id: n, reads, due } => {
-                self.picker.want(PieceIndex(piece), id(n, reads), self.now + Duration::from_millis(due));
-            }
-            Step::Unwant { piece, id: n, reads } => {
-                // Some cancels arrive too late at the peer: what it sends is to be harmless.
-                self.picker.unwant(PieceIndex(piece), id(n, reads));
-            }
-            Step::Join { has } => {
-                if self.picker.peers.len() < 5 {
-                    let mut load = seed(self.now);
-                    *load.has_mut() = Has::Bits(vec![has]);
-                    self.picker.add_peer(PeerKey(self.next), load);
-                    self.next += 1;
-                }
-            }
-            Step::Leave(n) => {
-                if let Some(key) = self.key(n) {
-                    self.picker.remove_peer(key);
-                    self.asked.retain(|a| a.peer != key);
-                }
-            }
-            Step::Choke(n, choke) => {
-                if let Some(key) = self.key(n) {
-                    self.picker.peer(key).unwrap().set_choked(choke);
-                    if choke {
-                        self.picker.release_all(key);
-                        self.asked.retain(|a| a.peer != key);
-                    }
-                }
-            }
-            Step::Deliver(n) => self.deliver(n),
-            Step::Refuse(n) => {
-                if let Some(at) = n.checked_rem(self.asked.len()) {
-                    let assignment = self.asked.swap_remove(at);
-                    self.picker.rejected(assignment.peer, assignment.block, self.now);
-                }
-            }
-            Step::Verdict { good, bad } => {
-                if let Some(piece) = self.hashing.pop() {
-                    if good {
-                        self.picker.completed(piece);
-                    } else {
-                        self.picker.failed(piece, bad);
-                    }
-                }
-            }
-            Step::Look { millis } => {
-                self.now += Duration::from_millis(millis);
-                for (peer, blocks) in self.picker.snub(self.now) {
-                    self.asked.retain(|a| a.peer != peer || !blocks.contains(&a.block));
-                }
-                self.picker.settle_old(self.now);
-                let hedged = self.picker.hedge(self.now);
-                self.asked.extend(hedged);
-            }
-        }
-        self.picker.check().unwrap();
-        self.schedule();
-        self.picker.check().unwrap();
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 4000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Whatever happened: every wanted piece is requestable, requested or being hashed, nothing is counted
-    /// wrongly, and with one good seed everything wanted arrives.
-    #[test]
-    fn p3_whatever_happened_what_is_wanted_arrives(
-        steps in prop::collection::vec(step(), 0..120),
-        budget in prop_oneof![Just(40_000u64), Just(200_000), Just(PLENTY)],
-    ) {
-        let now = Instant::now();
-        let mut world = World {
-            // The last piece is short.
-            picker: Picker::new(Arc::new(Geometry::contiguous(48 * KIB, &[6 * 48 * 1024 - 20_000])), Memory::new(budget)),
-            now,
-            asked: Vec::new(),
-            hashing: Vec::new(),
-            next: 0,
-        };
-        for step in steps {
-            world.apply(step);
-            prop_assert!(world.picker.orphans.len() <= 6);
-            prop_assert!(budget == PLENTY || world.picker.held() <= budget.max(48 * 1024) + 6 * 48 * 1024);
-        }
-        world.picker.add_peer(PeerKey(u64::MAX), seed(world.now));
-        for _ in 0..2000 {
-            if !world.picker.is_busy() && world.hashing.is_empty() {
-                break;
-            }
-            // The others say nothing any more.
-            world.schedule();
-            world.asked.retain(|a| a.peer.0 == u64::MAX);
-            world.deliver(0);
-            if let Some(piece) = world.hashing.pop() {
-                world.picker.completed(piece);
-            }
-            world.apply(Step::Look { millis: 300 });
-        }
-        prop_assert!(!world.picker.is_busy(), "left: {:?}", world.picker.pieces.keys());
-        prop_assert!(world.picker.open.is_empty() && world.picker.open_always.is_empty());
-    }
 }
