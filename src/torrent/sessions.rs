@@ -1,6 +1,7 @@
 //! Starts the sessions of a torrent's peers, dialled and incoming, each as a task of its own.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -106,6 +107,8 @@ impl Sessions {
             counters,
             down_limit: self.down_limit.clone(),
             up_limit: self.up_limit.clone(),
+            // Without it the session is only slower.
+            socket: stream.as_fd().try_clone_to_owned().ok(),
         };
         // A panic ends here, so that the owner learns in every case that the peer is gone and what it was
         // asked for is asked of others.
