@@ -153,7 +153,7 @@ fn schedule_for_nothing(bencher: Bencher, scale: Scale) {
 #[divan::bench(args = SCALES)]
 fn hedge_64_waited_pieces(bencher: Bencher, scale: Scale) {
     // The budget lets in what is waited for and nothing else.
-    let mut world = World::idle(scale, 1);
+    let mut world = World::idle(scale, 64 * u64::from(PIECE));
     for id in 0..64 {
         let piece = world.any_piece();
         world.picker.want(piece, DemandId::Waiter(id), world.now);
