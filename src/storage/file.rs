@@ -17,6 +17,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use nix::errno::Errno;
 use torrentfs_fs::lock::{Rank, RankedCondvar, RankedMutex};
 
 use super::dir::{Root, bad_component};
-use super::{StorageError, Store};
+use super::{FileState, StorageError, Store};
 use crate::metainfo::geometry::{Geometry, Span};
 
 /// Open files per store. Several stores and 80 peers each stay below the usual soft limit of descriptors once
@@ -458,7 +459,12 @@ impl Store for FileStore {
         result
     }
 
-    fn file_lens(&self) -> Result<Vec<Option<u64>>, StorageError> {
+    fn discard(&self, range: Range<u64>, around: Range<u64>) -> Result<(), StorageError> {
+        let _ = (range, around);
+        Err(StorageError::Unsupported { path: self.data.clone(), op: "giving back parts of" })
+    }
+
+    fn files(&self) -> Result<Vec<FileState>, StorageError> {
         self.table.lock().usable()?;
         // Files of one folder mostly follow each other: its descriptor is kept from one to the next.
         let mut at: Option<(&[String], Option<Option<OwnedFd>>)> = None;
@@ -466,7 +472,7 @@ impl Store for FileStore {
         for (file, extent) in self.files.iter().zip(self.geometry.files()) {
             let (false, true, Some((name, folders))) = (file.pad, extent.len > 0, file.path.split_last())
             else {
-                lens.push(Some(extent.len));
+                lens.push(FileState { len: Some(extent.len), ..FileState::default() });
                 continue;
             };
             let failed = |e| {
@@ -487,8 +493,10 @@ impl Store for FileStore {
                 at = Some((folders, folder));
             }
             lens.push(match &at {
-                Some((_, Some(folder))) => self.root.len_in(folder, name).map_err(failed)?,
-                _ => None,
+                Some((_, Some(folder))) => {
+                    FileState { len: self.root.len_in(folder, name).map_err(failed)?, ..FileState::default() }
+                }
+                _ => FileState::default(),
             });
         }
         Ok(lens)
@@ -667,6 +675,10 @@ mod tests {
         store.write_at(offset, &[IoSlice::new(bytes)])
     }
 
+    fn lens(store: &dyn Store) -> Vec<Option<u64>> {
+        store.files().unwrap().iter().map(|f| f.len).collect()
+    }
+
     #[test]
     fn s1_the_suite_of_all_stores() {
         for max_open in [MAX_OPEN, 2] {
@@ -687,7 +699,7 @@ mod tests {
         let mut files = named(&["d/large", "small", "d/empty", "pad"]);
         files[3].pad = true;
         let store = FileStore::open(dir.path(), geometry.clone(), &files).unwrap();
-        assert_eq!(store.file_lens().unwrap(), [None, None, Some(0), Some(7)]);
+        assert_eq!(lens(&store), [None, None, Some(0), Some(7)]);
         assert_eq!(std::fs::read_dir(dir.path().join("data")).unwrap().count(), 0);
         write(&store, (1 << 40) - 3, b"abcdefgh1234567").unwrap();
         let large = dir.path().join("data/d/large").metadata().unwrap();
@@ -701,7 +713,7 @@ mod tests {
         );
         drop(store);
         let store = FileStore::open(dir.path(), geometry, &files).unwrap();
-        assert_eq!(store.file_lens().unwrap(), [Some(1 << 40), Some(5), Some(0), Some(7)]);
+        assert_eq!(lens(&store), [Some(1 << 40), Some(5), Some(0), Some(7)]);
         let mut buf = [1; 15];
         assert!(!store.try_read((1 << 40) - 3, &mut buf).unwrap(), "opens nothing");
         store.read_at((1 << 40) - 3, &mut buf).unwrap();
@@ -736,7 +748,7 @@ mod tests {
         let refused = write(&store, 90, &[7; 20]);
         assert!(matches!(refused, Err(StorageError::Short { expected: 100, found: 30, .. })), "{refused:?}");
         assert!(matches!(store.read_at(0, &mut buf), Err(StorageError::Short { .. })));
-        assert_eq!(store.file_lens().unwrap(), [Some(30), Some(100)]);
+        assert_eq!(lens(&store), [Some(30), Some(100)]);
         drop(store);
         // After a restart its length decides what is believed, and it can be written again.
         let store = FileStore::open(dir.path(), geometry, &named(&["a", "b"])).unwrap();
@@ -773,7 +785,7 @@ mod tests {
             assert!(write(&store, offset, &[2; 50]).is_err(), "{name}");
             assert!(!store.try_read(offset, &mut buf).unwrap(), "{name}");
         }
-        assert_eq!(store.file_lens().unwrap(), [None; 6]);
+        assert_eq!(lens(&store), [None; 6]);
         assert_eq!(std::fs::read(&secret).unwrap(), [1; 50]);
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
         assert!(!data.join("nowhere").exists());
@@ -801,7 +813,7 @@ mod tests {
         let long: Vec<String> = (0..40).map(|_| "n".repeat(200)).collect();
         let store = FileStore::open(dir.path(), one, &[StoredFile { path: long, pad: false }]).unwrap();
         write(&store, 0, b"hello").unwrap();
-        assert_eq!(store.file_lens().unwrap(), [Some(5)]);
+        assert_eq!(lens(&store), [Some(5)]);
         store.sync().unwrap();
     }
 
@@ -938,7 +950,7 @@ mod tests {
         assert!(store.table.lock().dirty.len() > SYNC_EACH);
         store.sync().unwrap();
         assert!(store.table.lock().dirty.is_empty());
-        assert!(store.file_lens().unwrap().iter().all(|len| *len == Some(16)));
+        assert!(lens(&store).iter().all(|len| *len == Some(16)));
     }
 
     #[test]

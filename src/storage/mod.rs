@@ -28,8 +28,11 @@ mod suite;
 pub mod verify;
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use crate::metainfo::geometry::FileIndex;
 
 /// The data of one torrent. Calls may come from several threads at once; a read that overlaps a write in
 /// progress may see part of it, so readers ask for complete pieces only.
@@ -75,22 +78,76 @@ pub trait Store: Send + Sync + 'static {
     /// names. May take seconds. Calls at the same time wait for each other.
     ///
     /// # Errors
-    /// [`StorageError::Full`], [`StorageError::Io`], [`StorageError::Closed`]. The kernel forgets the pages it
-    /// couldn't write, so after a failure nothing that was written since the last success can be believed:
-    /// the store is of no use from then on, and each further call gives the same error until it is opened
-    /// again.
+    /// [`StorageError::Full`], [`StorageError::Io`], [`StorageError::Short`], [`StorageError::Closed`]. The kernel
+    /// forgets the pages it couldn't write, so after a failure nothing that was written since the last success can
+    /// be believed, whatever a read gives: the caller has to take it for missing. What is written afterwards is
+    /// covered by the next call.
     fn sync(&self) -> Result<(), StorageError>;
 
-    /// Present length of each file of the torrent, in bytes, in its order; `None` for one that isn't there.
-    /// Pad files and empty files are always there in full. For [`resume::believable`].
+    /// Gives the room of `range` back: its bytes read as anything from then on. `around` contains it and has nothing
+    /// else in it that is of any worth, so that room taken in larger units than bytes can be given back at its
+    /// edges. Not durable. Must not run at the same time as a write into `around`.
+    ///
+    /// # Errors
+    /// [`StorageError::Unsupported`] when what it lies on can't give back parts of files, [`StorageError::Io`],
+    /// [`StorageError::Closed`], [`StorageError::OutOfRange`].
+    fn discard(&self, range: Range<u64>, around: Range<u64>) -> Result<(), StorageError>;
+
+    /// A file is whole: all its pieces are verified and recorded. From now on others may use it under its own name,
+    /// and it is read-only. Durable. Nothing is done when it was said before.
+    ///
+    /// # Errors
+    /// [`StorageError::Short`], [`StorageError::Io`], [`StorageError::Closed`].
+    fn finish(&self, file: FileIndex) -> Result<(), StorageError> {
+        let _ = file;
+        Ok(())
+    }
+
+    /// A file isn't whole any more, or what was lost of it is to be fetched again: nobody is to take it for whole,
+    /// and writing gives it its full size once more. To be called before [`Store::discard`] and before writing into
+    /// a file that was finished, and after [`StorageError::Short`] once the pieces in its missing part are taken
+    /// for missing. Nothing is done when there is nothing to do.
     ///
     /// # Errors
     /// [`StorageError::Io`], [`StorageError::Closed`].
-    fn file_lens(&self) -> Result<Vec<Option<u64>>, StorageError>;
+    fn reopen(&self, file: FileIndex) -> Result<(), StorageError> {
+        let _ = file;
+        Ok(())
+    }
 
-    /// Ends it: each later call is [`StorageError::Closed`]; those under way finish. Keeps the data, doesn't
-    /// sync it, doesn't wait. Idempotent.
+    /// What is there of each file of the torrent, in its order. Pad files and empty files are always there in full
+    /// and take no room.
+    ///
+    /// # Errors
+    /// [`StorageError::Io`], [`StorageError::Closed`].
+    fn files(&self) -> Result<Vec<FileState>, StorageError>;
+
+    /// Whether what was synced is still there when the program is started again. What isn't is never recorded.
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    /// Room that bytes of `range` take at most, for the account of what is kept. Pure.
+    fn room(&self, range: Range<u64>) -> u64 {
+        range.end.saturating_sub(range.start)
+    }
+
+    /// Ends it: each later call is [`StorageError::Closed`]; those under way finish. Keeps the data (where it is
+    /// durable), doesn't sync it, doesn't wait. Idempotent.
     fn close(&self);
+}
+
+/// What is there of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FileState {
+    /// Its length in bytes; `None` when it isn't there.
+    pub len: Option<u64>,
+    /// Bytes it takes on the disk, in whole blocks.
+    pub allocated: u64,
+    /// When its content was changed last, in nanoseconds since the epoch; 0 when that means nothing.
+    pub modified: i64,
+    /// Whether it stands under its own name, as [`Store::finish`] leaves it.
+    pub finished: bool,
 }
 
 /// Why the storage couldn't do what was asked. Cheap to clone, so that each waiter can have it.
@@ -125,6 +182,14 @@ pub enum StorageError {
         expected: u64,
         /// Bytes it has; 0 when it is gone.
         found: u64,
+    },
+    /// What the data lies on can't do it.
+    #[error("{op} {} isn't possible on its file system", .path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, as "giving back parts of".
+        op: &'static str,
     },
     /// The store, or the workers, were closed: the torrent was removed or the program ends.
     #[error("the storage is closed")]

@@ -143,7 +143,7 @@ pub fn load_metadata(dir: &Path) -> Result<Option<Vec<u8>>, ResumeProblem> {
 }
 
 /// The bits of `complete` that the files are long enough for: each file that is missing (`None`) or shorter
-/// than it should be takes the bits of the pieces in its missing part. `lens` is what [`Store::file_lens`]
+/// than it should be takes the bits of the pieces in its missing part. `lens` is what [`Store::files`]
 /// gave. Bits that don't belong to a piece, or are too few, come back as 0. Pure.
 pub fn believable(complete: &[u8], geometry: &Geometry, lens: &[Option<u64>]) -> Vec<u8> {
     let pieces = geometry.pieces();
@@ -288,7 +288,10 @@ mod tests {
             }
             if self.failing.load(Ordering::SeqCst) { Err(StorageError::Closed) } else { Ok(()) }
         }
-        fn file_lens(&self) -> Result<Vec<Option<u64>>, StorageError> {
+        fn discard(&self, _: std::ops::Range<u64>, _: std::ops::Range<u64>) -> Result<(), StorageError> {
+            Ok(())
+        }
+        fn files(&self) -> Result<Vec<crate::storage::FileState>, StorageError> {
             Ok(Vec::new())
         }
         fn close(&self) {}

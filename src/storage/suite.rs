@@ -129,9 +129,10 @@ fn lengths_are_told(make: Make<'_>) {
     let geometry = Arc::new(Geometry::contiguous(16, &[10, 0, 6, 20, 7]));
     let store = make(geometry.clone(), &files(5, &[2]));
     // Before the first write a store may have all or nothing of a file, but lengths for all of them.
-    assert_eq!(store.file_lens().unwrap().len(), 5);
+    assert_eq!(store.files().unwrap().len(), 5);
     write(&*store, 0, &pattern(0, 43));
-    assert_eq!(store.file_lens().unwrap(), [Some(10), Some(0), Some(6), Some(20), Some(7)]);
+    let lens: Vec<Option<u64>> = store.files().unwrap().iter().map(|f| f.len).collect();
+    assert_eq!(lens, [Some(10), Some(0), Some(6), Some(20), Some(7)]);
 }
 
 fn a_closed_store_says_so(make: Make<'_>) {
@@ -145,7 +146,7 @@ fn a_closed_store_says_so(make: Make<'_>) {
     assert!(closed(store.try_read(0, &mut buf).map(|_| ())));
     assert!(closed(store.write_at(0, &[IoSlice::new(&buf)])));
     assert!(closed(store.sync()));
-    assert!(closed(store.file_lens().map(|_| ())));
+    assert!(closed(store.files().map(|_| ())));
 }
 
 fn threads_write_and_read_at_once(make: Make<'_>) {

@@ -45,7 +45,7 @@ pub fn prepare(
         .collect();
     let geometry = Arc::new(info.geometry.clone());
     let store = FileStore::open(&home.dir, geometry.clone(), &files)?;
-    let lens = crate::storage::Store::file_lens(&store)?;
+    let lens: Vec<Option<u64>> = crate::storage::Store::files(&store)?.iter().map(|f| f.len).collect();
     let pieces = geometry.pieces();
     let recorded = match resume::load(&home.dir) {
         Ok(_) if !trust => None,

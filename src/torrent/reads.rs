@@ -504,7 +504,10 @@ mod tests {
         fn sync(&self) -> Result<(), StorageError> {
             Ok(())
         }
-        fn file_lens(&self) -> Result<Vec<Option<u64>>, StorageError> {
+        fn discard(&self, _: std::ops::Range<u64>, _: std::ops::Range<u64>) -> Result<(), StorageError> {
+            Ok(())
+        }
+        fn files(&self) -> Result<Vec<crate::storage::FileState>, StorageError> {
             Ok(Vec::new())
         }
         fn close(&self) {}
@@ -573,7 +576,10 @@ mod tests {
             fn sync(&self) -> Result<(), StorageError> {
                 Ok(())
             }
-            fn file_lens(&self) -> Result<Vec<Option<u64>>, StorageError> {
+            fn discard(&self, _: std::ops::Range<u64>, _: std::ops::Range<u64>) -> Result<(), StorageError> {
+                Ok(())
+            }
+            fn files(&self) -> Result<Vec<crate::storage::FileState>, StorageError> {
                 Ok(Vec::new())
             }
             fn close(&self) {}
