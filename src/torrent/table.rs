@@ -135,23 +135,28 @@ impl PieceTable {
         }
     }
 
-    /// Holds all pieces of a range against eviction, if all are complete. They count as read. Never waits;
+    /// Holds all pieces of a range against eviction, if all are complete, and they count as read. Never waits;
     /// dropping it lets go.
     pub fn pin(&self, pieces: Range<u32>) -> Option<Pins<'_>> {
-        let mut pins = Pins { table: self, held: pieces.start..pieces.start };
+        let pins = self.hold(pieces.clone())?;
         let now = self.clock.0.fetch_add(1, Ordering::Relaxed) + 1;
+        for stamp in pieces.filter_map(|p| self.stamps.get(p as usize)) {
+            stamp.store(now, Ordering::Relaxed);
+        }
+        Some(pins)
+    }
+
+    /// As [`PieceTable::pin`], for whoever isn't a reader: they don't count as read.
+    pub fn hold(&self, pieces: Range<u32>) -> Option<Pins<'_>> {
+        let mut pins = Pins { table: self, held: pieces.start..pieces.start };
         for piece in pieces {
-            let index = piece as usize;
-            let cell = self.cells.get(index)?;
+            let cell = self.cells.get(piece as usize)?;
             // Acquire pairs with the Release in `set`, as in `state`. Held before the state is looked at: an
             // eviction that comes later sees it.
             let before = cell.fetch_add(PIN, Ordering::AcqRel);
             pins.held.end = piece + 1;
             if PieceState::of(before) != PieceState::Complete {
                 return None;
-            }
-            if let Some(stamp) = self.stamps.get(index) {
-                stamp.store(now, Ordering::Relaxed);
             }
         }
         Some(pins)
