@@ -19,6 +19,7 @@ use crate::discovery::dht::{Dht, DhtOptions};
 use crate::discovery::tracker::http_client;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::net::limit::RateLimit;
+use crate::storage::StorageKind;
 use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::pool::Workers;
 use crate::storage::quota::Quota;
@@ -70,6 +71,12 @@ pub struct Options {
     pub upload_limit: Option<u64>,
     /// Whether peers may have blocks of us.
     pub upload: bool,
+    /// Where data is kept.
+    pub storage: StorageKind,
+    /// Bytes of data that all torrents together keep at most; `None` for no bound.
+    pub cache_size: Option<u64>,
+    /// Bytes that are to stay free on the disk of the cache; `None` for a share of its size.
+    pub min_free: Option<u64>,
     /// Whether all data on disk is hashed at the start.
     pub check_all: bool,
     /// Whether what an earlier run recorded as complete is believed.

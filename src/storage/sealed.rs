@@ -123,6 +123,15 @@ pub(super) fn read(dir: &Path, kind: &Kind) -> Result<Option<Vec<u8>>, ResumePro
     read_file(&path, kind).map_err(|problem| set_aside(&path, problem))
 }
 
+/// As [`read`], but it changes nothing: for those who look while somebody else may be writing. What is damaged isn't
+/// set aside, and not logged.
+///
+/// # Errors
+/// [`ResumeProblem`].
+pub(super) fn peek(dir: &Path, kind: &Kind) -> Result<Option<Vec<u8>>, ResumeProblem> {
+    read_file(&dir.join(kind.name), kind)
+}
+
 /// Logs the problem and renames the file unless it just couldn't be read. For callers who find fault with the
 /// body.
 pub(super) fn set_aside(path: &Path, problem: ResumeProblem) -> ResumeProblem {
