@@ -28,6 +28,7 @@ mod sealed;
 #[cfg(test)]
 mod suite;
 pub mod verify;
+pub mod volume;
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
