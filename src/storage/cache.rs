@@ -263,7 +263,7 @@ const OWNED: libc::off_t = 0;
 impl Marks {
     /// Those of a folder; without any when there is no lock file. Takes no lock, waits for the disk.
     pub fn of(path: &Path) -> Self {
-        Self(super::dir::open_plain(&path.join(LOCK)).ok().flatten())
+        Self(super::volume::open_plain(&path.join(LOCK)).ok().flatten())
     }
 
     /// Whether somebody has the folder.
