@@ -22,13 +22,16 @@ use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
 use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::pool::Workers;
+use crate::storage::quota::Quota;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::background::Prefetch;
 use crate::torrent::memory::Memory;
 use crate::torrent::owner::{Environment, Plan};
 use crate::torrent::prepare::Home;
 use crate::torrent::recent::{self, Recent};
+use crate::torrent::room::Room;
 use crate::torrent::swarm::Settings;
+use crate::torrent::table::ReadClock;
 use crate::torrent::{Command, Torrent, owner};
 use listen::Listener;
 use sources::Loaded;
@@ -152,6 +155,8 @@ impl Client {
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
                 memory: Memory::default(),
+                room: Room::new(Arc::new(Quota::new(None))),
+                clock: ReadClock::default(),
             },
             peer_id: new_peer_id(),
             port,
@@ -237,6 +242,7 @@ impl Client {
                 check_all: self.options.check_all,
                 prefetch: self.options.prefetch,
                 memory: self.env.memory.clone(),
+                quota: self.env.room.quota().clone(),
                 check_invariants: cfg!(debug_assertions),
             },
         };

@@ -211,7 +211,7 @@ impl CacheDir {
     /// A small value kept under `name` (a plain file name), without surrounding white space; `None` when there
     /// is none that can be read. Values may get lost in a crash. Waits for the disk.
     pub fn value(&self, name: &str) -> Option<String> {
-        let file = super::dir::open_plain(&self.path.join(name)).ok()??;
+        let file = super::volume::open_plain(&self.path.join(name)).ok()??;
         let mut text = String::new();
         file.take(MAX_VALUE).read_to_string(&mut text).ok()?;
         Some(text.trim().to_owned())
@@ -263,7 +263,7 @@ const OWNED: libc::off_t = 0;
 impl Marks {
     /// Those of a folder; without any when there is no lock file. Takes no lock, waits for the disk.
     pub fn of(path: &Path) -> Self {
-        Self(super::dir::open_plain(&path.join(LOCK)).ok().flatten())
+        Self(super::volume::open_plain(&path.join(LOCK)).ok().flatten())
     }
 
     /// Whether somebody has the folder.

@@ -32,16 +32,6 @@ const DIR_FLAGS: OFlag =
 const FILE_FLAGS: OFlag =
     OFlag::O_NOFOLLOW.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
 
-/// Why this can't be a component of a path below the root, if so.
-pub(super) fn bad_component(name: &str) -> Option<&'static str> {
-    match name {
-        "" => Some("a component of its path is empty"),
-        "." | ".." => Some("its path leads out of the torrent"),
-        _ if name.contains(['/', '\0']) => Some("a component of its path has a separator or a NUL"),
-        _ => None,
-    }
-}
-
 impl Root {
     /// Opens `<parent>/<name>`, made if it isn't there. `parent` may be reached through links, the last
     /// component may not be one.
@@ -101,15 +91,6 @@ impl Root {
 
     fn at<'a>(&'a self, folder: &'a Option<OwnedFd>) -> BorrowedFd<'a> {
         folder.as_ref().unwrap_or(&self.fd).as_fd()
-    }
-}
-
-/// Opens a regular file by its path, never through a link in its last component; `None` if there is none.
-pub(super) fn open_plain(path: &Path) -> io::Result<Option<File>> {
-    let flags = FILE_FLAGS | OFlag::O_RDONLY;
-    match nix::fcntl::open(path, flags, Mode::empty()) {
-        Err(Errno::ENOENT) => Ok(None),
-        opened => regular(opened).map(Some),
     }
 }
 

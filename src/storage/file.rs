@@ -26,7 +26,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::errno::Errno;
 use torrentfs_fs::lock::{Rank, RankedCondvar, RankedMutex};
 
-use super::dir::{Root, bad_component};
+use super::dir::Root;
+use super::volume::bad_component;
 use super::{FileState, StorageError, Store};
 use crate::metainfo::geometry::{Geometry, Span};
 

@@ -22,11 +22,13 @@ pub mod combine;
 mod dir;
 pub mod file;
 pub mod pool;
+pub mod quota;
 pub mod resume;
 mod sealed;
 #[cfg(test)]
 mod suite;
 pub mod verify;
+pub mod volume;
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -195,6 +197,12 @@ pub enum StorageError {
         expected: u64,
         /// Bytes it has; 0 when it is gone.
         found: u64,
+    },
+    /// Somebody changed, removed or replaced a file: nothing in it can be believed before it was hashed.
+    #[error("{} was changed from outside; what was in it is checked", .path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
     },
     /// What the data lies on can't do it.
     #[error("{op} {} isn't possible on its file system", .path.display())]

@@ -12,7 +12,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::dir::open_plain;
+use super::volume::open_plain;
 use crate::hash::sha256;
 
 /// What a file of this kind is called, and which version is written and read.
