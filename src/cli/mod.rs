@@ -15,6 +15,7 @@ pub mod demo;
 pub mod exit;
 pub mod inspect;
 pub mod log;
+pub mod progress;
 mod shared;
 pub mod terminal;
 
@@ -134,7 +135,6 @@ enum Subcommands {
     /// Say what a torrent holds, without fetching or mounting it
     Inspect(InspectArgs),
     /// Show what lies in the cache, and remove what isn't needed any more
-    #[command(after_help = cache::VALUES)]
     Cache(CacheArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
     Demo(DemoArgs),

@@ -18,6 +18,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod cache_commands;
 mod cat;
 mod command_line;
 mod copies;
