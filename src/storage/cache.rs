@@ -231,12 +231,11 @@ impl CacheDir {
         Ok(())
     }
 
-    /// Bytes that are free for us on the disk that holds it. Asks the file system, which may wait when it is a
-    /// remote one.
+    /// Bytes on the disk that holds it. Asks the file system, which may wait when it is a remote one.
     ///
     /// # Errors
     /// [`CacheError::Io`].
-    pub fn free_space(&self) -> Result<u64, CacheError> {
+    pub fn space(&self) -> Result<DiskSpace, CacheError> {
         let stat = nix::sys::statvfs::statvfs(&self.path)
             .map_err(|e| CacheError::from_io(&self.path, "asking for the free space of", e.into()))?;
         #[allow(
@@ -244,8 +243,18 @@ impl CacheDir {
             clippy::useless_conversion,
             reason = "the types differ by platform"
         )]
-        Ok((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
+        let bytes = |blocks| (blocks as u64).saturating_mul(stat.fragment_size() as u64);
+        Ok(DiskSpace { free: bytes(stat.blocks_available()), total: bytes(stat.blocks()) })
     }
+}
+
+/// Bytes on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Free for us.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
 }
 
 /// Whether this can be the name of a torrent's folder: an info-hash in hex.
@@ -363,7 +372,8 @@ mod tests {
             cache.set_value("listen-port", port).unwrap();
             assert_eq!(cache.value("listen-port").as_deref(), Some(port));
         }
-        assert!(cache.free_space().unwrap() > 0);
+        let space = cache.space().unwrap();
+        assert!(space.free > 0 && space.total > space.free);
     }
 
     #[test]

@@ -21,10 +21,12 @@ pub mod catalog;
 pub mod combine;
 mod dir;
 pub mod file;
+pub mod lru;
 pub mod pool;
 pub mod quota;
 pub mod resume;
 mod sealed;
+pub mod size;
 #[cfg(test)]
 mod suite;
 pub mod verify;
@@ -150,6 +152,16 @@ pub enum StorageKind {
     Mmap,
     /// In memory: nothing is there after the end.
     Memory,
+}
+
+impl StorageKind {
+    /// Whether data lies on the disk that holds the cache.
+    pub fn is_on_disk(self) -> bool {
+        match self {
+            Self::File | Self::Mmap => true,
+            Self::Memory => false,
+        }
+    }
 }
 
 /// What is there of a file.
