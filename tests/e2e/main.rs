@@ -42,4 +42,5 @@ mod signals;
 mod swarm;
 mod transmission;
 mod upload;
+mod verify;
 mod whole;
