@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::inbox::Inbox;
 use super::reads::Shared;
 use super::recent::Recent;
+use super::records::Record;
 use super::table::{PieceState, PieceTable, bit};
 use crate::metainfo::geometry::PieceIndex;
 use crate::metainfo::info::{FileKind, Info};
@@ -81,6 +82,20 @@ pub fn prepare(
     };
     let shared = Shared::new(info, Arc::new(table), Arc::new(store), workers, inbox);
     Ok(Arc::new(shared.keeping(recent)))
+}
+
+/// Writes a record.
+///
+/// # Errors
+/// As [`resume::save`].
+pub(super) fn save(shared: &Shared, home: &Home, record: &Record) -> Result<(), StorageError> {
+    let data = resume::ResumeData {
+        info_hash: home.key.clone(),
+        pieces: shared.table.len(),
+        complete: record.complete.clone(),
+        clean: record.clean,
+    };
+    resume::save(&home.dir, &data)
 }
 
 /// The metadata that was kept when this torrent was known before.
