@@ -3,10 +3,11 @@
 //! **Goal.** What was fetched and verified once stays, and a byte that is read back is the byte that was
 //! written, or the read fails.
 //!
-//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, in a
-//! [`volume`]. [`combine`] lets one thread at a time write what several have. [`pool`] is the bounded set of threads that may wait for a disk. [`resume`] remembers which pieces are complete, and the
-//! metadata that came through a magnet link. [`verify`] reads a piece back and hashes it. [`cache`] is the
-//! folder it all lies in and its lock, [`catalog`] what lies in it.
+//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, in a [`volume`].
+//! [`combine`] lets one thread at a time write what several have. [`pool`] is the bounded set of threads that may
+//! wait for a disk. [`resume`] remembers which pieces are complete, and the metadata that came through a magnet
+//! link. [`verify`] reads a piece back and hashes it. [`cache`] is the folder it all lies in and its lock,
+//! [`catalog`] what lies in it.
 //!
 //! **Flow.** A piece is hashed in memory, written ([`Store::write_at`]) and counts as complete for readers;
 //! later [`resume::persist`] syncs the data and only then records the bits, so that a kill at any point leaves
@@ -56,8 +57,8 @@ pub trait Store: Send + Sync + 'static {
     /// as zeros or fails.
     ///
     /// # Errors
-    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Changed`], [`StorageError::Io`],
-    /// [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
+    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Changed`],
+    /// [`StorageError::Io`], [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError>;
 
     /// As [`Store::read_at`], for bytes that others are likely to ask for again soon: a store that keeps nothing of
