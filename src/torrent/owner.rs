@@ -367,7 +367,9 @@ impl Owner {
             }
             Effect::Dial(addr) => self.torrent.sessions.dial(addr),
             Effect::Verify { buffer, digests } => self.verify(buffer, digests),
-            Effect::Check(piece) => self.check(piece),
+            Effect::Check(piece) => self.check(piece, work::Check::Wanted),
+            Effect::Sweep { piece, recorded: true } => self.check(piece, work::Check::Recorded),
+            Effect::Sweep { piece, recorded: false } => self.check(piece, work::Check::Unknown),
             Effect::Mend(files) => self.mend(files),
             Effect::Discard(pieces) => {
                 if let Some(records) = &mut self.records {
@@ -450,12 +452,16 @@ impl Owner {
         }
     }
 
-    fn check(&mut self, piece: PieceIndex) {
+    fn check(&mut self, piece: PieceIndex, why: work::Check) {
         let Some(shared) = self.torrent.live() else { return };
-        if self.mending == 0 && work::check(shared, piece, &self.work) {
+        if self.mending == 0 && work::check(shared, piece, why, &self.work) {
             self.checking += 1;
         } else {
-            self.backlog.push_back(Effect::Check(piece));
+            self.backlog.push_back(match why {
+                work::Check::Wanted => Effect::Check(piece),
+                work::Check::Unknown => Effect::Sweep { piece, recorded: false },
+                work::Check::Recorded => Effect::Sweep { piece, recorded: true },
+            });
         }
     }
 
