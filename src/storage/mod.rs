@@ -3,11 +3,11 @@
 //! **Goal.** What was fetched and verified once stays, and a byte that is read back is the byte that was
 //! written, or the read fails.
 //!
-//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files. [`combine`] lets
-//! one thread at a time write what several have. [`pool`] is the
-//! bounded set of threads that may wait for a disk. [`resume`] remembers which pieces are complete, and the
-//! metadata that came through a magnet link. [`verify`] reads a piece back and hashes it. [`cache`] is the
-//! folder it all lies in and its lock, [`catalog`] what lies in it.
+//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, in a [`volume`].
+//! [`combine`] lets one thread at a time write what several have. [`pool`] is the bounded set of threads that may
+//! wait for a disk. [`resume`] remembers which pieces are complete, and the metadata that came through a magnet
+//! link. [`verify`] reads a piece back and hashes it. [`cache`] is the folder it all lies in and its lock,
+//! [`catalog`] what lies in it.
 //!
 //! **Flow.** A piece is hashed in memory, written ([`Store::write_at`]) and counts as complete for readers;
 //! later [`resume::persist`] syncs the data and only then records the bits, so that a kill at any point leaves
@@ -19,7 +19,6 @@
 pub mod cache;
 pub mod catalog;
 pub mod combine;
-mod dir;
 pub mod file;
 pub mod lru;
 pub mod pool;
@@ -58,8 +57,8 @@ pub trait Store: Send + Sync + 'static {
     /// as zeros or fails.
     ///
     /// # Errors
-    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Io`],
-    /// [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
+    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Changed`],
+    /// [`StorageError::Io`], [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError>;
 
     /// As [`Store::read_at`], for bytes that others are likely to ask for again soon: a store that keeps nothing of
@@ -76,7 +75,7 @@ pub trait Store: Send + Sync + 'static {
     /// disk and opens no file, so it may be called on a FUSE thread.
     ///
     /// # Errors
-    /// [`StorageError::Closed`], [`StorageError::OutOfRange`], or what a failed [`Store::sync`] left.
+    /// [`StorageError::Closed`], [`StorageError::OutOfRange`].
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StorageError>;
 
     /// Makes durable what every [`Store::write_at`] wrote that returned before this was called, with sizes and
@@ -85,8 +84,8 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StorageError::Full`], [`StorageError::Io`], [`StorageError::Short`], [`StorageError::Closed`]. The kernel
     /// forgets the pages it couldn't write, so after a failure nothing that was written since the last success can
-    /// be believed, whatever a read gives: the caller has to take it for missing. What is written afterwards is
-    /// covered by the next call.
+    /// be believed, whatever a read gives: the caller has to take it for missing, with all that was written before
+    /// this returned. A write under way then fails too. What is written afterwards is covered by the next call.
     fn sync(&self) -> Result<(), StorageError>;
 
     /// Gives the room of `range` back: its bytes read as anything from then on. `around` contains it and has nothing
@@ -124,7 +123,7 @@ pub trait Store: Send + Sync + 'static {
     /// and take no room.
     ///
     /// # Errors
-    /// [`StorageError::Io`], [`StorageError::Closed`].
+    /// [`StorageError::Changed`], [`StorageError::Io`], [`StorageError::Closed`].
     fn files(&self) -> Result<Vec<FileState>, StorageError>;
 
     /// Whether what was synced is still there when the program is started again. What isn't is never recorded.
@@ -210,9 +209,15 @@ pub enum StorageError {
         /// Bytes it has; 0 when it is gone.
         found: u64,
     },
-    /// Somebody changed, removed or replaced a file: nothing in it can be believed before it was hashed.
-    #[error("{} was changed from outside; what was in it is checked", .path.display())]
+    /// A file was removed, replaced or written to by somebody else. Told once: then it is taken as it is.
+    #[error("{} was changed from outside; what is in it is checked, and what is wrong is fetched again", .path.display())]
     Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It lies in adopted data that isn't to be changed.
+    #[error("{} isn't to be written to: its data was adopted with --read-only", .path.display())]
+    ReadOnly {
         /// The file.
         path: PathBuf,
     },
@@ -277,6 +282,14 @@ mod tests {
             (
                 StorageError::from_io(&path, "writing", io::Error::from_raw_os_error(libc::EDQUOT)),
                 "no space left to write /cache/x; free some there, or choose another disk with --cache-dir",
+            ),
+            (
+                StorageError::Changed { path: path.clone() },
+                "/cache/x was changed from outside; what is in it is checked, and what is wrong is fetched again",
+            ),
+            (
+                StorageError::ReadOnly { path: path.clone() },
+                "/cache/x isn't to be written to: its data was adopted with --read-only",
             ),
             (
                 StorageError::Short { path, expected: 10, found: 3 },
