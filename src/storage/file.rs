@@ -187,6 +187,16 @@ impl FileStore {
         self.table.lock().open.len()
     }
 
+    /// Leaves what is written and read in the page cache from now on.
+    pub(super) fn keep_pages(&self) {
+        self.let_go.store(false, Ordering::Relaxed);
+    }
+
+    /// A file that is there, open for reading. May wait for a disk.
+    pub(super) fn reading(&self, file: u32) -> Result<Arc<File>, StorageError> {
+        self.get(file, false)
+    }
+
     /// The path of a file, for messages.
     fn path(&self, file: u32) -> PathBuf {
         let mut path = self.data.clone();
@@ -331,7 +341,7 @@ impl FileStore {
     }
 
     /// Fills `buf` with `read` for each part of a real file and zeros for the rest, until it says false.
-    fn fill(
+    pub(super) fn fill(
         &self,
         offset: u64,
         buf: &mut [u8],

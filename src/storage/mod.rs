@@ -3,8 +3,8 @@
 //! **Goal.** What was fetched and verified once stays, and a byte that is read back is the byte that was
 //! written, or the read fails.
 //!
-//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files,
-//! [`memory::MemoryStore`] keeps data in memory. [`combine`] lets one thread at a time write what several have.
+//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, [`mmap::MmapStore`]
+//! reads the same files through mappings, [`memory::MemoryStore`] keeps data in memory. [`combine`] lets one thread at a time write what several have.
 //! [`pool`] is the bounded set of threads that may wait for a disk. [`resume`] remembers which pieces are complete,
 //! and the metadata that came through a magnet link. [`verify`] reads a piece back and hashes it. [`cache`] is the
 //! folder it all lies in and its lock.
@@ -21,6 +21,7 @@ pub mod combine;
 mod dir;
 pub mod file;
 pub mod memory;
+pub mod mmap;
 mod parts;
 pub mod pool;
 pub mod resume;
