@@ -4,7 +4,8 @@
 //! written, or the read fails.
 //!
 //! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, [`mmap::MmapStore`]
-//! reads the same files through mappings, [`memory::MemoryStore`] keeps data in memory. [`combine`] lets one thread at a time write what several have.
+//! reads the same files through mappings, [`memory::MemoryStore`] keeps data in memory, [`overlay::Overlay`] adds
+//! one store to another that is never written. [`combine`] lets one thread at a time write what several have.
 //! [`pool`] is the bounded set of threads that may wait for a disk. [`resume`] remembers which pieces are complete,
 //! and the metadata that came through a magnet link. [`verify`] reads a piece back and hashes it. [`cache`] is the
 //! folder it all lies in and its lock.
@@ -22,6 +23,7 @@ mod dir;
 pub mod file;
 pub mod memory;
 pub mod mmap;
+pub mod overlay;
 mod parts;
 pub mod pool;
 pub mod resume;
