@@ -105,6 +105,10 @@ pub struct CacheDir {
 
 const LOCK: &str = "lock";
 
+/// Permissions of folders that are made, before the umask: what is complete is there for others to use. Those that
+/// are there keep theirs.
+const FOLDER: u32 = 0o755;
+
 /// What a test write needs to find a full disk: more than file systems keep in the inode itself.
 const TRIAL: usize = 64 * 1024;
 
@@ -112,14 +116,14 @@ const TRIAL: usize = 64 * 1024;
 const MAX_VALUE: u64 = 4096;
 
 impl CacheDir {
-    /// Makes the folder (and those above it, for the user alone) if it isn't there, locks it and tries whether
+    /// Makes the folder (and those above it) if it isn't there, locks it and tries whether
     /// it takes data. Waits for the disk, not for another process.
     ///
     /// # Errors
     /// [`CacheError`]; [`CacheError::InUse`] tells who has it.
     pub fn open(path: &Path) -> Result<Self, CacheError> {
         let failed = |op| move |error| CacheError::from_io(path, op, error);
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("making"))?;
+        DirBuilder::new().recursive(true).mode(FOLDER).create(path).map_err(failed("making"))?;
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -174,7 +178,7 @@ impl CacheDir {
             return Err(CacheError::BadName { name: info_hash.to_owned() });
         }
         let path = self.path.join(info_hash.to_ascii_lowercase());
-        match DirBuilder::new().mode(0o700).create(&path) {
+        match DirBuilder::new().mode(FOLDER).create(&path) {
             Ok(()) => Ok(path),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match path.symlink_metadata() {
                 Ok(meta) if meta.is_dir() => Ok(path),
@@ -188,7 +192,7 @@ impl CacheDir {
     /// A small value kept under `name` (a plain file name), without surrounding white space; `None` when there
     /// is none that can be read. Values may get lost in a crash. Waits for the disk.
     pub fn value(&self, name: &str) -> Option<String> {
-        let file = super::dir::open_plain(&self.path.join(name)).ok()??;
+        let file = super::volume::open_plain(&self.path.join(name)).ok()??;
         let mut text = String::new();
         file.take(MAX_VALUE).read_to_string(&mut text).ok()?;
         Some(text.trim().to_owned())
@@ -253,11 +257,19 @@ mod tests {
         let path = dir.path().join("a/b");
         let cache = CacheDir::open(&path).unwrap();
         assert_eq!(cache.path(), path);
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        // What the umask leaves of 0755 in a folder that nothing was done about.
+        let plain = dir.path().join("plain");
+        DirBuilder::new().mode(0o755).create(&plain).unwrap();
+        assert_eq!(mode(&path), mode(&plain));
+        assert_eq!(mode(&path.join("lock")) & 0o077, 0);
         let hash = "AB".repeat(20);
         let torrent = cache.torrent_dir(&hash).unwrap();
+        assert_eq!(mode(&torrent), mode(&plain));
         assert_eq!(torrent, path.join(hash.to_lowercase()));
+        std::fs::set_permissions(&torrent, std::fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(cache.torrent_dir(&hash).unwrap(), torrent);
+        assert_eq!(mode(&torrent), 0o700, "what is there is kept");
         for bad in ["", "..", &"g".repeat(40), &"a".repeat(41), "../../aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
         {
             assert!(matches!(cache.torrent_dir(bad), Err(CacheError::BadName { .. })), "{bad}");

@@ -40,6 +40,7 @@ use nix::unistd::Pid;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::file::{FileStore, StoredFile};
+use super::volume::VolumeFile;
 use super::{FileState, StorageError, Store};
 use crate::metainfo::geometry::{FileIndex, Geometry, Span};
 
@@ -114,7 +115,7 @@ impl MmapStore {
             let len = end.min(start + self.bounds.window) - at;
             let window = match self.find(span.file, number) {
                 Some(window) => window,
-                None => match self.map(&open, span.file, number) {
+                None => match self.map(&*open, span.file, number) {
                     Ok(window) => window,
                     Err(_) => return Ok(false),
                 },
@@ -137,8 +138,8 @@ impl MmapStore {
             rest = tail;
             at += len;
         }
-        match Look::at(&open) {
-            Ok(look) if Some(look.inode) == inode => Ok(look.len >= end),
+        match open.stat() {
+            Ok(stat) if Some(stat.inode) == inode => Ok(stat.len >= end),
             _ => {
                 self.forget(span.file);
                 Ok(false)
@@ -156,7 +157,7 @@ impl MmapStore {
     }
 
     /// Maps a window and keeps it. May wait for the address space's own lock, not for a disk.
-    fn map(&self, open: &Open, file: FileIndex, number: u64) -> io::Result<Arc<Window>> {
+    fn map(&self, open: &dyn VolumeFile, file: FileIndex, number: u64) -> io::Result<Arc<Window>> {
         let offset = number * self.bounds.window;
         let full = self.geometry.files().get(file.0 as usize).map_or(0, |extent| extent.len);
         let len = self.bounds.window.min(full.saturating_sub(offset));
@@ -297,10 +298,11 @@ struct Window {
 }
 
 impl Window {
-    fn map(open: &Open, offset: u64, len: u64) -> io::Result<Window> {
+    fn map(open: &dyn VolumeFile, offset: u64, len: u64) -> io::Result<Window> {
         let len = usize::try_from(len).map_err(io::Error::other)?;
-        let inode = Look::at(open)?.inode;
-        let map = MmapOptions::new().offset(offset).len(len).map_raw_read_only(open)?;
+        let inode = open.stat()?.inode;
+        let fd = open.as_fd().ok_or(io::ErrorKind::Unsupported)?;
+        let map = MmapOptions::new().offset(offset).len(len).map_raw_read_only(&fd)?;
         Ok(Window { map, inode })
     }
 
@@ -321,30 +323,13 @@ impl Window {
     }
 }
 
-/// An open file of the file store.
-type Open = std::fs::File;
-
-/// What an open file is now.
-struct Look {
-    /// In bytes.
-    len: u64,
-    inode: (u64, u64),
-}
-
-impl Look {
-    fn at(open: &Open) -> io::Result<Look> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = open.metadata()?;
-        Ok(Look { len: metadata.len(), inode: (metadata.dev(), metadata.ino()) })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use crate::storage::suite;
     use std::fs::File;
+    use std::os::unix::fs::MetadataExt;
     use std::path::PathBuf;
 
     /// Small windows, two at a time.
@@ -365,6 +350,7 @@ mod tests {
         (store, only_file(&dir.join("data")))
     }
 
+    /// It has one name or the other.
     fn only_file(folder: &Path) -> PathBuf {
         let mut entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         let (first, more) = (entries.next().unwrap(), entries.next());
@@ -415,7 +401,9 @@ mod tests {
                                 let mut buf = vec![0; 20_000];
                                 match store.read_at(from as u64, &mut buf) {
                                     Ok(()) => assert!(buf == data[from..from + 20_000], "at {from}"),
-                                    Err(StorageError::Short { .. }) => failed += 1,
+                                    Err(StorageError::Short { .. } | StorageError::Changed { .. }) => {
+                                        failed += 1
+                                    }
                                     Err(error) => panic!("{error}"),
                                 }
                                 if failed == 50 {
@@ -451,7 +439,7 @@ mod tests {
                         let mut buf = vec![0; 70_000];
                         match store.read_at(from as u64, &mut buf) {
                             Ok(()) => assert!(buf == data[from..from + 70_000], "at {from}"),
-                            Err(StorageError::Short { .. }) => {}
+                            Err(StorageError::Short { .. } | StorageError::Changed { .. }) => {}
                             Err(error) => panic!("{error}"),
                         }
                         if stop.load(Ordering::Relaxed) {
@@ -503,8 +491,9 @@ mod tests {
             store.read_at(0, &mut buf).unwrap();
             assert!(buf == other);
         }
-        let look = Look::at(&File::open(&path).unwrap()).unwrap();
-        assert_eq!(store.find(FileIndex(0), 0).unwrap().inode, look.inode, "mapped anew");
+        let metadata = std::fs::metadata(&path).unwrap();
+        let inode = (metadata.dev(), metadata.ino());
+        assert_eq!(store.find(FileIndex(0), 0).unwrap().inode, inode, "mapped anew");
     }
 
     #[test]
@@ -518,7 +507,11 @@ mod tests {
         assert!(store.read_at(0, &mut buf).is_err());
         let window = store.find(FileIndex(0), 0).unwrap();
         std::fs::write(&path, &data).unwrap();
-        store.read_at(0, &mut buf).unwrap();
+        // That it was changed is told once, if it is looked at.
+        match store.read_at(0, &mut buf) {
+            Err(StorageError::Changed { .. }) => store.read_at(0, &mut buf).unwrap(),
+            result => result.unwrap(),
+        }
         assert!(buf == data);
         assert!(Arc::ptr_eq(&window, &store.find(FileIndex(0), 0).unwrap()));
     }

@@ -19,7 +19,6 @@
 
 pub mod cache;
 pub mod combine;
-mod dir;
 pub mod file;
 pub mod memory;
 pub mod mmap;
@@ -31,6 +30,7 @@ mod sealed;
 #[cfg(test)]
 mod suite;
 pub mod verify;
+pub mod volume;
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -58,7 +58,7 @@ pub trait Store: Send + Sync + 'static {
     /// as zeros or fails.
     ///
     /// # Errors
-    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Io`],
+    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Changed`], [`StorageError::Io`],
     /// [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError>;
 
@@ -76,7 +76,7 @@ pub trait Store: Send + Sync + 'static {
     /// disk and opens no file, so it may be called on a FUSE thread.
     ///
     /// # Errors
-    /// [`StorageError::Closed`], [`StorageError::OutOfRange`], or what a failed [`Store::sync`] left.
+    /// [`StorageError::Closed`], [`StorageError::OutOfRange`].
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StorageError>;
 
     /// Makes durable what every [`Store::write_at`] wrote that returned before this was called, with sizes and
@@ -124,7 +124,7 @@ pub trait Store: Send + Sync + 'static {
     /// and take no room.
     ///
     /// # Errors
-    /// [`StorageError::Io`], [`StorageError::Closed`].
+    /// [`StorageError::Changed`], [`StorageError::Io`], [`StorageError::Closed`].
     fn files(&self) -> Result<Vec<FileState>, StorageError>;
 
     /// Whether what was synced is still there when the program is started again. What isn't is never recorded.
@@ -187,6 +187,18 @@ pub enum StorageError {
         expected: u64,
         /// Bytes it has; 0 when it is gone.
         found: u64,
+    },
+    /// A file was removed, replaced or written to by somebody else. Told once: then it is taken as it is.
+    #[error("{} was changed from outside; what is in it is checked, and what is wrong is fetched again", .path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It lies in adopted data that isn't to be changed.
+    #[error("{} isn't to be written to: its data was adopted with --read-only", .path.display())]
+    ReadOnly {
+        /// The file.
+        path: PathBuf,
     },
     /// What the data lies on can't do it.
     #[error("{op} {} isn't possible on its file system", .path.display())]

@@ -379,9 +379,11 @@ impl Store for Overlay {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::storage::file::FileStore;
+    use crate::storage::file::{FileStore, Layout, StoredFile};
     use crate::storage::memory::MemoryStore;
     use crate::storage::suite;
+    use crate::storage::volume::OsVolume;
+    use std::os::unix::fs::MetadataExt;
     use std::sync::atomic::AtomicBool;
 
     /// A store that must not be changed.
@@ -524,6 +526,58 @@ mod tests {
         // The last piece is shorter.
         write(&store, 71..72, 7).unwrap();
         assert_eq!(read(&store, 70..75), [1, 7, 1, 1, 1]);
+    }
+
+    #[test]
+    fn adopted_files_stay_as_they_are() {
+        let (adopted, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let files = suite::files(2, &[]);
+        let place =
+            |file: &StoredFile| file.path.iter().fold(adopted.path().to_owned(), |at, name| at.join(name));
+        // The second is cut.
+        for (file, len) in files.iter().zip([35, 12]) {
+            std::fs::create_dir_all(place(file).parent().unwrap()).unwrap();
+            std::fs::write(place(file), vec![1; len]).unwrap();
+        }
+        let look = || -> Vec<(Vec<u8>, std::time::SystemTime, u32)> {
+            let look = |file| {
+                let metadata = std::fs::metadata(place(file)).unwrap();
+                (std::fs::read(place(file)).unwrap(), metadata.modified().unwrap(), metadata.mode())
+            };
+            files.iter().map(look).collect()
+        };
+        let before = look();
+        let geometry = Arc::new(Geometry::contiguous(10, &[35, 40]));
+        let volume = Arc::new(OsVolume::open(adopted.path()).unwrap());
+        let layout = Layout::Plain { writable: false };
+        let below = Arc::new(FileStore::on(volume, layout, geometry.clone(), &files).unwrap());
+        let above = Arc::new(FileStore::open(cache.path(), geometry.clone(), &files).unwrap());
+        let store = Overlay::new(geometry.clone(), below, above, |piece| piece.0 < 4);
+        assert_eq!(
+            store.files().unwrap().iter().map(|file| file.len).collect::<Vec<_>>(),
+            [Some(35), Some(5)]
+        );
+        // The second file's missing pieces are fetched, and one of the first was bad.
+        store.set_above(PieceIndex(1));
+        write(&store, 40..75, 2).unwrap();
+        write(&store, 10..20, 2).unwrap();
+        store.sync().unwrap();
+        (0..2).for_each(|file| store.finish(FileIndex(file)).unwrap());
+        let expected = [[1; 10].as_slice(), &[2; 10], &[1; 20], &[2; 35]].concat();
+        let mut buf = [0; 75];
+        store.read_at(0, &mut buf).unwrap();
+        assert_eq!(buf, expected[..]);
+        let states = store.files().unwrap();
+        assert_eq!(states.iter().map(|file| file.len).collect::<Vec<_>>(), [Some(35), Some(40)]);
+        assert!(states.iter().all(|file| !file.finished));
+        assert!(store.room(0..75) > 0 && store.room(20..40) == 0);
+        (0..2).for_each(|file| store.reopen(FileIndex(file)).unwrap());
+        store.discard(0..75, 0..75).unwrap();
+        store.read_at(20, &mut buf[..20]).unwrap();
+        assert_eq!(buf[..20], [1; 20]);
+        store.close();
+        assert_eq!(look(), before);
+        assert_eq!(std::fs::read_dir(adopted.path()).unwrap().count(), 2);
     }
 
     #[test]
