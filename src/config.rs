@@ -1,8 +1,9 @@
 //! The settings, typed and checked, and the parsers of the values that stand for them.
 //!
-//! [`Config`] (a mount) and [`CatConfig`] are what the rest of the program sees, with [`ClientConfig`] in both; how
-//! they are written on a command line is the business of [`crate::cli`]. Everything here is pure: text in, a value or a [`ValueError`] out. Nothing is looked up, no
-//! name is resolved and no file is touched, so that a bad value is refused before anything has begun.
+//! [`Config`] (a mount) and [`CatConfig`] are what the rest of the program sees, with [`ClientConfig`] in both;
+//! [`VerifyConfig`] and [`CacheConfig`] are of commands that have no client. How they are written on a command line
+//! is the business of [`crate::cli`]. Everything here is pure: text in, a value or a [`ValueError`] out. Nothing is
+//! looked up, no name is resolved and no file is touched, so that a bad value is refused before anything has begun.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -12,12 +13,19 @@ use std::time::Duration;
 
 use crate::metainfo::Source;
 use crate::metainfo::source::SourceError;
+use crate::storage::StorageKind;
 use crate::sync::timeouts;
 use crate::torrent::background::Prefetch;
 
 /// Peers of one torrent at most, unless `--max-peers` says otherwise: more cost memory and system calls and
 /// bring no rate, fewer starve rare pieces.
 pub const MAX_PEERS: u32 = 80;
+/// The least that `--cache-size` takes, in bytes. A piece is kept or dropped as a whole, and the one that is read and
+/// the one that is being fetched have to fit at the same time; pieces of 4 to 8 MiB are common.
+pub const CACHE_SIZE_MIN: u64 = 16 << 20;
+/// What the memory store may take in bytes, unless `--cache-size` says otherwise: what every machine that plays
+/// films has to spare.
+pub const MEMORY_BUDGET: u64 = 256 << 20;
 /// The longest duration that is accepted: ten years. `Instant + Duration` must not overflow.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -120,6 +128,13 @@ pub struct ClientConfig {
     pub prefetch: Prefetch,
     /// The one deadline that all phases of the shutdown share; more than 0.
     pub shutdown_timeout: Duration,
+    /// Where data is kept.
+    pub storage: StorageKind,
+    /// Bytes of data that all torrents together keep at most; `None` for no bound ([`ClientConfig::cache_size`]).
+    /// At least [`CACHE_SIZE_MIN`].
+    pub cache_size: Option<u64>,
+    /// Bytes that are to stay free on the disk of the cache; `None` for a share of its size, 0 for none.
+    pub min_free: Option<u64>,
     /// What to check of the data that is in the cache already.
     pub initial_check: InitialCheck,
     /// Whether what an earlier run recorded as complete is believed. Independent of `initial_check`.
@@ -152,12 +167,79 @@ impl Default for ClientConfig {
             upload: true,
             prefetch: Prefetch::None,
             shutdown_timeout: timeouts::SHUTDOWN,
+            storage: StorageKind::File,
+            cache_size: None,
+            min_free: None,
             initial_check: InitialCheck::None,
             trust_resume: true,
             verbosity: 0,
             log_format: LogFormat::Text,
         }
     }
+}
+
+impl ClientConfig {
+    /// Bytes of data that are kept at most: as said, and otherwise bounded in memory only.
+    pub fn cache_size(&self) -> Option<u64> {
+        match self.storage {
+            StorageKind::Memory => self.cache_size.or(Some(MEMORY_BUDGET)),
+            StorageKind::File | StorageKind::Mmap => self.cache_size,
+        }
+    }
+}
+
+/// The settings of `torrentfs verify`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifyConfig {
+    /// The torrent, as it was written; see [`parse_source`].
+    pub source: OsString,
+    /// The folder of another client's data that is to be used in place; `None` for what is in the cache.
+    pub data: Option<PathBuf>,
+    /// Whether nothing is to be written below `data`.
+    pub read_only: bool,
+    /// As [`ClientConfig::cache_dir`].
+    pub cache_dir: Option<PathBuf>,
+    /// Whether the result is printed as one JSON object, instead of for people.
+    pub json: bool,
+    /// As [`ClientConfig::verbosity`].
+    pub verbosity: i8,
+    /// As [`ClientConfig::log_format`].
+    pub log_format: LogFormat,
+}
+
+/// The settings of `torrentfs cache`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// As [`ClientConfig::cache_dir`].
+    pub cache_dir: Option<PathBuf>,
+    /// What to do with it.
+    pub action: CacheAction,
+}
+
+/// What to do with a cache folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheAction {
+    /// Say what lies in it.
+    List {
+        /// As one JSON object, instead of for people.
+        json: bool,
+    },
+    /// Take torrents out, the least recently used first. At least one of the two bounds is there.
+    Prune {
+        /// Until what is left takes so many bytes on the disk.
+        to: Option<u64>,
+        /// Those that weren't used for so long.
+        older_than: Option<Duration>,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+    /// Take these torrents out, each by its name or its info-hash.
+    Remove {
+        /// As they were written; not empty.
+        names: Vec<String>,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
 }
 
 /// Where peers reach us: an address of this machine, and a port for TCP.
@@ -278,6 +360,19 @@ pub fn parse_size(text: &str) -> Result<u64, ValueError> {
     match value.checked_mul(factor).map(|v| u64::try_from(v / scale)) {
         Some(Ok(bytes)) => Ok(bytes),
         _ => refuse("that is more than 64 bits of bytes"),
+    }
+}
+
+/// Reads the SIZE that bounds the data kept.
+///
+/// # Errors
+/// As [`parse_size`], and what is less than [`CACHE_SIZE_MIN`].
+pub fn parse_cache_size(text: &str) -> Result<u64, ValueError> {
+    match parse_size(text)? {
+        size if size < CACHE_SIZE_MIN => refuse(
+            "less than 16M has no room for a piece that is read and one that is fetched; leave the option out for no bound",
+        ),
+        size => Ok(size),
     }
 }
 
@@ -495,6 +590,36 @@ mod tests {
         ];
         for (text, want) in rows {
             assert_eq!(parse_size(text).ok(), *want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn bounds_of_the_cache() {
+        let rows: &[(&str, Result<u64, &str>)] = &[
+            ("16M", Ok(16 << 20)),
+            ("1.5GiB", Ok(3 << 29)),
+            ("16MB", Err("no room for a piece")),
+            ("0", Err("leave the option out for no bound")),
+            ("16777215", Err("less than 16M")),
+            ("much", Err("a size is a number")),
+        ];
+        for (text, want) in rows {
+            match (parse_cache_size(text), want) {
+                (Ok(size), Ok(want)) => assert_eq!(size, *want, "{text}"),
+                (Err(why), Err(want)) => assert!(why.to_string().contains(want), "{text}: {why}"),
+                (got, _) => assert!(false, "{text}: {got:?}"),
+            }
+        }
+        let kept = |storage, cache_size| ClientConfig { storage, cache_size, ..ClientConfig::default() };
+        let rows = [
+            (StorageKind::File, None, None),
+            (StorageKind::Mmap, None, None),
+            (StorageKind::Memory, None, Some(MEMORY_BUDGET)),
+            (StorageKind::File, Some(1 << 30), Some(1 << 30)),
+            (StorageKind::Memory, Some(1 << 30), Some(1 << 30)),
+        ];
+        for (storage, said, want) in rows {
+            assert_eq!(kept(storage, said).cache_size(), want, "{storage:?} {said:?}");
         }
     }
 

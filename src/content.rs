@@ -198,6 +198,7 @@ impl From<ReadError> for ContentErrorOf {
             ReadError::Io(why) => ContentError::Io(why),
             ReadError::Full => ContentError::NoSpace,
             ReadError::Closed => ContentError::ShuttingDown,
+            ReadError::NotHere => ContentError::NotHere,
         })
     }
 }
@@ -225,10 +226,9 @@ impl HereStream {
 impl Stream for HereStream {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> TryRead {
         let Some(at) = self.here(offset, buf.len()) else { return TryRead::Failed(ContentError::NotHere) };
-        match self.shared.store.try_read(at, buf) {
-            Ok(true) => TryRead::Filled,
-            Ok(false) => TryRead::NotNow,
-            Err(error) => TryRead::Failed(ContentErrorOf::from(ReadError::from(error)).0),
+        match self.shared.try_here(at, buf) {
+            true => TryRead::Filled,
+            false => TryRead::NotNow,
         }
     }
 
@@ -238,7 +238,7 @@ impl Stream for HereStream {
                 let done = Box::new(move |read: Result<&[u8], ReadError>| {
                     done(read.map_err(|e| ContentErrorOf::from(e).0))
                 });
-                self.shared.read_now(at, len, done);
+                self.shared.read_here(at, len, done);
             }
             None => done(Err(ContentError::NotHere)),
         }
@@ -252,9 +252,8 @@ struct TorrentStream(Reader);
 impl Stream for TorrentStream {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> TryRead {
         match self.0.try_read(offset, buf) {
-            Ok(true) => TryRead::Filled,
-            Ok(false) => TryRead::NotNow,
-            Err(error) => TryRead::Failed(ContentErrorOf::from(error).0),
+            true => TryRead::Filled,
+            false => TryRead::NotNow,
         }
     }
 
@@ -333,7 +332,7 @@ impl Content for TorrentContent {
     }
 
     fn space(&self) -> Space {
-        let mut space = Space { free: self.client.cache().free_space().unwrap_or(0), ..Space::default() };
+        let mut space = Space { free: self.client.cache().space().map_or(0, |s| s.free), ..Space::default() };
         let tree = self.tree();
         for (_, node) in tree.root() {
             if let Some(subtree) = tree.subtree(node.slot()) {

@@ -47,7 +47,7 @@ impl CatArgs {
 /// What the long help says after the options.
 pub(super) fn notes() -> String {
     format!(
-        "{}\n  SIZE      bytes: 512, 4K, 1MiB (times 1024), 500KB (times 1000)\n\n\
+        "{}\n\n\
          PATH is relative to the torrent's root, with or without the torrent's name in front; a symbolic link in\n\
          it is followed within the torrent. An offset beyond the end prints nothing and is no error, as with\n\
          \"tail -c +N\"; a length beyond the end means up to the end.\n\n\

@@ -1,7 +1,8 @@
 //! The command line: what can be asked for, and how the program answers the one who asks.
 //!
 //! [`parse`] turns arguments into a [`Command`] with checked, typed settings. The flags that several commands have
-//! stand in `shared`, those of `cat` in `cat`. Then: [`exit`], the exit codes and the form of errors; [`log`], log
+//! stand in `shared`, those of `cat` in `cat`, those of `verify` and `cache` in
+//! files of their own, with what these say. Then: [`exit`], the exit codes and the form of errors; [`log`], log
 //! lines; [`terminal`], the live display; [`inspect`], the command of that name; [`demo`], the sample that the demo
 //! seeds.
 //!
@@ -9,24 +10,29 @@
 //! so that scripts can have them already. Nothing is carried out here but `inspect`; that is the business of
 //! whoever calls [`parse`].
 
+pub mod cache;
 pub mod cat;
 pub mod demo;
 pub mod exit;
 pub mod inspect;
 pub mod log;
+pub mod progress;
 mod shared;
 pub mod terminal;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{self, CatConfig, ClientConfig, Config, LogFormat, UserRef};
+use crate::config::{self, CacheConfig, CatConfig, ClientConfig, Config, LogFormat, UserRef, VerifyConfig};
 use crate::torrent::background::Prefetch;
+use cache::CacheArgs;
 use cat::CatArgs;
 use exit::Exit;
 use shared::{ClientArgs, LoggingArgs};
+use verify::VerifyArgs;
 
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +48,10 @@ pub enum Command {
         /// As JSON, on one line, instead of for people.
         json: bool,
     },
+    /// Check what is here of a torrent, or take another client's data over.
+    Verify(Box<VerifyConfig>),
+    /// Show or trim the cache folder.
+    Cache(CacheConfig),
     /// Make a sample, seed it and mount it.
     Demo {
         /// Where; `None` for a temporary folder.
@@ -76,8 +86,14 @@ Examples:
       By info-hash alone, from a peer that is known.
   torrentfs cat album.torrent 'disc 1/track 01.flac' | mpv -
       One file to standard output, without a mount.
+  torrentfs mount --cache-size 20G film.torrent /mnt/film
+      With a bound on what is kept of it.
   torrentfs inspect --json film.torrent
       What a torrent holds, without mounting it.
+  torrentfs verify --data ~/Downloads film.torrent
+      Use what another client has downloaded, in place.
+  torrentfs cache list
+      What is kept, and how much room it takes.
   torrentfs demo
       See it work, without a network.";
 
@@ -85,6 +101,7 @@ const VALUES: &str = "\
 Values:
   SOURCE    a magnet link, a .torrent file, an http(s) URL of one, or an info-hash (40 hex or 32 base32
             digits)
+  SIZE      bytes: 512M, 4GiB (times 1024), 500MB (times 1000)
   RATE      bytes a second: 2M, 512KiB (times 1024), 500KB (times 1000)
   DURATION  500ms, 10s, 5m, 1h; 0 as told with the option";
 
@@ -124,6 +141,11 @@ enum Subcommands {
     Cat(Box<CatArgs>),
     /// Say what a torrent holds, without fetching or mounting it
     Inspect(InspectArgs),
+    /// Check what is here of a torrent, or use what another client downloaded
+    #[command(after_long_help = verify::notes())]
+    Verify(VerifyArgs),
+    /// Show what lies in the cache, and remove what isn't needed any more
+    Cache(CacheArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
     Demo(DemoArgs),
 }
@@ -203,6 +225,8 @@ impl Cli {
             Subcommands::Mount(args) => Command::Mount(Box::new(args.config())),
             Subcommands::Cat(args) => Command::Cat(Box::new(args.config())),
             Subcommands::Inspect(args) => Command::Inspect { source: args.source, json: args.json },
+            Subcommands::Verify(args) => Command::Verify(Box::new(args.config())),
+            Subcommands::Cache(args) => Command::Cache(args.config()),
             Subcommands::Demo(args) => Command::Demo {
                 mountpoint: args.mountpoint,
                 verbosity: args.logging.verbosity(),
@@ -245,7 +269,8 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
-    use crate::config::{HostPort, InitialCheck, Listen};
+    use crate::config::{CacheAction, HostPort, InitialCheck, Listen};
+    use crate::storage::StorageKind;
 
     fn read(line: &str) -> Result<Command, clap::Error> {
         Cli::try_parse_from(std::iter::once("torrentfs").chain(line.split_whitespace())).map(Cli::wanted)
@@ -284,7 +309,7 @@ mod tests {
         let shared = "--cache-dir /c --listen 127.0.0.1:0 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
             --no-dht --no-lsd --no-pex --no-utp --no-port-mapping --no-trackers --dht-bootstrap b:4 --read-timeout 0 \
             --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s --no-upload \
-            --shutdown-timeout 3s --initial-check full --trust-resume false -vv --log-format json";
+            --shutdown-timeout 3s --storage mmap --cache-size 64M --min-free-space 0 --initial-check full --trust-resume false -vv --log-format json";
         let args = &format!(
             "{shared} --prefetch file --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup a.torrent magnet:?xt=urn:btih:x /mnt/x"
         );
@@ -309,6 +334,9 @@ mod tests {
             upload: false,
             prefetch: Prefetch::None,
             shutdown_timeout: Duration::from_secs(3),
+            storage: StorageKind::Mmap,
+            cache_size: Some(64 << 20),
+            min_free: Some(0),
             initial_check: InitialCheck::Full,
             trust_resume: false,
             verbosity: 2,
@@ -373,6 +401,55 @@ mod tests {
             read("inspect --json x.torrent").unwrap(),
             Command::Inspect { source: "x.torrent".into(), json: true }
         );
+        let plain = VerifyConfig {
+            source: "x.torrent".into(),
+            data: None,
+            read_only: false,
+            cache_dir: None,
+            json: false,
+            verbosity: 0,
+            log_format: LogFormat::Text,
+        };
+        assert_eq!(read("verify x.torrent").unwrap(), Command::Verify(Box::new(plain.clone())));
+        let full = VerifyConfig {
+            data: Some("/d".into()),
+            read_only: true,
+            cache_dir: Some("/c".into()),
+            json: true,
+            verbosity: -1,
+            log_format: LogFormat::Json,
+            ..plain
+        };
+        assert_eq!(
+            read("verify x.torrent --data /d --read-only --cache-dir /c --json -q --log-format json")
+                .unwrap(),
+            Command::Verify(Box::new(full))
+        );
+        let cache = |cache_dir: Option<&str>, action| {
+            Command::Cache(CacheConfig { cache_dir: cache_dir.map(Into::into), action })
+        };
+        let rows = [
+            ("list", None, CacheAction::List { json: false }),
+            ("list --json --cache-dir /c", Some("/c"), CacheAction::List { json: true }),
+            (
+                "prune --to 1G --older-than 30d --dry-run",
+                None,
+                CacheAction::Prune {
+                    to: Some(1 << 30),
+                    older_than: Some(Duration::from_secs(30 * 24 * 3600)),
+                    dry_run: true,
+                },
+            ),
+            ("prune", None, CacheAction::Prune { to: None, older_than: None, dry_run: false }),
+            (
+                "remove --cache-dir /c a b",
+                Some("/c"),
+                CacheAction::Remove { names: vec!["a".into(), "b".into()], dry_run: false },
+            ),
+        ];
+        for (line, dir, action) in rows {
+            assert_eq!(read(&format!("cache {line}")).unwrap(), cache(dir, action), "{line}");
+        }
         assert_eq!(
             read("demo -q").unwrap(),
             Command::Demo { mountpoint: None, verbosity: -1, log_format: LogFormat::Text }
@@ -405,6 +482,17 @@ mod tests {
             ("mount --allow-other --no-allow-other a /m", "cannot be used with"),
             ("mount --trust-resume maybe a /m", "[possible values: true, false]"),
             ("mount --initial-check some a /m", "[possible values: none, full]"),
+            ("mount --storage tape a /m", "[possible values: file, mmap, memory]"),
+            ("mount --cache-size 1M a /m", "less than 16M"),
+            ("cat --cache-size 0 a", "leave the option out for no bound"),
+            ("mount --min-free-space some a /m", "a size is a number"),
+            ("verify", "SOURCE"),
+            ("verify a --read-only", "--data"),
+            ("cache", "list"),
+            ("cache list x", "unexpected argument"),
+            ("cache prune --to much", "a size is a number"),
+            ("cache prune --older-than 30", "a unit is missing"),
+            ("cache remove", "NAME|INFOHASH"),
             ("mount --nonsense a /m", "unexpected argument"),
             ("cat", "SOURCE"),
             ("cat a b c", "unexpected argument"),

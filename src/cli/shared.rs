@@ -6,15 +6,25 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::config::{self, ClientConfig, HostPort, InitialCheck, Listen, LogFormat};
+use crate::storage::StorageKind;
 use crate::torrent::background::Prefetch;
 
 /// What every command that fetches takes. The headings keep its parts apart in the help text.
 #[derive(Debug, Args)]
 pub(super) struct ClientArgs {
-    /// Where data and resume files are kept [default: /var/cache/torrentfs for root, otherwise
-    /// ~/.cache/torrentfs]
-    #[arg(long, value_name = "DIR", help_heading = "Storage")]
-    cache_dir: Option<PathBuf>,
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// How data is kept
+    #[arg(long, value_name = "KIND", default_value = "file", help_heading = "Storage")]
+    storage: StorageArg,
+    /// Keep no more data than this, of all torrents together: the pieces that were read longest ago go first, and
+    /// are fetched again when they are wanted; 16M at least [default: no bound; 256M in memory]
+    #[arg(long, value_name = "SIZE", value_parser = config::parse_cache_size, help_heading = "Storage")]
+    cache_size: Option<u64>,
+    /// Leave so much of the cache's disk free, in the same way; 0 for nothing [default: 5 % of it, but 1 GiB at
+    /// least and a quarter of it at most]
+    #[arg(long, value_name = "SIZE", value_parser = config::parse_size, help_heading = "Storage")]
+    min_free_space: Option<u64>,
     /// What to check at the start of the data that is in the cache already
     #[arg(long, value_name = "WHAT", default_value = "none", help_heading = "Storage")]
     initial_check: InitialCheckArg,
@@ -78,7 +88,14 @@ impl ClientArgs {
     /// The settings that they stand for. What is prefetched is a matter of mounts, and none of theirs.
     pub(super) fn config(self, logging: &LoggingArgs) -> ClientConfig {
         ClientConfig {
-            cache_dir: self.cache_dir,
+            cache_dir: self.place.cache_dir,
+            storage: match self.storage {
+                StorageArg::File => StorageKind::File,
+                StorageArg::Mmap => StorageKind::Mmap,
+                StorageArg::Memory => StorageKind::Memory,
+            },
+            cache_size: self.cache_size,
+            min_free: self.min_free_space,
             listen: self.listen.unwrap_or_default(),
             peers: self.peers,
             trackers: self.trackers,
@@ -106,6 +123,15 @@ impl ClientArgs {
             log_format: logging.format(),
         }
     }
+}
+
+/// Which cache folder.
+#[derive(Debug, Args)]
+pub(super) struct PlaceArgs {
+    /// Where data and resume files are kept [default: /var/cache/torrentfs for root, otherwise
+    /// ~/.cache/torrentfs]
+    #[arg(long, value_name = "DIR", help_heading = "Storage")]
+    pub(super) cache_dir: Option<PathBuf>,
 }
 
 /// How much is logged, and how.
@@ -146,6 +172,16 @@ enum InitialCheckArg {
     None,
     /// Everything, in the background
     Full,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StorageArg {
+    /// Sparse files
+    File,
+    /// Sparse files, mapped into memory
+    Mmap,
+    /// Memory alone: nothing is there after the end
+    Memory,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

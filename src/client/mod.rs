@@ -4,6 +4,7 @@
 //! task ([`crate::torrent::owner`]). Parts: [`sources`] turns what the user gave into a torrent to add;
 //! [`listen`] takes connections and hands each to the torrent it asks for.
 
+mod keeper;
 pub mod listen;
 pub mod sources;
 
@@ -19,16 +20,21 @@ use crate::discovery::dht::{Dht, DhtOptions};
 use crate::discovery::tracker::http_client;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::net::limit::RateLimit;
+use crate::storage::StorageKind;
 use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::pool::Workers;
+use crate::storage::quota::Quota;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::background::Prefetch;
 use crate::torrent::memory::Memory;
 use crate::torrent::owner::{Environment, Plan};
 use crate::torrent::prepare::Home;
 use crate::torrent::recent::{self, Recent};
+use crate::torrent::room::Room;
 use crate::torrent::swarm::Settings;
+use crate::torrent::table::ReadClock;
 use crate::torrent::{Command, Torrent, owner};
+use keeper::{Dormant, Keeper};
 use listen::Listener;
 use sources::Loaded;
 
@@ -67,6 +73,12 @@ pub struct Options {
     pub upload_limit: Option<u64>,
     /// Whether peers may have blocks of us.
     pub upload: bool,
+    /// Where data is kept.
+    pub storage: StorageKind,
+    /// Bytes of data that all torrents together keep at most; `None` for no bound.
+    pub cache_size: Option<u64>,
+    /// Bytes that are to stay free on the disk of the cache; `None` for a share of its size.
+    pub min_free: Option<u64>,
     /// Whether all data on disk is hashed at the start.
     pub check_all: bool,
     /// Whether what an earlier run recorded as complete is believed.
@@ -107,6 +119,7 @@ pub struct Client {
     peer_id: [u8; 20],
     port: u16,
     torrents: RankedRwLock<Vec<Arc<Torrent>>>,
+    dormant: Arc<Dormant>,
     next_slot: AtomicU32,
 }
 
@@ -145,16 +158,20 @@ impl Client {
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
                 memory: Memory::default(),
+                room: Room::new(Arc::new(Quota::new(keeper::bound(&options)))),
+                clock: ReadClock::default(),
             },
             peer_id: new_peer_id(),
             port,
             torrents: RankedRwLock::new(Rank::Client, "torrents", Vec::new()),
+            dormant: Arc::new(Dormant::new()),
             next_slot: AtomicU32::new(1),
             cache,
             options,
             scope,
         });
         listener.run(&client);
+        Keeper::start(&client, &client.scope);
         Ok(client)
     }
 
@@ -193,6 +210,7 @@ impl Client {
             return Ok(known);
         }
         let key = loaded.info_hash.to_string();
+        self.dormant.claim(&key, self.env.room.quota()).await;
         let dir = self.cache.torrent_dir(&key)?;
         let mut peers = Vec::new();
         for (source, list) in
@@ -217,7 +235,7 @@ impl Client {
             info: loaded.info,
             trackers,
             peers,
-            home: Home { dir, key },
+            home: Home { dir, key, spare: self.cache.spare().clone() },
             trust: self.options.trust_resume,
             settings: Settings {
                 info_hash: wire,
@@ -230,6 +248,7 @@ impl Client {
                 check_all: self.options.check_all,
                 prefetch: self.options.prefetch,
                 memory: self.env.memory.clone(),
+                quota: self.env.room.quota().clone(),
                 check_invariants: cfg!(debug_assertions),
             },
         };

@@ -4,8 +4,8 @@
 //! [`ExtHandshake::update`]; our own message ids; [`ExtensionError`], shared by the extensions' codecs.
 //!
 //! Flow: both sides send one right after the BitTorrent handshake. Each names, for every extension, the id under
-//! which it wants to receive that extension's messages: a peer's ids are for what we send, [`OUR_UT_METADATA`]
-//! and [`OUR_UT_PEX`] for what we receive.
+//! which it wants to receive that extension's messages: a peer's ids are for what we send, [`OUR_UT_METADATA`],
+//! [`OUR_UT_PEX`] and [`OUR_LT_DONTHAVE`] for what we receive.
 //!
 //! A field of the wrong type or out of its bounds counts as absent: clients differ much here, and none of the
 //! fields is needed to exchange blocks. Only what isn't a dictionary at all is an error.
@@ -18,6 +18,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use crate::metainfo::bencode::{self, BencodeError, Encoder, Limits, Value};
+use crate::metainfo::geometry::PieceIndex;
 use crate::peer::wire::MAX_EXTENDED;
 
 /// The id of the extension handshake itself (BEP 10).
@@ -26,6 +27,8 @@ pub const HANDSHAKE_ID: u8 = 0;
 pub const OUR_UT_METADATA: u8 = 1;
 /// The id under which peers send us peer exchange messages (BEP 11).
 pub const OUR_UT_PEX: u8 = 2;
+/// Our id for `lt_donthave` (BEP 54): the sender no longer has a piece.
+pub const OUR_LT_DONTHAVE: u8 = 3;
 
 /// The most metadata that we believe in, in bytes: three million pieces of hashes. The largest seen in the wild
 /// is about 10 MiB.
@@ -56,6 +59,8 @@ pub struct ExtHandshake {
     pub ut_metadata: Option<u8>,
     /// Id for peer exchange messages to the sender; `None` when it doesn't take them.
     pub ut_pex: Option<u8>,
+    /// The sender's id for `lt_donthave` (BEP 54): it wants to hear of pieces that we no longer have.
+    pub lt_donthave: Option<u8>,
     /// Bytes of the metadata, from 1 to [`MAX_METADATA`]; `None` when the sender doesn't have it.
     pub metadata_size: Option<u32>,
     /// How many requests the sender keeps in its queue before it drops some.
@@ -75,6 +80,9 @@ impl ExtHandshake {
     pub fn encode(&self) -> Bytes {
         let mut out = Encoder::new();
         out.dict_begin().key("m").dict_begin();
+        if let Some(id) = self.lt_donthave {
+            out.key("lt_donthave").int(id.into());
+        }
         if let Some(id) = self.ut_metadata {
             out.key("ut_metadata").int(id.into());
         }
@@ -129,6 +137,7 @@ impl ExtHandshake {
         if let Some(m) = dict.get("m") {
             set_id(&mut self.ut_metadata, m, "ut_metadata");
             set_id(&mut self.ut_pex, m, "ut_pex");
+            set_id(&mut self.lt_donthave, m, "lt_donthave");
         }
         let int = |key: &str| dict.get(key).and_then(Value::as_int);
         // A magnet's client without metadata says 0, or says nothing.
@@ -143,6 +152,16 @@ impl ExtHandshake {
         self.your_ip = dict.get("yourip").and_then(Value::as_bytes).and_then(address).or(self.your_ip);
         Ok(())
     }
+}
+
+/// The payload of an `lt_donthave` message (BEP 54).
+pub fn dont_have(piece: PieceIndex) -> Bytes {
+    Bytes::copy_from_slice(&piece.0.to_be_bytes())
+}
+
+/// The piece that an `lt_donthave` message names; `None` for one of another length.
+pub fn parse_dont_have(payload: &[u8]) -> Option<PieceIndex> {
+    payload.try_into().ok().map(|bytes| PieceIndex(u32::from_be_bytes(bytes)))
 }
 
 /// Takes over an extension's id from the dictionary `m`, if it is there.
@@ -180,6 +199,7 @@ mod tests {
         ExtHandshake {
             ut_metadata: Some(OUR_UT_METADATA),
             ut_pex: Some(OUR_UT_PEX),
+            lt_donthave: Some(OUR_LT_DONTHAVE),
             metadata_size: Some(6_700_000),
             reqq: Some(500),
             client: Some("torrentfs 0.1".into()),
@@ -191,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_full_handshake_has_its_bytes() {
-        let wanted = b"d1:md11:ut_metadatai1e6:ut_pexi2ee13:metadata_sizei6700000e1:pi6881e4:reqqi500e\
+        let wanted = b"d1:md11:lt_donthavei3e11:ut_metadatai1e6:ut_pexi2ee13:metadata_sizei6700000e1:pi6881e4:reqqi500e\
             11:upload_onlyi1e1:v13:torrentfs 0.16:yourip4:\x01\x02\x03\x04e";
         assert_eq!(&full().encode()[..], &wanted[..]);
         assert_eq!(ExtHandshake::decode(wanted), Ok(full()));

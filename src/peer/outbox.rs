@@ -3,7 +3,7 @@
 //! The owner changes it at any time without waiting; the session turns it into messages when its socket has
 //! room. So what is requested is never held up by how full a write buffer is (row R1), a request that is
 //! taken back before it was sent is never sent, and nothing here grows without a bound: requests are bounded by
-//! the picker's depth, `have`s by the number of pieces, extension messages by a constant.
+//! the picker's depth, `have`s and their opposite by the number of pieces, extension messages by a constant.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::buffer::PieceBuffer;
+use super::extension;
 use super::wire::{BlockRequest, Message};
 use crate::metainfo::geometry::PieceIndex;
 
@@ -38,6 +39,7 @@ struct Inner {
     cancels: Vec<BlockRequest>,
     unsent: Vec<BlockRequest>,
     haves: Vec<PieceIndex>,
+    dont_haves: Vec<(u8, PieceIndex)>,
     extended: VecDeque<(u8, Bytes)>,
     disconnect: Option<String>,
     closed: bool,
@@ -116,6 +118,14 @@ impl Outbox {
     pub fn have(&self, piece: PieceIndex) {
         self.change(|i| i.haves.push(piece));
     }
+    /// We have a piece no longer; `id` is the peer's number for `lt_donthave` (BEP 54).
+    pub fn dont_have(&self, id: u8, piece: PieceIndex) {
+        self.change(|i| {
+            // One that wasn't sent yet would come after this.
+            i.haves.retain(|have| *have != piece);
+            i.dont_haves.push((id, piece));
+        });
+    }
     /// An extension message with the peer's number for it.
     pub fn extended(&self, id: u8, payload: Bytes) {
         self.change(|i| {
@@ -162,6 +172,8 @@ impl Outbox {
         let mut out = Outgoing { disconnect: inner.disconnect.take(), ..Outgoing::default() };
         out.messages.extend(inner.first.take());
         out.messages.extend(inner.extended.drain(..).map(|(id, payload)| Message::Extended { id, payload }));
+        let dont_have = |(id, piece)| Message::Extended { id, payload: extension::dont_have(piece) };
+        out.messages.extend(inner.dont_haves.drain(..).map(dont_have));
         out.messages.extend(inner.haves.drain(..).map(Message::Have));
         if let Some(interested) = inner.interested.take() {
             out.messages.push(if interested { Message::Interested } else { Message::NotInterested });

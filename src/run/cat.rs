@@ -245,7 +245,9 @@ impl Fault {
                 .hint("name a peer with --peer, or wait longer with --read-timeout; what came is kept"),
             ReadError::Full => Failure::new(Exit::Cache, what, error)
                 .hint("make room there, or keep the data elsewhere with --cache-dir"),
-            ReadError::Io(_) | ReadError::Closed => Failure::new(Exit::Data, what, error),
+            ReadError::Io(_) | ReadError::Closed | ReadError::NotHere => {
+                Failure::new(Exit::Data, what, error)
+            }
         })
     }
 }
@@ -270,9 +272,8 @@ impl Asked {
         let len = (range.end - range.start) as usize;
         let mut bytes = vec![0; len];
         let answer = match reader.try_read(range.start, &mut bytes) {
-            Ok(true) => Answer::Here(bytes),
-            // What is wrong is told by the read that follows.
-            Ok(false) | Err(_) => {
+            true => Answer::Here(bytes),
+            false => {
                 let (sender, receiver) = oneshot::channel();
                 // On a storage worker; nobody listens any more when we are about to end.
                 let done = Box::new(move |result: Result<&[u8], ReadError>| {

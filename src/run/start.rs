@@ -4,6 +4,8 @@
 //! Nothing of a mount is named here: `cat` does without.
 
 use std::ffi::OsStr;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,15 +28,24 @@ pub const DRAW: Duration = Duration::from_millis(250);
 /// # Errors
 /// For the user.
 pub fn open_cache(config: &ClientConfig) -> Result<Arc<CacheDir>, Failure> {
-    let path = match &config.cache_dir {
-        Some(path) => path.clone(),
-        None => default_path(nix::unistd::geteuid().is_root(), |name| std::env::var_os(name))
-            .map_err(|e| cache_failure(&e))?,
-    };
+    let path = cache_path(config.cache_dir.as_deref())?;
     CacheDir::open(&path).map(Arc::new).map_err(|e| cache_failure(&e))
 }
 
-fn cache_failure(error: &CacheError) -> Failure {
+/// Where the cache folder is: as said, and otherwise the place of who runs this.
+///
+/// # Errors
+/// For the user.
+pub fn cache_path(said: Option<&Path>) -> Result<PathBuf, Failure> {
+    match said {
+        Some(path) => Ok(path.to_owned()),
+        None => default_path(nix::unistd::geteuid().is_root(), |name| std::env::var_os(name))
+            .map_err(|e| cache_failure(&e)),
+    }
+}
+
+/// What is wrong with a cache folder, for the user.
+pub fn cache_failure(error: &CacheError) -> Failure {
     Failure::new(Exit::Cache, "can't use the cache", error)
 }
 
@@ -73,6 +84,9 @@ fn options(config: &ClientConfig) -> Options {
         download_limit: config.download_limit,
         upload_limit: config.upload_limit,
         upload: config.upload,
+        storage: config.storage,
+        cache_size: config.cache_size(),
+        min_free: config.min_free,
         check_all: config.initial_check == config::InitialCheck::Full,
         trust_resume: config.trust_resume,
         prefetch: config.prefetch,
@@ -86,6 +100,21 @@ fn options(config: &ClientConfig) -> Options {
 pub async fn load(given: &OsStr) -> Result<Loaded, Failure> {
     let source = config::parse_source(given).map_err(|e| Failure::source(given.display(), e))?;
     sources::load(&source).await.map_err(|e| inspect::refused(&given.to_string_lossy(), &e))
+}
+
+/// Prints to standard output. A reader that has seen enough (a closed pipe) is no error.
+/// Blocks for as long as nobody takes it.
+///
+/// # Errors
+/// [`Exit::Internal`].
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(why) if why.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Internal, "can't write the output", why))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What the terminal shows of a torrent.

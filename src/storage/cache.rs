@@ -6,17 +6,23 @@
 //! **Parts.** [`CacheDir`]: made if need be, locked (`flock` on the file `lock`, which holds the owner's process
 //! id), tried by writing a little. In it one folder per torrent, named by its info-hash in hex, and small files
 //! for single values, such as `listen-port`. [`default_path`] is where it is unless `--cache-dir` says otherwise.
+//! [`Marks`] tells those who only look which torrents the owner has in hand: each is a byte of the file `lock`,
+//! locked by itself, so that asking takes no lock that could be in somebody's way.
 //!
-//! **Not here.** How much may be kept, and what is in a torrent's folder.
+//! **Not here.** How much may be kept, and what is in a torrent's folder ([`super::catalog`]).
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, fcntl};
+
 use super::is_full;
+use super::spare::Spare;
 
 /// Why the cache folder can't be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -80,7 +86,7 @@ pub enum CacheError {
 }
 
 impl CacheError {
-    fn from_io(path: &Path, op: &'static str, source: io::Error) -> Self {
+    pub(super) fn from_io(path: &Path, op: &'static str, source: io::Error) -> Self {
         let path = path.to_path_buf();
         if is_full(&source) {
             return Self::Full { path };
@@ -101,6 +107,7 @@ impl CacheError {
 pub struct CacheDir {
     path: PathBuf,
     lock: File,
+    spare: Arc<Spare>,
 }
 
 const LOCK: &str = "lock";
@@ -124,7 +131,29 @@ impl CacheDir {
     pub fn open(path: &Path) -> Result<Self, CacheError> {
         let failed = |op| move |error| CacheError::from_io(path, op, error);
         DirBuilder::new().recursive(true).mode(FOLDER).create(path).map_err(failed("making"))?;
-        let mut lock = OpenOptions::new()
+        let cache = Self::lock(path)?;
+        cache.write_pid()?;
+        tempfile::tempfile_in(path)
+            .and_then(|mut file| file.write_all(&[0x5a; TRIAL]))
+            .map_err(failed("writing to"))?;
+        Ok(cache)
+    }
+
+    /// Locks a folder that is there, to take things out of it: that must be possible on a full disk, too, so
+    /// nothing is tried, and nothing but the lock is made. Waits for the disk, not for another process.
+    ///
+    /// # Errors
+    /// As [`CacheDir::open`]; [`CacheError::Io`] when there is no such folder.
+    pub fn open_to_trim(path: &Path) -> Result<Self, CacheError> {
+        let cache = Self::lock(path)?;
+        // Who is told "another torrentfs", without a number, can live with it.
+        let _ = cache.write_pid();
+        Ok(cache)
+    }
+
+    fn lock(path: &Path) -> Result<Self, CacheError> {
+        let failed = |error| CacheError::from_io(path, "locking", error);
+        let lock = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -132,22 +161,16 @@ impl CacheDir {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(path.join(LOCK))
-            .map_err(failed("locking"))?;
+            .map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                let _ = (&mut lock).take(MAX_VALUE).read_to_string(&mut text);
-                return Err(CacheError::InUse { path: path.to_path_buf(), pid: text.trim().parse().ok() });
+                return Err(CacheError::InUse { path: path.to_path_buf(), pid: owner_of(&lock) });
             }
-            Err(TryLockError::Error(error)) => return Err(failed("locking")(error)),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let cache = Self { path: path.to_path_buf(), lock };
-        cache.write_pid()?;
-        tempfile::tempfile_in(path)
-            .and_then(|mut file| file.write_all(&[0x5a; TRIAL]))
-            .map_err(failed("writing to"))?;
-        Ok(cache)
+        mark(&lock, OWNED);
+        Ok(Self { spare: Arc::new(Spare::new(path)), path: path.to_path_buf(), lock })
     }
 
     /// Writes this process's id into the lock file, for others to read. [`CacheDir::open`] does it; again after
@@ -168,16 +191,18 @@ impl CacheDir {
         &self.path
     }
 
-    /// The folder of a torrent, made if it isn't there; `info_hash` in hex (40 or 64 digits, either case). Waits
-    /// for the disk.
+    /// The folder of a torrent, made if it isn't there; `info_hash` in hex (40 or 64 digits, either case). From now
+    /// on the torrent counts as in use for those who look ([`Marks`]). Waits for the disk.
     ///
     /// # Errors
     /// [`CacheError`].
     pub fn torrent_dir(&self, info_hash: &str) -> Result<PathBuf, CacheError> {
-        if !matches!(info_hash.len(), 40 | 64) || !info_hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+        if !is_key(info_hash) {
             return Err(CacheError::BadName { name: info_hash.to_owned() });
         }
-        let path = self.path.join(info_hash.to_ascii_lowercase());
+        let name = info_hash.to_ascii_lowercase();
+        let path = self.path.join(&name);
+        mark(&self.lock, place(&name));
         match DirBuilder::new().mode(FOLDER).create(&path) {
             Ok(()) => Ok(path),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match path.symlink_metadata() {
@@ -187,6 +212,11 @@ impl CacheDir {
             },
             Err(error) => Err(CacheError::from_io(&path, "making", error)),
         }
+    }
+
+    /// The room that is put by in it.
+    pub fn spare(&self) -> &Arc<Spare> {
+        &self.spare
     }
 
     /// A small value kept under `name` (a plain file name), without surrounding white space; `None` when there
@@ -212,12 +242,11 @@ impl CacheDir {
         Ok(())
     }
 
-    /// Bytes that are free for us on the disk that holds it. Asks the file system, which may wait when it is a
-    /// remote one.
+    /// Bytes on the disk that holds it. Asks the file system, which may wait when it is a remote one.
     ///
     /// # Errors
     /// [`CacheError::Io`].
-    pub fn free_space(&self) -> Result<u64, CacheError> {
+    pub fn space(&self) -> Result<DiskSpace, CacheError> {
         let stat = nix::sys::statvfs::statvfs(&self.path)
             .map_err(|e| CacheError::from_io(&self.path, "asking for the free space of", e.into()))?;
         #[allow(
@@ -225,8 +254,91 @@ impl CacheDir {
             clippy::useless_conversion,
             reason = "the types differ by platform"
         )]
-        Ok((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
+        let bytes = |blocks| (blocks as u64).saturating_mul(stat.fragment_size() as u64);
+        Ok(DiskSpace { free: bytes(stat.blocks_available()), total: bytes(stat.blocks()) })
     }
+}
+
+/// Bytes on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Free for us.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
+}
+
+/// Whether this can be the name of a torrent's folder: an info-hash in hex.
+pub(super) fn is_key(name: &str) -> bool {
+    matches!(name.len(), 40 | 64) && name.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// What the owner of a cache folder shows of itself to those who only look.
+#[derive(Debug)]
+pub struct Marks(Option<File>);
+
+/// The mark of an owned folder.
+const OWNED: libc::off_t = 0;
+
+impl Marks {
+    /// Those of a folder; without any when there is no lock file. Takes no lock, waits for the disk.
+    pub fn of(path: &Path) -> Self {
+        Self(super::volume::open_plain(&path.join(LOCK)).ok().flatten())
+    }
+
+    /// Whether somebody has the folder.
+    pub fn owned(&self) -> bool {
+        self.is_set(OWNED)
+    }
+
+    /// The process that has it, or had it last, if it told.
+    pub fn owner(&self) -> Option<u32> {
+        owner_of(self.0.as_ref()?)
+    }
+
+    /// Whether whoever has the folder has this torrent in hand; `key` as its folder is called.
+    pub fn in_use(&self, key: &str) -> bool {
+        self.is_set(place(key))
+    }
+
+    fn is_set(&self, at: libc::off_t) -> bool {
+        let Some(file) = &self.0 else { return false };
+        let mut range = byte(at);
+        let asked = fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut range));
+        // Where it can't be asked, as on some remote file systems, nobody is seen. Whoever changes something takes
+        // the lock itself.
+        asked.is_ok() && i32::from(range.l_type) != libc::F_UNLCK
+    }
+}
+
+/// Locks a byte of the lock file, until that is closed. Only those who look depend on it, so failing is no error.
+fn mark(lock: &File, at: libc::off_t) {
+    let _ = fcntl(lock.as_fd(), FcntlArg::F_OFD_SETLK(&byte(at)));
+}
+
+/// One byte of the lock file, to be locked for writing.
+fn byte(at: libc::off_t) -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: at,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+/// The byte of the lock file that stands for a torrent: 28 bits of its info-hash, which no two torrents of one
+/// folder share unless on purpose, and then one shows as in use that isn't.
+fn place(key: &str) -> libc::off_t {
+    let digits = key.get(..7).unwrap_or_default();
+    1 + i32::from_str_radix(digits, 16).map_or(0, libc::off_t::from)
+}
+
+/// The process id in a lock file.
+fn owner_of(lock: &File) -> Option<u32> {
+    let mut text = [0; 16];
+    let len = lock.read_at(&mut text, 0).ok()?;
+    std::str::from_utf8(text.get(..len)?).ok()?.trim().parse().ok()
 }
 
 /// Where the cache is without `--cache-dir`: for root `/var/cache/torrentfs`, otherwise `torrentfs` in
@@ -279,7 +391,8 @@ mod tests {
             cache.set_value("listen-port", port).unwrap();
             assert_eq!(cache.value("listen-port").as_deref(), Some(port));
         }
-        assert!(cache.free_space().unwrap() > 0);
+        let space = cache.space().unwrap();
+        assert!(space.free > 0 && space.total > space.free);
     }
 
     #[test]
@@ -291,6 +404,36 @@ mod tests {
         assert!(error.to_string().contains(&format!("(process {})", std::process::id())), "{error}");
         drop(first);
         CacheDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn who_looks_sees_what_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = ("ab".repeat(20), "cd".repeat(32));
+        let seen = || {
+            let marks = Marks::of(dir.path());
+            (marks.owned(), marks.owner(), marks.in_use(&one), marks.in_use(&two))
+        };
+        assert_eq!(seen(), (false, None, false, false));
+        let cache = CacheDir::open(dir.path()).unwrap();
+        let us = Some(std::process::id());
+        assert_eq!(seen(), (true, us, false, false));
+        for _ in 0..2 {
+            cache.torrent_dir(&one.to_uppercase()).unwrap();
+            assert_eq!(seen(), (true, us, true, false), "also when asked for again");
+        }
+        drop(cache);
+        assert_eq!(seen(), (false, us, false, false));
+        // To trim it nothing has to be written.
+        std::fs::write(dir.path().join(LOCK), b"").unwrap();
+        let cache = CacheDir::open_to_trim(dir.path()).unwrap();
+        assert_eq!(seen(), (true, us, false, false));
+        assert!(matches!(CacheDir::open(dir.path()), Err(CacheError::InUse { .. })));
+        assert!(matches!(CacheDir::open_to_trim(dir.path()), Err(CacheError::InUse { .. })));
+        drop(cache);
+        let absent = dir.path().join("absent");
+        assert!(matches!(CacheDir::open_to_trim(&absent), Err(CacheError::Io { .. })));
+        assert!(!absent.exists());
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! **Goal.** Threads that write to one file wait for each other in the kernel, spinning on the file's lock; here
 //! none does. What is adjacent goes out in one call.
 //!
-//! **Parts.** [`WriteQueue`], and [`Write`], one piece of work in it.
+//! **Parts.** [`WriteQueue`], and [`Write`], one piece of work in it. What must not happen while somebody writes takes
+//! its turn, too ([`WriteQueue::exclusively`]).
 //!
 //! **Flow.** Whoever has something to write queues it. If somebody is writing, it is left to them; otherwise it
 //! is this thread's turn, and it writes all that is queued, until nothing is. Each batch is written in the order of its
@@ -42,9 +43,21 @@ pub struct WriteQueue<W> {
     queued: RankedMutex<Queued<W>>,
 }
 
+/// Jobs that take a turn of their own.
+#[derive(Default)]
+struct Exclusive(Vec<Box<dyn FnOnce() + Send>>);
+
+impl std::fmt::Debug for Exclusive {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} jobs", self.0.len())
+    }
+}
+
 #[derive(Debug)]
 struct Queued<W> {
     waiting: Vec<W>,
+    /// What is to be done while nothing is written.
+    exclusive: Exclusive,
     /// Whether a thread is writing: it will take what waits.
     writing: bool,
 }
@@ -52,7 +65,7 @@ struct Queued<W> {
 impl<W: Write> WriteQueue<W> {
     /// Nothing waits.
     pub fn new() -> Self {
-        let queued = Queued { waiting: Vec::new(), writing: false };
+        let queued = Queued { waiting: Vec::new(), exclusive: Exclusive::default(), writing: false };
         Self { queued: RankedMutex::new(Rank::Leaf, "writes of a torrent", queued) }
     }
 
@@ -62,16 +75,35 @@ impl<W: Write> WriteQueue<W> {
     /// # Panics
     /// When writing did, after all the rest is written.
     pub fn write(&self, store: &dyn Store, one: W) {
+        self.take_turn(store, |queued| queued.waiting.push(one));
+    }
+
+    /// Does something while nothing is written, after what is being written and before all else that waits; or leaves
+    /// it to the thread that is writing, and returns at once. May wait for a disk.
+    ///
+    /// # Panics
+    /// When it did, or writing, after all the rest is written.
+    pub fn exclusively(&self, store: &dyn Store, job: Box<dyn FnOnce() + Send>) {
+        self.take_turn(store, |queued| queued.exclusive.0.push(job));
+    }
+
+    fn take_turn(&self, store: &dyn Store, queue: impl FnOnce(&mut Queued<W>)) {
         {
             let mut queued = self.queued.lock();
-            queued.waiting.push(one);
+            queue(&mut queued);
             if queued.writing {
                 return;
             }
             queued.writing = true;
         }
         let mut panicked = None;
-        while let Some(mut batch) = self.take() {
+        while let Some((jobs, mut batch)) = self.take() {
+            for job in jobs {
+                // Nobody else takes what waits: a panic must not end the turn.
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
+                    panicked = Some(panic);
+                }
+            }
             batch.sort_by_key(Write::offset);
             let mut rest = batch.into_iter().peekable();
             while let Some(first) = rest.next() {
@@ -84,7 +116,6 @@ impl<W: Write> WriteQueue<W> {
                     end += len(&next);
                     run.push(next);
                 }
-                // Nobody else takes what waits: a panic must not end the turn.
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| write_run(store, run))) {
                     panicked = Some(panic);
                 }
@@ -96,11 +127,12 @@ impl<W: Write> WriteQueue<W> {
     }
 
     /// All that waits; with nothing left the turn is over.
-    fn take(&self) -> Option<Vec<W>> {
+    fn take(&self) -> Option<(Vec<Box<dyn FnOnce() + Send>>, Vec<W>)> {
         let mut queued = self.queued.lock();
+        let jobs = std::mem::take(&mut queued.exclusive.0);
         let batch = std::mem::take(&mut queued.waiting);
-        queued.writing = !batch.is_empty();
-        queued.writing.then_some(batch)
+        queued.writing = !(jobs.is_empty() && batch.is_empty());
+        queued.writing.then_some((jobs, batch))
     }
 }
 
@@ -333,5 +365,25 @@ mod tests {
         said.sort_unstable();
         assert_eq!(said, (0..2000).map(|n| n * 2).collect::<Vec<u64>>());
         assert_eq!(called.iter().map(|(_, bytes)| bytes.len()).sum::<usize>(), 4000);
+    }
+
+    #[test]
+    fn what_excludes_writing_takes_its_turn() {
+        let (calls, _called) = channel();
+        let store = Arc::new(Noted { calls, act: Box::new(|_, _| Ok(())) });
+        let queue: Arc<WriteQueue<One>> = Arc::default();
+        let (told, heard) = channel();
+        // Queued by the thread that has the turn: left for later, not run within.
+        let (inner, again) = (told.clone(), queue.clone());
+        let job_store = store.clone();
+        let job = Box::new(move || {
+            again.exclusively(&*job_store, Box::new(move || inner.send(2).unwrap()));
+            told.send(1).unwrap();
+        });
+        queue.exclusively(&*store, job);
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), [1, 2]);
+        let died =
+            catch_unwind(AssertUnwindSafe(|| queue.exclusively(&*store, Box::new(|| panic!("a test's")))));
+        assert!(died.is_err() && !queue.queued.lock().writing, "the turn has ended");
     }
 }

@@ -3,12 +3,12 @@
 //! **Goal.** What was fetched and verified once stays, and a byte that is read back is the byte that was
 //! written, or the read fails.
 //!
-//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, [`mmap::MmapStore`]
-//! reads the same files through mappings, [`memory::MemoryStore`] keeps data in memory, [`overlay::Overlay`] adds
-//! one store to another that is never written. [`combine`] lets one thread at a time write what several have.
-//! [`pool`] is the bounded set of threads that may wait for a disk. [`resume`] remembers which pieces are complete,
-//! and the metadata that came through a magnet link. [`verify`] reads a piece back and hashes it. [`cache`] is the
-//! folder it all lies in and its lock.
+//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, in a [`volume`];
+//! [`mmap::MmapStore`] reads the same files through mappings; [`memory::MemoryStore`] keeps data in memory;
+//! [`overlay::Overlay`] adds one store to another that is never written. [`combine`] lets one thread at a time write
+//! what several have. [`pool`] is the bounded set of threads that may wait for a disk. [`resume`] remembers which
+//! pieces are complete, and the metadata that came through a magnet link. [`verify`] reads a piece back and hashes
+//! it. [`cache`] is the folder it all lies in and its lock, [`catalog`] what lies in it, [`quota`] and [`lru`] what may stay.
 //!
 //! **Flow.** A piece is hashed in memory, written ([`Store::write_at`]) and counts as complete for readers;
 //! later [`resume::persist`] syncs the data and only then records the bits, so that a kill at any point leaves
@@ -18,15 +18,20 @@
 //! Nothing here knows of tokio: whoever calls is on a worker, or uses [`Store::try_read`].
 
 pub mod cache;
+pub mod catalog;
 pub mod combine;
 pub mod file;
+pub mod lru;
 pub mod memory;
 pub mod mmap;
 pub mod overlay;
 mod parts;
 pub mod pool;
+pub mod quota;
 pub mod resume;
 mod sealed;
+pub mod size;
+pub mod spare;
 #[cfg(test)]
 mod suite;
 pub mod verify;
@@ -140,6 +145,28 @@ pub trait Store: Send + Sync + 'static {
     /// Ends it: each later call is [`StorageError::Closed`]; those under way finish. Keeps the data (where it is
     /// durable), doesn't sync it, doesn't wait. Idempotent.
     fn close(&self);
+}
+
+/// Where data is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StorageKind {
+    /// In sparse files, read and written.
+    #[default]
+    File,
+    /// In sparse files, mapped into memory.
+    Mmap,
+    /// In memory: nothing is there after the end.
+    Memory,
+}
+
+impl StorageKind {
+    /// Whether data lies on the disk that holds the cache.
+    pub fn is_on_disk(self) -> bool {
+        match self {
+            Self::File | Self::Mmap => true,
+            Self::Memory => false,
+        }
+    }
 }
 
 /// What is there of a file.

@@ -123,6 +123,25 @@ pub fn load(dir: &Path) -> Result<Option<ResumeData>, ResumeProblem> {
     }
 }
 
+/// As [`load`], but it changes nothing: for those who look while somebody else may be writing.
+///
+/// # Errors
+/// [`ResumeProblem`], not logged.
+pub fn peek(dir: &Path) -> Result<Option<ResumeData>, ResumeProblem> {
+    let Some(body) = sealed::peek(dir, &RESUME)? else { return Ok(None) };
+    let damaged =
+        || ResumeProblem::Damaged { path: dir.join(RESUME.name), why: "its bits don't match its pieces" };
+    ResumeData::decode(&body).map(Some).ok_or_else(damaged)
+}
+
+/// As [`load_metadata`], but it changes nothing.
+///
+/// # Errors
+/// [`ResumeProblem`], not logged.
+pub fn peek_metadata(dir: &Path) -> Result<Option<Vec<u8>>, ResumeProblem> {
+    sealed::peek(dir, &METADATA)
+}
+
 /// Keeps metadata that came through a magnet link (any bytes, as the caller encodes them) in the torrent's
 /// folder `dir`, durably. Waits for the disk.
 ///

@@ -153,6 +153,19 @@ pub(super) fn read_in(volume: &dyn Volume, kind: &Kind) -> Result<Option<Vec<u8>
     read_file(volume, kind).map_err(|problem| set_aside_in(volume, Path::new(kind.name), problem))
 }
 
+/// As [`read`], but it changes nothing: for those who look while somebody else may be writing. What is damaged isn't
+/// set aside, and not logged.
+///
+/// # Errors
+/// [`ResumeProblem`].
+pub(super) fn peek(dir: &Path, kind: &Kind) -> Result<Option<Vec<u8>>, ResumeProblem> {
+    match OsVolume::open(dir) {
+        Ok(volume) => read_file(&volume, kind),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ResumeProblem::Unreadable { path: dir.join(kind.name), source: Arc::new(error) }),
+    }
+}
+
 /// As [`set_aside_in`], by the file's path in the system.
 pub(super) fn set_aside(path: &Path, problem: ResumeProblem) -> ResumeProblem {
     match (path.parent().map(OsVolume::open), path.file_name()) {

@@ -5,7 +5,8 @@
 //! turns out to have it, or [`FAILING`] has passed: the kernel repeats a failed read-ahead in pages of 4 KiB, and one time-out
 //! must not become thirty-two.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::effects::Effect;
@@ -32,6 +33,8 @@ pub struct Wait {
     pub file: FileIndex,
     /// From where in the torrent's linear space.
     pub offset: u64,
+    /// All its pieces: those that are here are to stay until the others are.
+    all: Range<u32>,
     /// The pieces it still waits for.
     pub pieces: Vec<PieceIndex>,
     /// Since when.
@@ -67,20 +70,23 @@ pub struct Demands {
     checks: HashMap<PieceIndex, Vec<Wish>>,
     failing: HashMap<PieceIndex, (Instant, ReadError)>,
     last_block: Option<Instant>,
+    /// Why nothing can be fetched any more.
+    broken: Option<ReadError>,
 }
 
 impl Demands {
     /// Nobody wants anything of a torrent with pieces of `piece_length` bytes. Reads are given up `read_timeout`
-    /// after the last block they waited for.
-    pub fn new(read_timeout: Option<Duration>, piece_length: u32) -> Self {
+    /// after the last block they waited for. Of all data no more than `keep` bytes are kept.
+    pub fn new(read_timeout: Option<Duration>, piece_length: u32, keep: Option<u64>) -> Self {
         Self {
             read_timeout,
             waits: HashMap::new(),
-            streams: Streams::new(piece_length),
+            streams: Streams::new(piece_length, keep),
             touched: Vec::new(),
             checks: HashMap::new(),
             failing: HashMap::new(),
             last_block: None,
+            broken: None,
         }
     }
 
@@ -95,7 +101,7 @@ impl Demands {
     ) {
         match demand {
             // A matter of the torrent's state: see the swarm.
-            Demand::Unreadable { .. } => {}
+            Demand::Unreadable { .. } | Demand::Suspect { .. } => {}
             Demand::Open { stream, file } => {
                 let end = picker.geometry().files().get(file.0 as usize).map_or(0, |f| f.offset + f.len);
                 self.streams.open(stream, file, end, now);
@@ -110,8 +116,12 @@ impl Demands {
                 let change = self.streams.moved(stream, reach, picker.rate(), now);
                 self.ahead(stream, change, table, picker, fx);
             }
-            Demand::Want { waiter: id, stream, file, offset, pieces, since } => {
+            Demand::Want { waiter: id, stream, file, offset, all, pieces, since } => {
                 self.touched.push(file);
+                if let Some(error) = &self.broken {
+                    fx.push(Effect::Fail(id, error.clone()));
+                    return;
+                }
                 let failing =
                     pieces.iter().find_map(|p| self.failing.get(p).filter(|(until, _)| *until > now));
                 if let Some((_, error)) = failing {
@@ -126,7 +136,7 @@ impl Demands {
                 }
                 if !missing.is_empty() {
                     self.streams.waits(stream, true);
-                    let wait = Wait { file, offset, pieces: missing, since, heard: since, stream };
+                    let wait = Wait { file, offset, all, pieces: missing, since, heard: since, stream };
                     self.waits.insert(id, wait);
                 }
             }
@@ -273,8 +283,15 @@ impl Demands {
         self.failing.retain(|piece, _| !has(*piece));
     }
 
-    /// Gives up reads that have waited too long.
-    pub fn time_out(&mut self, table: &PieceTable, picker: &mut Picker, now: Instant, fx: &mut Vec<Effect>) {
+    /// Gives up reads that have waited too long; `why` is the reason, if it isn't that no peer sent the data.
+    pub fn time_out(
+        &mut self,
+        why: Option<&ReadError>,
+        table: &PieceTable,
+        picker: &mut Picker,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
         self.failing.retain(|_, (until, _)| *until > now);
         let Some(limit) = self.read_timeout else { return };
         let late: Vec<u64> = self
@@ -287,7 +304,9 @@ impl Demands {
             .map(|(id, _)| *id)
             .collect();
         for id in late {
-            let error = timed_out("no peer sent the data; see the state of the torrent");
+            let error = why.cloned();
+            let error =
+                error.unwrap_or_else(|| timed_out("no peer sent the data; see the state of the torrent"));
             if let Some(wait) = self.waits.get(&id) {
                 for piece in &wait.pieces {
                     self.failing.insert(*piece, (now + FAILING, error.clone()));
@@ -318,6 +337,34 @@ impl Demands {
         for stream in self.streams.ids() {
             self.unwant(piece, DemandId::Stream(stream), table, picker, fx);
         }
+    }
+
+    /// The pieces that waiting reads need and that are to stay; with `younger_than` only those of reads that have
+    /// waited at least as long.
+    pub fn held(&self, younger_than: Option<Instant>) -> BTreeSet<u32> {
+        let older = |wait: &&Wait| younger_than.is_none_or(|limit| wait.since <= limit);
+        self.waits.values().filter(older).flat_map(|wait| wait.all.clone()).collect()
+    }
+
+    /// Since when the read has waited that has waited longest for a piece.
+    pub fn waiting_for(&self, piece: PieceIndex) -> Option<Instant> {
+        self.waits.values().filter(|w| w.pieces.contains(&piece)).map(|w| w.since).min()
+    }
+
+    /// Every read that waits fails, and each later one that would.
+    pub fn fail_all(
+        &mut self,
+        error: &ReadError,
+        table: &PieceTable,
+        picker: &mut Picker,
+        fx: &mut Vec<Effect>,
+    ) {
+        let waiting: Vec<u64> = self.waits.keys().copied().collect();
+        for id in waiting {
+            self.withdraw(id, table, picker, fx);
+            fx.push(Effect::Fail(id, error.clone()));
+        }
+        self.broken = Some(error.clone());
     }
 
     /// Whether a handle is open or a read waits: then we stay interested in peers.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -73,6 +74,17 @@ pub enum Event {
         /// The digests of its blocks: always when it failed, when asked for otherwise.
         digests: Vec<Digest>,
     },
+    /// Room is needed: pieces that nobody holds are to go.
+    Evict {
+        /// The pieces.
+        pieces: Vec<PieceIndex>,
+        /// Also those that waiting reads will need, of reads that have waited less long than since then.
+        younger_than: Option<Instant>,
+    },
+    /// What was written of these pieces is lost, or can't be believed.
+    Lost(Vec<PieceIndex>),
+    /// There is no room for more data, or there is again.
+    Blocked(Option<Blocked>),
     /// A piece on disk was hashed.
     Checked {
         /// The piece.
@@ -93,6 +105,15 @@ pub enum Verdict {
     Bad,
     /// It is right, and could not be written.
     Unwritten(ReadError),
+}
+
+/// Why nothing can be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
+    /// For the user.
+    pub reason: String,
+    /// Whether it is the disk that is full.
+    pub disk: bool,
 }
 
 /// Something to do.
@@ -125,6 +146,14 @@ pub enum Effect {
     },
     /// Hash a piece that may be on disk.
     Check(PieceIndex),
+    /// Files of which nothing is certain, and no piece complete any more: they are to be taken as they are now.
+    Mend(Vec<FileIndex>),
+    /// Pieces that no record is to call complete, until they are complete again.
+    Doubt(Vec<PieceIndex>),
+    /// Pieces that aren't here any more: what they take is to be given back, once no record names them.
+    Discard(Vec<PieceIndex>),
+    /// Tell these peers, by their numbers for it, that we don't have a piece any more (BEP 54).
+    DontHave(Vec<(PeerKey, u8)>, PieceIndex),
     /// A piece is complete: wake who waits for it.
     Wake(PieceIndex),
     /// End a waiting read with an error.

@@ -4,6 +4,7 @@
 //! Posting is a push under a leaf lock and a wake-up. What is in it is bounded by what the kernel can have
 //! outstanding: a few demands per open handle and waiting read; the owner takes all of them at once.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -44,12 +45,22 @@ pub enum Demand {
         file: FileIndex,
         /// From where in the torrent's linear space.
         offset: u64,
-        /// The pieces that were missing.
+        /// All its pieces.
+        all: Range<u32>,
+        /// Those of them that were missing.
         pieces: Vec<PieceIndex>,
         /// Since when it waits.
         since: Instant,
     },
-    /// A complete piece could not be read back: the disk failed, or somebody cut its file.
+    /// Complete pieces could not be read back: the disk failed, or somebody was at their files. They are to be
+    /// checked.
+    Suspect {
+        /// The pieces that were read.
+        pieces: Range<u32>,
+        /// Files of which nothing is certain any more.
+        files: Vec<FileIndex>,
+    },
+    /// A read failed though its pieces were checked, again and again.
     Unreadable {
         /// Why, for the user.
         reason: String,

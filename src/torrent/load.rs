@@ -75,6 +75,21 @@ impl Has {
             Self::Bits(bits) => bit(bits, piece.0),
         }
     }
+    /// It has one less, of `pieces`.
+    pub fn remove(&mut self, piece: PieceIndex, pieces: u32) {
+        if matches!(self, Self::All) {
+            let mut bits = vec![0xff; (pieces as usize).div_ceil(8)];
+            if let (Some(last), spare @ 1..) = (bits.last_mut(), (8 - pieces % 8) % 8) {
+                *last &= 0xff << spare;
+            }
+            *self = Self::Bits(bits);
+        }
+        if let Self::Bits(bits) = self
+            && let Some(byte) = bits.get_mut(piece.0 as usize / 8)
+        {
+            *byte &= !(0x80 >> (piece.0 % 8));
+        }
+    }
     /// It has one more, of `pieces`.
     pub fn add(&mut self, piece: PieceIndex, pieces: u32) {
         if piece.0 >= pieces {

@@ -9,6 +9,7 @@
 pub mod background;
 pub mod blame;
 pub mod choker;
+mod crowd;
 pub mod demands;
 pub mod effects;
 pub mod inbox;
@@ -21,8 +22,10 @@ pub mod prepare;
 pub mod rate;
 pub mod reads;
 pub mod recent;
+pub mod records;
 mod relations;
 mod resolve;
+pub mod room;
 pub mod sessions;
 pub mod status;
 pub mod streams;
@@ -34,12 +37,12 @@ mod wants;
 mod work;
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use torrentfs_fs::lock::RankedMutex;
 
-use crate::metainfo::geometry::FileIndex;
+use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use reads::Shared;
 use sessions::Sessions;
@@ -60,6 +63,15 @@ pub enum Command {
         file: FileIndex,
         /// Whether it is to be fetched.
         on: bool,
+    },
+    /// Room is needed: pieces are to go, as far as nobody holds them.
+    Evict {
+        /// The pieces.
+        pieces: Vec<PieceIndex>,
+        /// Also those that waiting reads need, of reads that have waited less long than since then.
+        younger_than: Option<Instant>,
+        /// Answered with how many bytes that gave, once they are given back.
+        done: oneshot::Sender<u64>,
     },
     /// Tell the trackers that we leave, no longer than this.
     Leave {

@@ -13,22 +13,26 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
-use super::effects::{Effect, Event};
+use super::crowd::Crowd;
+use super::effects::{Blocked, Effect, Event, Verdict};
 use super::inbox::Inbox;
 use super::memory::Memory;
 use super::prepare::Home;
 use super::rate::Rate;
 use super::reads::{ReadError, Shared};
 use super::recent::Recent;
+use super::records::{Records, Step};
+use super::room::{Membership, Room};
 use super::sessions::Sessions;
 use super::status::{State, Status, Waiting};
 use super::swarm::{Settings, Swarm};
-use super::work::{self, Work};
+use super::table::ReadClock;
+use super::work::{self, Ready, Work};
 use super::{Command, Torrent};
 use crate::discovery::dht::Dht;
 use crate::discovery::tracker::{TrackerOptions, Trackers};
 use crate::discovery::{Announce, Following, FoundPeers, PeerDiscovery, Progress};
-use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
+use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, FileIndex, Geometry, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
 use crate::net::limit::RateLimit;
@@ -37,6 +41,7 @@ use crate::peer::buffer::PieceBuffer;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
 use crate::peer::outbox::{Outbox, Wanted};
 use crate::peer::wire::BlockRequest;
+use crate::storage::StorageError;
 use crate::storage::pool::Workers;
 use crate::sync::tasks::TaskScope;
 
@@ -44,6 +49,8 @@ use crate::sync::tasks::TaskScope;
 /// quick and a crash costs little.
 const DIRTY_MAX: u64 = 64 << 20;
 const DIRTY_AGE: Duration = Duration::from_secs(5);
+/// How soon a record is tried again that could not be written.
+const RECORD_PAUSE: Duration = Duration::from_secs(2);
 /// What a reader learns when the owner's task died of a bug.
 const PANICKED: &str =
     "an internal error stopped the fetching of this torrent; please report it, and mount again";
@@ -97,6 +104,10 @@ pub struct Environment {
     pub limits: (RateLimit, RateLimit),
     /// What the pieces in the making may take.
     pub memory: Memory,
+    /// How much may be kept.
+    pub room: Room,
+    /// What counts reads.
+    pub clock: ReadClock,
 }
 
 struct Link {
@@ -139,9 +150,20 @@ struct Owner {
     /// Bytes written since the last record, and since when.
     dirty: u64,
     dirty_since: Option<Instant>,
-    persisting: bool,
-    /// Another record is to follow the one under way, and whether it is the last one.
-    persist_next: Option<bool>,
+    /// What is recorded; known with the metadata.
+    records: Option<Records>,
+    /// When something failed to be recorded.
+    record_failed: Option<Instant>,
+    /// Pieces that are being hashed or written.
+    writing: usize,
+    /// Files that are being opened anew: nothing is written or checked meanwhile.
+    mending: usize,
+    /// What waits for room.
+    crowd: Crowd,
+    /// Its pieces may be evicted.
+    membership: Option<Membership>,
+    /// What the workers had no room for giving back.
+    undiscarded: Vec<PieceIndex>,
     checking: usize,
     published: Option<Instant>,
     /// Whether the published status is out of date, or about to be: a rate falls though nothing happens.
@@ -204,8 +226,13 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         rates: (Rate::new(now), Rate::new(now)),
         dirty: 0,
         dirty_since: None,
-        persisting: false,
-        persist_next: None,
+        records: None,
+        record_failed: None,
+        writing: 0,
+        mending: 0,
+        crowd: Crowd::new(plan.slot, &env.room),
+        undiscarded: Vec::new(),
+        membership: None,
         checking: 0,
         published: None,
         stale: true,
@@ -242,7 +269,7 @@ impl Owner {
         let mut batch = Vec::new();
         loop {
             let now = Instant::now();
-            self.persist_if_due(now);
+            self.record_if_due(now);
             self.publish_if_due(now);
             let next =
                 tokio::time::Instant::from_std(now + self.swarm.next_tick(now).min(self.next_chore(now)));
@@ -260,6 +287,7 @@ impl Owner {
                 Some(work) = done.recv() => self.work_ended(work),
                 Some(found) = finds.recv() => self.apply(Event::Found(found)),
                 Some(command) = orders.recv() => self.command(command),
+                () = self.crowd.changed() => self.room_changed(),
                 () = tokio::time::sleep_until(next) => {
                     self.try_backlog();
                     self.apply(Event::Tick);
@@ -269,8 +297,9 @@ impl Owner {
     }
 
     fn next_chore(&self, now: Instant) -> Duration {
-        let persist = self.dirty_since.map(|since| (since + DIRTY_AGE).saturating_duration_since(now));
-        let persist = if self.persisting { None } else { persist };
+        let again = self.record_failed.map(|at| at + RECORD_PAUSE);
+        let persist = self.dirty_since.map(|since| since + DIRTY_AGE).into_iter().chain(again).min();
+        let persist = persist.map(|at| at.saturating_duration_since(now));
         let publish = if self.stale { PUBLISH } else { Duration::from_secs(60) };
         let backlog = if self.backlog.is_empty() { publish } else { BACKLOG };
         persist.unwrap_or(publish).min(publish).min(backlog)
@@ -339,6 +368,24 @@ impl Owner {
             Effect::Dial(addr) => self.torrent.sessions.dial(addr),
             Effect::Verify { buffer, digests } => self.verify(buffer, digests),
             Effect::Check(piece) => self.check(piece),
+            Effect::Mend(files) => self.mend(files),
+            Effect::Discard(pieces) => {
+                if let Some(records) = &mut self.records {
+                    records.gone(&pieces);
+                }
+                self.record();
+            }
+            Effect::Doubt(pieces) => {
+                if let Some(records) = &mut self.records {
+                    records.doubt(&pieces);
+                }
+                self.record();
+            }
+            Effect::DontHave(peers, piece) => {
+                for (peer, id) in peers {
+                    self.tell(peer, |o| o.dont_have(id, piece));
+                }
+            }
             Effect::Wake(piece) => {
                 if let Some(shared) = self.torrent.live() {
                     self.dirty += u64::from(shared.info.geometry.piece_len(piece));
@@ -375,18 +422,57 @@ impl Owner {
     }
 
     fn verify(&mut self, buffer: Arc<PieceBuffer>, digests: bool) {
-        let Some(shared) = self.torrent.live() else { return };
-        if !work::verify(shared, &buffer, digests, &self.work) {
+        let (Some(shared), Some(records)) = (self.torrent.live(), &self.records) else { return };
+        let piece = buffer.piece();
+        if self.mending > 0 || !records.may_write(piece) {
+            return self.backlog.push_back(Effect::Verify { buffer, digests });
+        }
+        let Some(room) = self.env.room.try_reserve(shared.cost(piece)) else {
+            let since = self.swarm.demands().and_then(|d| d.waiting_for(piece));
+            return self.crowd.wait(buffer, digests, shared.cost(piece), since);
+        };
+        if work::verify(shared, &buffer, digests, room, &self.work) {
+            self.writing += 1;
+        } else {
             self.backlog.push_back(Effect::Verify { buffer, digests });
+        }
+    }
+
+    /// There may be room again, or there is none for now.
+    fn room_changed(&mut self) {
+        for (buffer, digests) in self.crowd.take() {
+            self.verify(buffer, digests);
+        }
+        let stuck = self.crowd.stuck();
+        if stuck.as_ref() != self.swarm.blocked() {
+            self.stale = true;
+            self.apply(Event::Blocked(stuck));
         }
     }
 
     fn check(&mut self, piece: PieceIndex) {
         let Some(shared) = self.torrent.live() else { return };
-        if work::check(shared, piece, &self.work) {
+        if self.mending == 0 && work::check(shared, piece, &self.work) {
             self.checking += 1;
         } else {
             self.backlog.push_back(Effect::Check(piece));
+        }
+    }
+
+    /// Gives back what these pieces take, which no record names any more.
+    fn discard(&mut self, pieces: Vec<PieceIndex>) {
+        let Some(shared) = self.torrent.live().filter(|_| !pieces.is_empty()) else { return };
+        if !work::discard(shared, pieces.clone(), &self.work) {
+            self.undiscarded.extend(pieces);
+        }
+    }
+
+    fn mend(&mut self, files: Vec<FileIndex>) {
+        let Some(shared) = self.torrent.live() else { return };
+        if work::mend(shared, files.clone(), &self.work) {
+            self.mending += 1;
+        } else {
+            self.backlog.push_back(Effect::Mend(files));
         }
     }
 
@@ -423,7 +509,7 @@ impl Owner {
 
     fn work_ended(&mut self, ended: Work) {
         match ended {
-            Work::Prepared(Ok(shared)) => self.go_live(shared),
+            Work::Prepared(Ok(ready)) => self.go_live(ready),
             Work::Prepared(Err(error)) => self.fail(format!("its storage can't be opened: {error}")),
             Work::Recalled(Some(raw)) if self.torrent.live().is_none() => match Info::parse(&raw, None) {
                 Ok(info) if self.torrent.info_hash.matches(&raw) => {
@@ -438,29 +524,61 @@ impl Owner {
                 self.torrent.settled.send_replace(true);
             }
             Work::Verified { piece, verdict, digests } => {
-                self.apply(Event::Verified { piece, verdict, digests })
+                self.writing = self.writing.saturating_sub(1);
+                if verdict == Verdict::Unwritten(ReadError::Full) {
+                    // Before anything is asked for again, which there is no room for either.
+                    self.env.room.disk_full();
+                    self.apply(Event::Blocked(Some(Blocked {
+                        reason: ReadError::Full.to_string(),
+                        disk: true,
+                    })));
+                }
+                self.apply(Event::Verified { piece, verdict, digests });
+                self.record();
             }
             Work::Checked { piece, good } => {
                 self.checking = self.checking.saturating_sub(1);
                 self.apply(Event::Checked { piece, good });
             }
-            Work::Persisted(result) => {
-                self.persisting = false;
-                if let Err(error) = result {
-                    // Due again after the usual time.
-                    self.dirty_since.get_or_insert_with(Instant::now);
-                    tracing::warn!(torrent = %self.torrent.name(), "what is complete could not be recorded: {error}");
+            Work::Synced(result) => {
+                if let Err(error) = &result {
+                    tracing::error!(torrent = %self.torrent.name(), "what was written could not be synced: {error}");
                 }
-                match self.persist_next.take() {
-                    Some(clean) => self.persist(clean),
-                    None => self.answer_persisted(),
+                let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live()) else { return };
+                let lost = records.synced(result.is_ok(), &shared.table);
+                if !matches!(result, Ok(()) | Err(StorageError::Closed)) {
+                    self.apply(Event::Lost(lost));
                 }
+                self.record();
             }
+            Work::Recorded(result) => {
+                if let Err(error) = &result {
+                    tracing::warn!(torrent = %self.torrent.name(), "what is complete could not be recorded: {error}");
+                    self.record_failed = Some(Instant::now());
+                }
+                let discard = self.records.as_mut().map(|r| r.recorded(result.is_ok()));
+                self.discard(discard.unwrap_or_default());
+                self.record();
+            }
+            Work::Discarded { pieces, freed } => {
+                let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live()) else { return };
+                records.discarded(&pieces);
+                if freed {
+                    self.env.room.release(pieces.iter().map(|p| shared.cost(*p)).sum());
+                } else {
+                    // It takes what it took, and evicting more of it would be for nothing.
+                    self.membership = None;
+                }
+                self.crowd.discarded(&pieces);
+            }
+            Work::Mended => self.mending = self.mending.saturating_sub(1),
         }
         self.try_backlog();
     }
 
     fn try_backlog(&mut self) {
+        let again = std::mem::take(&mut self.undiscarded);
+        self.discard(again);
         for _ in 0..self.backlog.len().min(4) {
             if let Some(effect) = self.backlog.pop_front() {
                 self.carry_out(effect);
@@ -468,10 +586,14 @@ impl Owner {
         }
     }
 
-    fn go_live(&mut self, shared: Arc<Shared>) {
+    fn go_live(&mut self, ready: Ready) {
+        let shared = ready.shared;
         if self.torrent.live.set(shared.clone()).is_err() {
             return;
         }
+        self.env.room.quota().charge(ready.kept);
+        self.membership = Some(self.env.room.join(self.torrent.slot, shared.clone()));
+        self.records = Some(Records::new(shared.store.is_durable(), shared.table.bitfield(), false));
         let geometry = Arc::new(shared.info.geometry.clone());
         let source = Arc::new(Serving(shared.clone()));
         let _ = self.torrent.sessions.known().set(Known { geometry, source });
@@ -524,7 +646,19 @@ impl Owner {
                     return;
                 }
                 self.persisted.push(done);
-                self.persist(clean);
+                if let Some(records) = &mut self.records {
+                    records.want(clean);
+                }
+                self.record();
+            }
+            Command::Evict { pieces, younger_than, done } => {
+                let Some(shared) = self.torrent.live().cloned() else { return };
+                let before: Vec<PieceIndex> =
+                    pieces.iter().copied().filter(|p| shared.table.is_evictable(*p)).collect();
+                self.apply(Event::Evict { pieces, younger_than });
+                let held = |p: &PieceIndex| self.records.as_ref().is_some_and(|r| !r.may_write(*p));
+                let gone = before.into_iter().filter(|p| held(p));
+                self.crowd.evicted(gone.map(|p| (p, shared.cost(p))).collect(), done);
             }
             Command::Prefetch { file, on } => self.apply(Event::Prefetch { file, on }),
             Command::Leave { limit, done } => {
@@ -540,35 +674,54 @@ impl Owner {
         }
     }
 
-    fn persist_if_due(&mut self, now: Instant) {
+    fn record_if_due(&mut self, now: Instant) {
         let old = self.dirty_since.is_some_and(|since| now.saturating_duration_since(since) >= DIRTY_AGE);
-        if !self.persisting && (old || self.dirty >= DIRTY_MAX) {
-            self.persist(false);
+        let again = self.record_failed.is_some_and(|at| now.saturating_duration_since(at) >= RECORD_PAUSE);
+        if let Some(records) = &mut self.records {
+            if again {
+                self.record_failed = None;
+                records.retry();
+            }
+            if old || self.dirty >= DIRTY_MAX {
+                self.dirty = 0;
+                self.dirty_since = None;
+                records.want(false);
+            } else if !again {
+                return;
+            }
+            self.record();
         }
     }
 
-    fn answer_persisted(&mut self) {
-        for waiting in self.persisted.drain(..) {
-            let _ = waiting.send(());
+    /// Goes on with what is to be recorded and given back.
+    fn record(&mut self) {
+        let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live().cloned()) else { return };
+        let mut discard = Vec::new();
+        for step in records.next(&shared.table, self.writing) {
+            match step {
+                Step::Sync => {
+                    let last = records.is_closed();
+                    if !work::sync(&shared, last, &self.work) {
+                        records.synced(false, &shared.table);
+                        self.dirty_since.get_or_insert_with(Instant::now);
+                    }
+                }
+                Step::Record(record) => {
+                    let urgent = records.is_urgent();
+                    if !work::record(&shared, &self.home, &record, urgent, &self.work) {
+                        records.recorded(false);
+                        self.record_failed = Some(Instant::now());
+                    }
+                }
+                Step::Discard(pieces) => discard.extend(pieces),
+            }
         }
-    }
-
-    /// Records what is complete; one at a time, since an older record written last would undo a newer one.
-    fn persist(&mut self, clean: bool) {
-        if self.persisting {
-            // The one under way may have begun before the last piece.
-            self.persist_next = Some(clean || self.persist_next.unwrap_or(false));
-            return;
-        }
-        let Some(shared) = self.torrent.live() else { return };
-        if work::persist(shared, &self.home, clean, &self.work) {
-            self.persisting = true;
-            self.dirty = 0;
-            self.dirty_since = None;
-        } else {
-            // No room now: due again after the usual time.
-            self.dirty_since = Some(Instant::now());
-            self.answer_persisted();
+        let settled = records.is_settled();
+        self.discard(discard);
+        if settled {
+            for waiting in self.persisted.drain(..) {
+                let _ = waiting.send(());
+            }
         }
     }
 

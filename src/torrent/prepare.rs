@@ -9,11 +9,13 @@ use bytes::Bytes;
 use super::inbox::Inbox;
 use super::reads::Shared;
 use super::recent::Recent;
+use super::records::Record;
 use super::table::{PieceState, PieceTable, bit};
 use crate::metainfo::geometry::PieceIndex;
 use crate::metainfo::info::{FileKind, Info};
 use crate::storage::file::{FileStore, StoredFile};
 use crate::storage::pool::Workers;
+use crate::storage::spare::Spare;
 use crate::storage::{StorageError, resume};
 
 /// The folder of a torrent below the cache folder, and its key in it.
@@ -23,6 +25,8 @@ pub struct Home {
     pub dir: PathBuf,
     /// The info-hash in hex, as the folder is called.
     pub key: String,
+    /// What is put by for records on a full disk.
+    pub spare: Arc<Spare>,
 }
 
 /// Opens the storage and, with `trust`, believes what was recorded, as far as the files are long enough for it.
@@ -81,6 +85,24 @@ pub fn prepare(
     };
     let shared = Shared::new(info, Arc::new(table), Arc::new(store), workers, inbox);
     Ok(Arc::new(shared.keeping(recent)))
+}
+
+/// Writes a record.
+///
+/// # Errors
+/// As [`resume::save`].
+pub(super) fn save(shared: &Shared, home: &Home, record: &Record) -> Result<(), StorageError> {
+    let data = resume::ResumeData {
+        info_hash: home.key.clone(),
+        pieces: shared.table.len(),
+        complete: record.complete.clone(),
+        clean: record.clean,
+    };
+    match resume::save(&home.dir, &data) {
+        // With what goes by it there is room again.
+        Err(StorageError::Full { .. }) if home.spare.give_up() => resume::save(&home.dir, &data),
+        saved => saved,
+    }
 }
 
 /// The metadata that was kept when this torrent was known before.

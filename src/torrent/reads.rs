@@ -6,8 +6,13 @@
 //! last piece has come, a storage worker reads and answers. What is read comes from the pieces that are kept in
 //! memory ([`super::recent`]), and from the store where it isn't there.
 //! Dropping a [`ReadTicket`] withdraws the demand.
+//!
+//! Whoever reads holds the pieces it reads ([`PieceTable::pin`]), so that none is evicted meanwhile. A read that
+//! finds one gone waits for it again; so does one whose bytes the store can't give (the disk failed, a file was cut,
+//! removed or changed), after it has told the owner which pieces are suspect.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -40,7 +45,13 @@ pub enum ReadError {
     /// The torrent is closing.
     #[error("the torrent is closing")]
     Closed,
+    /// It isn't here, and nothing is fetched for this reader.
+    #[error("it isn't here")]
+    NotHere,
 }
+
+/// How often a read has the pieces checked whose bytes the store couldn't give, before it fails.
+const TRIES: u32 = 3;
 
 impl From<StorageError> for ReadError {
     fn from(error: StorageError) -> Self {
@@ -98,6 +109,12 @@ impl Shared {
     /// Keeps pieces in memory, as far as there is room beside those of other torrents.
     pub fn keeping(self, recent: &Arc<Recent>) -> Self {
         Self { recent: recent.member(), ..self }
+    }
+
+    /// What keeping a piece takes, in bytes; 0 when it can't be given back.
+    pub fn cost(&self, piece: PieceIndex) -> u64 {
+        let start = self.info.geometry.piece_offset(piece);
+        self.store.room(start..start + u64::from(self.info.geometry.piece_len(piece)))
     }
 
     /// Bytes of all files that are shown: pad files are not.
@@ -180,16 +197,27 @@ impl Shared {
         self.fill(offset, buf, |at, part| self.store.read_to_serve(at, part).map(|()| true)).map(|_| ())
     }
 
-    /// Reads what is complete, with a storage worker.
-    pub fn read_now(self: &Arc<Self>, offset: u64, len: usize, done: Done) {
+    /// Fills `buf` if all of it is complete and in memory. Never waits.
+    pub fn try_here(&self, offset: u64, buf: &mut [u8]) -> bool {
+        let Some(_pins) = self.table.pin(self.info.geometry.pieces_of(offset, buf.len() as u64)) else {
+            return false;
+        };
+        self.fill(offset, buf, |at, part| self.store.try_read(at, part)).unwrap_or(false)
+    }
+
+    /// Reads what is complete with a storage worker, for a reader for whom nothing is fetched.
+    pub fn read_here(self: &Arc<Self>, offset: u64, len: usize, done: Done) {
         let shared = self.clone();
         let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
+            let pieces = shared.info.geometry.pieces_of(offset, len as u64);
+            let Some(pins) = shared.table.pin(pieces) else { return done(Err(ReadError::NotHere)) };
             let buf = scratch.buffer(len);
-            match shared.fetch(offset, buf) {
+            let read = shared.fetch(offset, buf);
+            drop(pins);
+            match read {
                 Ok(()) => done(Ok(buf)),
                 Err(error) => {
-                    tracing::warn!(torrent = %shared.info.name, "reading failed: {error}");
-                    shared.inbox.post(Demand::Unreadable { reason: error.to_string() });
+                    shared.suspect(offset, len, &error);
                     done(Err(error.into()));
                 }
             }
@@ -200,9 +228,31 @@ impl Shared {
             tracing::debug!("a read was refused: the storage workers are closed or full");
         }
     }
+
+    /// Has the pieces of a range checked, whose bytes the store couldn't give.
+    pub(super) fn suspect(&self, offset: u64, len: usize, error: &StorageError) {
+        let geometry = &self.info.geometry;
+        let files = match error {
+            // Somebody was at the file: what else is in it nobody knows.
+            StorageError::Short { .. } | StorageError::Changed { .. } => {
+                geometry.spans(offset, len as u64).map(|span| span.file).collect()
+            }
+            StorageError::Io { .. } | StorageError::Full { .. } | StorageError::Unsupported { .. } => {
+                Vec::new()
+            }
+            // Nothing is wrong with the data.
+            StorageError::Closed
+            | StorageError::OutOfRange { .. }
+            | StorageError::Layout { .. }
+            | StorageError::ReadOnly { .. } => return,
+        };
+        tracing::warn!(torrent = %self.info.name, "reading failed, so it is checked: {error}");
+        let pieces = geometry.pieces_of(offset, len as u64);
+        self.inbox.post(Demand::Suspect { pieces, files });
+    }
 }
 
-/// A read that waits for pieces.
+/// A read that waits for pieces, or for a storage worker.
 pub struct Waiter {
     /// Its number.
     pub id: u64,
@@ -214,9 +264,128 @@ pub struct Waiter {
     pub len: usize,
     /// Since when it waits.
     pub since: Instant,
+    stream: u64,
     /// Registrations with pieces that have not come yet.
     left: AtomicU32,
+    /// How often its bytes couldn't be read.
+    failures: AtomicU32,
     done: RankedMutex<Option<Done>>,
+}
+
+impl Waiter {
+    /// The right to answer it, for whoever asks first.
+    fn take(&self) -> Option<Done> {
+        self.done.lock().take()
+    }
+}
+
+/// A read in a worker's queue; dropping it fails the read, unless it was answered or waits again.
+struct Queued {
+    shared: Arc<Shared>,
+    waiter: Arc<Waiter>,
+    begun: bool,
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        let done = if self.begun { None } else { self.waiter.take() };
+        if let Some(done) = done {
+            // Only at shutdown, beyond as many waiting reads as the kernel can have, or after a panic.
+            tracing::debug!("a read was dropped: the storage workers are closed or full");
+            done(Err(ReadError::Io("the storage workers took no more work".into())));
+        }
+    }
+}
+
+impl Shared {
+    /// Takes a read up: a worker reads when all its pieces are complete, otherwise it waits for those that aren't.
+    fn take_up(self: &Arc<Self>, waiter: &Arc<Waiter>) {
+        let pieces = self.pieces(waiter);
+        let missing: Vec<PieceIndex> =
+            pieces.map(PieceIndex).filter(|p| !self.table.is_complete(*p)).collect();
+        if missing.is_empty() {
+            return self.read_soon(waiter.clone());
+        }
+        self.register(waiter, &missing);
+        for piece in &missing {
+            if self.table.is_complete(*piece) && self.notifier.take_one(*piece, waiter.id) {
+                self.count_down(waiter);
+            }
+        }
+        self.demand(waiter, missing);
+    }
+
+    fn pieces(&self, waiter: &Waiter) -> Range<u32> {
+        self.info.geometry.pieces_of(waiter.offset, waiter.len as u64)
+    }
+
+    fn register(&self, waiter: &Arc<Waiter>, pieces: &[PieceIndex]) {
+        // One more than the pieces, so that it can't reach zero before the owner is told.
+        waiter.left.store(pieces.len() as u32 + 1, Ordering::Release);
+        self.notifier.register(pieces, waiter);
+    }
+
+    /// Tells the owner what a registered read waits for.
+    fn demand(self: &Arc<Self>, waiter: &Arc<Waiter>, pieces: Vec<PieceIndex>) {
+        self.count_down(waiter);
+        self.inbox.post(Demand::Want {
+            waiter: waiter.id,
+            stream: waiter.stream,
+            file: waiter.file,
+            offset: waiter.offset,
+            all: self.pieces(waiter),
+            pieces,
+            since: waiter.since,
+        });
+        // Looked at after the registration: either `fail_all` sees the waiter, or this sees the end.
+        if let Some(error) = self.ended.get() {
+            self.fail(waiter, error.clone());
+        }
+        // As well as this: a ticket that was dropped before found nothing to take back.
+        if waiter.done.lock().is_none() {
+            self.forget(waiter);
+            self.inbox.post(Demand::Withdraw { waiter: waiter.id });
+        }
+    }
+
+    fn read_soon(self: &Arc<Self>, waiter: Arc<Waiter>) {
+        let mut queued = Queued { shared: self.clone(), waiter, begun: false };
+        let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
+            queued.shared.answer(&queued.waiter, scratch);
+            queued.begun = true;
+        });
+        // Refused: dropped, and so answered.
+        let _ = self.workers.submit(Class::Read, job);
+    }
+
+    /// Reads and answers; or waits again, when something of it was evicted or can't be read. On a worker.
+    fn answer(self: &Arc<Self>, waiter: &Arc<Waiter>, scratch: &mut crate::storage::pool::Scratch) {
+        if waiter.done.lock().is_none() {
+            return;
+        }
+        let Some(pins) = self.table.pin(self.pieces(waiter)) else { return self.take_up(waiter) };
+        let buf = scratch.buffer(waiter.len);
+        let read = self.fetch(waiter.offset, buf);
+        drop(pins);
+        let result = match read {
+            Ok(()) => Ok(&*buf),
+            Err(StorageError::Closed) => Err(ReadError::Closed),
+            Err(error) => {
+                self.suspect(waiter.offset, waiter.len, &error);
+                if waiter.failures.fetch_add(1, Ordering::Relaxed) + 1 < TRIES {
+                    let pieces: Vec<PieceIndex> = self.pieces(waiter).map(PieceIndex).collect();
+                    // They still count as complete: no second look before the owner has heard of it.
+                    self.register(waiter, &pieces);
+                    return self.demand(waiter, pieces);
+                }
+                self.inbox.post(Demand::Unreadable { reason: error.to_string() });
+                Err(error.into())
+            }
+        };
+        if let Some(done) = waiter.take() {
+            done(result);
+        }
+    }
 }
 
 /// Who waits for which piece.
@@ -289,17 +458,14 @@ impl Shared {
 
     fn count_down(self: &Arc<Self>, waiter: &Arc<Waiter>) {
         if waiter.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let done = waiter.done.lock().take();
             self.notifier.answered(waiter.id);
-            if let Some(done) = done {
-                self.read_now(waiter.offset, waiter.len, done);
-            }
+            self.read_soon(waiter.clone());
         }
     }
 
     /// Ends a waiting read with an error. An effect: called without any lock.
     pub fn fail(&self, waiter: &Waiter, error: ReadError) {
-        let done = waiter.done.lock().take();
+        let done = waiter.take();
         self.forget(waiter);
         if let Some(done) = done {
             done(Err(error));
@@ -339,7 +505,7 @@ pub struct ReadTicket {
 impl Drop for ReadTicket {
     fn drop(&mut self) {
         let Some(waiter) = self.waiter.take() else { return };
-        let done = waiter.done.lock().take();
+        let done = waiter.take();
         if done.is_some() {
             self.shared.forget(&waiter);
             self.shared.inbox.post(Demand::Withdraw { waiter: waiter.id });
@@ -391,19 +557,15 @@ impl Reader {
     }
 
     /// Fills `buf` from `offset` in the file, if all of it is complete and in memory.
-    ///
-    /// # Errors
-    /// When the disk fails. Never waits.
-    pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
-        let Some(at) = self.clamp(offset, buf.len()) else { return Ok(false) };
-        let pieces = self.shared.info.geometry.pieces_of(at, buf.len() as u64);
-        if !self.shared.table.all_complete(pieces)
-            || !self.shared.fill(at, buf, |at, part| self.shared.store.try_read(at, part))?
-        {
-            return Ok(false);
+    /// Otherwise, also when the disk fails: false. Never waits.
+    pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> bool {
+        let Some(at) = self.clamp(offset, buf.len()) else { return false };
+        // Whoever may wait for the disk finds out why it fails.
+        let read = self.shared.try_here(at, buf);
+        if read {
+            self.advance(at, buf.len());
         }
-        self.advance(at, buf.len());
-        Ok(true)
+        read
     }
 
     /// Reads `len` bytes from `offset` in the file, which lie within it. Returns at once; `done` is called
@@ -414,48 +576,19 @@ impl Reader {
             done(Err(ReadError::Io("a read beyond the end of the file".into())));
             return ReadTicket { shared, waiter: None };
         };
-        let missing: Vec<PieceIndex> = shared
-            .info
-            .geometry
-            .pieces_of(at, len as u64)
-            .map(PieceIndex)
-            .filter(|p| !shared.table.is_complete(*p))
-            .collect();
-        if missing.is_empty() {
-            shared.read_now(at, len, done);
-            self.advance(at, len);
-            return ReadTicket { shared, waiter: None };
-        }
         let waiter = Arc::new(Waiter {
             id: shared.next.fetch_add(1, Ordering::Relaxed),
             file: self.file,
             offset: at,
             len,
             since: Instant::now(),
-            // One more than the pieces, so that it can't reach zero before the second look is over.
-            left: AtomicU32::new(missing.len() as u32 + 1),
+            stream: self.id,
+            left: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
             done: RankedMutex::new(Rank::Leaf, "waiting read", Some(done)),
         });
-        shared.notifier.register(&missing, &waiter);
-        for piece in &missing {
-            if shared.table.is_complete(*piece) && shared.notifier.take_one(*piece, waiter.id) {
-                shared.count_down(&waiter);
-            }
-        }
-        shared.count_down(&waiter);
-        shared.inbox.post(Demand::Want {
-            waiter: waiter.id,
-            stream: self.id,
-            file: self.file,
-            offset: at,
-            pieces: missing,
-            since: waiter.since,
-        });
+        shared.take_up(&waiter);
         self.advance(at, len);
-        // Looked at after the registration: either `fail_all` sees the waiter, or this sees the end.
-        if let Some(error) = shared.ended.get() {
-            shared.fail(&waiter, error.clone());
-        }
         ReadTicket { shared, waiter: Some(waiter) }
     }
 }
@@ -554,7 +687,7 @@ mod tests {
         let (_ticket, nothing) = read(&reader, 5, 0);
         assert_eq!(nothing.recv_timeout(LONG).unwrap().unwrap(), Vec::<u8>::new());
         let mut buf = [0; 10];
-        assert!(reader.try_read(0, &mut buf).unwrap());
+        assert!(reader.try_read(0, &mut buf));
         assert_eq!(buf, [7; 10]);
         workers.stop(LONG);
     }
@@ -600,7 +733,7 @@ mod tests {
                 shared.recent.keep(&Arc::new(buffer), PIECE as usize);
             }
             let mut buf = vec![0; 2 * PIECE as usize];
-            assert!(!reader.try_read(u64::from(PIECE), &mut buf).unwrap(), "not complete yet");
+            assert!(!reader.try_read(u64::from(PIECE), &mut buf), "not complete yet");
             (0..6).for_each(|piece| complete(&shared, piece));
             // Where, how many, and whether all of it is kept.
             let size = PIECE as usize;
@@ -622,7 +755,7 @@ mod tests {
                 };
                 let expected: Vec<u8> = (offset..offset + len).map(byte).collect();
                 let mut buf = vec![0; len];
-                let at_once = reader.try_read(offset as u64, &mut buf).unwrap();
+                let at_once = reader.try_read(offset as u64, &mut buf);
                 assert_eq!(at_once, kept || cold == 0, "{len} at {offset}");
                 assert!(!at_once || buf == expected, "{len} at {offset}");
                 let (_ticket, answers) = read(&reader, offset as u64, len);

@@ -25,6 +25,7 @@ impl Swarm {
         ExtHandshake {
             ut_metadata: Some(extension::OUR_UT_METADATA),
             ut_pex: self.pex().then_some(extension::OUR_UT_PEX),
+            lt_donthave: Some(extension::OUR_LT_DONTHAVE),
             metadata_size: live.map(|l| l.info.raw.len() as u32).filter(|n| *n > 0),
             reqq: Some(REQUESTS_MAX as u32),
             client: Some(format!("torrentfs {}", env!("CARGO_PKG_VERSION"))),

@@ -80,13 +80,17 @@ struct Stream {
 #[derive(Debug)]
 pub struct Streams {
     piece_length: u64,
+    /// Most bytes fetched ahead for all handles together.
+    ahead_all: u64,
     streams: BTreeMap<u64, Stream>,
 }
 
 impl Streams {
-    /// None, on a torrent with pieces of this many bytes.
-    pub fn new(piece_length: u32) -> Self {
-        Self { piece_length: u64::from(piece_length.max(1)), streams: BTreeMap::new() }
+    /// None, on a torrent with pieces of this many bytes, of all of whose data no more than `keep` bytes are kept.
+    pub fn new(piece_length: u32, keep: Option<u64>) -> Self {
+        // What is ahead of readers must not drive out what they are about to read.
+        let ahead_all = keep.map_or(AHEAD_ALL, |keep| AHEAD_ALL.min(keep / 4));
+        Self { piece_length: u64::from(piece_length.max(1)), ahead_all, streams: BTreeMap::new() }
     }
 
     /// A handle is open on a file that ends at `end`; nothing is fetched ahead yet.
@@ -136,7 +140,7 @@ impl Streams {
         let ahead = reach
             .run
             .min(most)
-            .min((AHEAD_ALL / active).max(piece_length))
+            .min((self.ahead_all / active).max(piece_length))
             .min((rate * AHEAD_TIME).max(AHEAD_MIN));
         let (wanted, edge) = stream.window(ahead, piece_length);
         let old_last = stream.wanted.end.wrapping_sub(1);
@@ -258,7 +262,7 @@ mod tests {
 
     fn world(piece: u64, size: u64, handles: usize) -> World {
         let now = Instant::now();
-        let mut streams = Streams::new(piece as u32);
+        let mut streams = Streams::new(piece as u32, None);
         for id in 0..handles {
             streams.open(id as u64, FileIndex(0), size, now);
         }

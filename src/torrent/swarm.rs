@@ -16,7 +16,7 @@ use super::background::{Background, Prefetch};
 use super::blame::Blame;
 use super::choker;
 use super::demands::Demands;
-use super::effects::{Effect, Event};
+use super::effects::{Blocked, Effect, Event};
 use super::load::{Has, PeerLoad};
 use super::memory::Memory;
 use super::peers::{DialLimits, PeerBook};
@@ -32,6 +32,7 @@ use crate::peer::event::{Connected, Item};
 use crate::peer::extension::{self, ExtHandshake};
 use crate::peer::pex::{PexMessage, PexState};
 use crate::peer::wire::Message;
+use crate::storage::quota::Quota;
 
 /// How often what is late is looked at while anything is being fetched…
 const LOOK: Duration = Duration::from_millis(250);
@@ -72,6 +73,8 @@ pub struct Settings {
     pub prefetch: Prefetch,
     /// What the pieces in the making of all torrents may take.
     pub memory: Memory,
+    /// What may be kept of all torrents.
+    pub quota: Arc<Quota>,
     /// Whether the invariants are checked after each event, at a cost that grows with what is going on. What is
     /// broken is reported, never a reason to stop.
     pub check_invariants: bool,
@@ -94,6 +97,13 @@ pub(super) struct Peer {
     pub(super) let_in: Option<Instant>,
     /// It has, as far as we know, something that we lack.
     pub(super) useful: bool,
+}
+
+impl Peer {
+    /// By which number it wants to hear of pieces that we no longer have (BEP 54).
+    pub(super) fn takes_dont_have(&self) -> Option<u8> {
+        self.extension.as_ref().and_then(|e| e.lt_donthave)
+    }
 }
 
 /// What is there once the metadata is known.
@@ -134,6 +144,10 @@ pub struct Swarm {
     pub(super) last_hedge: Option<Instant>,
     /// Why the torrent can't go on, for the user.
     pub(super) error: Option<String>,
+    /// Why nothing can be kept, while that is so: then nothing is asked for.
+    pub(super) blocked: Option<Blocked>,
+    /// Pieces in a row that could not be written.
+    pub(super) faults: u32,
     pub(super) banned: Vec<SocketAddr>,
     pub(super) finished: bool,
     /// How often it was decided who is asked for what, and how often the invariants were checked: for tests.
@@ -158,6 +172,8 @@ impl Swarm {
             last_look: None,
             last_hedge: None,
             error: None,
+            blocked: None,
+            faults: 0,
             banned: Vec::new(),
             finished: false,
             scheduled: 0,
@@ -195,6 +211,9 @@ impl Swarm {
                 self.verified(piece, verdict, &digests, now, &mut fx)
             }
             Event::Checked { piece, good } => self.checked(piece, good, now, &mut fx),
+            Event::Evict { pieces, younger_than } => self.evict(&pieces, younger_than, &mut fx),
+            Event::Lost(pieces) => self.lost(&pieces, now, &mut fx),
+            Event::Blocked(blocked) => self.blocked = blocked,
             Event::Tick => self.tick(now, &mut fx),
         }
         if std::mem::take(&mut self.look_at_book) {
@@ -244,7 +263,7 @@ impl Swarm {
             }
         }
         self.live = Some(Live {
-            demands: Demands::new(self.settings.read_timeout, piece_length),
+            demands: Demands::new(self.settings.read_timeout, piece_length, self.settings.quota.bound()),
             background: Background::new(pieces, seed(&self.settings.peer_id)),
             blame: Blame::default(),
             info,
@@ -506,6 +525,17 @@ impl Swarm {
                 let their_id = peer.extension.as_ref().and_then(|e| e.ut_metadata);
                 self.resolve.said(key, payload, raw, their_id, now, fx);
             }
+            extension::OUR_LT_DONTHAVE => {
+                // Of the wrong length: as if it hadn't been said.
+                let Some(piece) = extension::parse_dont_have(payload) else { return };
+                let Some(live) = &mut self.live else { return };
+                if let Some(load) = live.picker.peer(key).filter(|load| load.has().has(piece)) {
+                    live.background.count(load.has(), false);
+                    load.has_mut().remove(piece, live.table.len());
+                    live.background.count(load.has(), true);
+                    self.interest(key, now, fx);
+                }
+            }
             extension::OUR_UT_PEX if pex => match PexMessage::decode(payload) {
                 Ok(message) => {
                     if peer.pex.admit(now) {
@@ -543,7 +573,11 @@ impl Swarm {
             live.recall_background(fx);
             live.picker.drop_orphans();
             live.demands.idle(&live.table, &mut live.picker, now, fx);
-            live.demands.time_out(&live.table, &mut live.picker, now, fx);
+            let why = self.blocked.as_ref().map(|blocked| match blocked.disk {
+                true => ReadError::Full,
+                false => timed_out(&blocked.reason),
+            });
+            live.demands.time_out(why.as_ref(), &live.table, &mut live.picker, now, fx);
         }
         if self.resolve.is_wanted() {
             self.resolve.ask(now, fx);
@@ -601,7 +635,13 @@ impl Swarm {
 
     /// Why the torrent can't go on, if it can't.
     pub fn error(&self) -> Option<&str> {
-        self.error.as_deref()
+        let blocked = self.blocked.as_ref().map(|b| b.reason.as_str());
+        self.error.as_deref().or(blocked)
+    }
+
+    /// Why nothing can be kept, while that is so.
+    pub fn blocked(&self) -> Option<&Blocked> {
+        self.blocked.as_ref()
     }
 
     /// The reads that wait, and since when the oldest has waited in vain; `None` without metadata.

@@ -8,6 +8,7 @@ use super::*;
 use crate::storage::Store;
 use crate::storage::file::{FileStore, StoredFile};
 use crate::storage::pool::Workers;
+use crate::storage::quota::{Quota, Reservation};
 use crate::torrent::inbox::Inbox;
 use crate::torrent::reads::{Reader, Shared};
 use crate::torrent::work::{self, Work};
@@ -21,6 +22,10 @@ fn shared(dir: &std::path::Path, workers: &Arc<Workers>, pieces: u32) -> Arc<Sha
     let store: Arc<dyn Store> = Arc::new(FileStore::open(dir, geometry, &files).unwrap());
     let table = Arc::new(PieceTable::new(pieces, PieceState::Missing));
     Arc::new(Shared::new(info, table, store, workers.clone(), Arc::new(Inbox::default())))
+}
+
+fn room() -> Reservation {
+    Arc::new(Quota::new(None)).reserve(1).unwrap()
 }
 
 /// A whole piece of the torrent's bytes.
@@ -139,7 +144,7 @@ fn l4_verify_while_dropping_a_thousand_times() {
         let mut tickets: Vec<_> = (0..3).map(read).collect();
         reads += tickets.len();
         for piece in 0..3 {
-            assert!(work::verify(&shared, &whole(&shared, piece), false, &work));
+            assert!(work::verify(&shared, &whole(&shared, piece), false, room(), &work));
         }
         std::thread::scope(|scope| {
             // The owner: carries out what the workers answer, as far as it gets.

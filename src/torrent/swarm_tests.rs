@@ -35,6 +35,7 @@ fn settings() -> Settings {
         check_all: false,
         prefetch: Prefetch::None,
         memory: Memory::default(),
+        quota: std::sync::Arc::new(crate::storage::quota::Quota::new(None)),
         check_invariants: true,
     }
 }
@@ -156,7 +157,15 @@ impl World {
 
     fn want(&mut self, waiter: u64, pieces: &[u32]) {
         let pieces = pieces.iter().map(|p| PieceIndex(*p)).collect();
-        let want = Demand::Want { waiter, stream: 0, file: FileIndex(0), offset: 0, pieces, since: self.now };
+        let want = Demand::Want {
+            waiter,
+            stream: 0,
+            file: FileIndex(0),
+            offset: 0,
+            all: 0..0,
+            pieces,
+            since: self.now,
+        };
         self.apply(Event::Demands(vec![want]));
     }
 
@@ -190,7 +199,7 @@ impl World {
             if wanted || !good { blocks.iter().map(|b| hash::sha1(b)).collect() } else { Vec::new() };
         let verdict = match (good, written) {
             (true, true) => Verdict::Good,
-            (true, false) => Verdict::Unwritten(ReadError::Full),
+            (true, false) => Verdict::Unwritten(ReadError::Io("the test's disk".into())),
             (false, _) => Verdict::Bad,
         };
         self.apply(Event::Verified { piece: buffer.piece(), verdict, digests });
@@ -521,27 +530,6 @@ fn the_time_of_a_read_counts_from_the_last_block_of_its_pieces() {
 }
 
 #[test]
-fn a_piece_that_cannot_be_written_fails_its_reads_with_the_reason() {
-    let mut world = World::live(2);
-    world.seed(1);
-    world.open(1);
-    world.moved(1, 0, 2 * u64::from(PIECE));
-    world.want(7, &[0]);
-    world.want(8, &[1]);
-    world.deliver_all(&[]);
-    world.hashing.retain(|(buffer, _)| buffer.piece().0 == 0);
-    world.hash_one(false);
-    assert_eq!(world.count(|e| matches!(e, Effect::Fail(7, ReadError::Full))), 1);
-    assert_eq!(world.failed(), [7]);
-    assert!(world.swarm.error().is_some());
-    assert!(world.asked.is_empty(), "not fetched again in a circle");
-    assert!(world.swarm.banned().is_empty());
-    world.tick(11 * S);
-    world.want(9, &[0]);
-    assert!(!world.asked.is_empty(), "and when somebody wants it later, it is");
-}
-
-#[test]
 fn a_piece_of_unknown_state_is_looked_at_on_demand_and_then_fetched() {
     for good in [true, false] {
         let mut world = World::resolving(2, settings());
@@ -723,6 +711,7 @@ fn r2_one_decision_for_each_event_however_much_it_brings() {
         stream: 1,
         file: FileIndex(0),
         offset: 0,
+        all: n as u32..n as u32 + 1,
         pieces: vec![PieceIndex(n as u32)],
         since: world.now,
     });
@@ -786,3 +775,6 @@ fn p1_readers_and_peers_cost_the_same_at_any_number_of_pieces() {
 
 #[path = "swarm_effects_tests.rs"]
 mod effects_outside_locks;
+
+#[path = "swarm_storage_tests.rs"]
+mod storage;

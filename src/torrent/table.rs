@@ -1,10 +1,18 @@
-//! The piece table: what state each piece is in. One writer, the torrent's owner; readers take no lock.
+//! The piece table: what state each piece is in, who is reading it, and when it was read last. One writer of states,
+//! the torrent's owner; readers take no lock.
 //!
-//! `Unknown → Verifying → Complete | Missing`, and `Missing → Requested → Verifying`.
+//! `Unknown → Verifying → Complete | Missing`, `Missing → Requested → Verifying`, and by eviction
+//! `Complete | Unknown → Missing`.
 //! The enum is closed and matched exhaustively wherever a decision hangs on it: a state that nobody thought
 //! of must not silently mean "never request" (row C1).
+//!
+//! **Pins.** Who reads a piece holds it ([`PieceTable::pin`]): a count beside its state, in the same cell. A piece is
+//! evicted ([`PieceTable::evict`]) by one exchange of "complete, held by nobody" for "missing", so either the reader
+//! or the eviction comes first, and neither waits.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::metainfo::geometry::PieceIndex;
 
@@ -25,8 +33,8 @@ pub enum PieceState {
 }
 
 impl PieceState {
-    fn from_u8(value: u8) -> Self {
-        match value {
+    fn of(cell: u32) -> Self {
+        match cell & STATE {
             1 => Self::Missing,
             2 => Self::Requested,
             3 => Self::Verifying,
@@ -36,36 +44,56 @@ impl PieceState {
     }
 }
 
+/// The bits of a cell that are the state…
+const STATE: u32 = 0b111;
+/// …and what one pin adds to it.
+const PIN: u32 = STATE + 1;
+
+/// What counts reads: of two pieces, the one with the higher count was read later. Clones share the count; all
+/// torrents of a program have the same.
+#[derive(Debug, Clone, Default)]
+pub struct ReadClock(Arc<AtomicU64>);
+
 /// The states of all pieces of a torrent.
 #[derive(Debug)]
 pub struct PieceTable {
-    states: Box<[AtomicU8]>,
+    /// State and pins of each.
+    cells: Box<[AtomicU32]>,
+    /// When each was read last, by the clock; 0 for never.
+    stamps: Box<[AtomicU64]>,
+    clock: ReadClock,
     complete: AtomicU32,
 }
 
 impl PieceTable {
-    /// A table of `pieces` pieces, all in `state`.
+    /// A table of `pieces` pieces, all in `state`, with a clock of its own.
     pub fn new(pieces: u32, state: PieceState) -> Self {
-        let states = (0..pieces).map(|_| AtomicU8::new(state as u8)).collect();
+        Self::with_clock(pieces, state, ReadClock::default())
+    }
+
+    /// As [`PieceTable::new`], with the clock of the program.
+    pub fn with_clock(pieces: u32, state: PieceState, clock: ReadClock) -> Self {
+        let cells = (0..pieces).map(|_| AtomicU32::new(state as u32)).collect();
+        let stamps = (0..pieces).map(|_| AtomicU64::new(0)).collect();
         let complete = if state == PieceState::Complete { pieces } else { 0 };
-        Self { states, complete: AtomicU32::new(complete) }
+        Self { cells, stamps, clock, complete: AtomicU32::new(complete) }
     }
 
     /// Number of pieces.
     pub fn len(&self) -> u32 {
-        self.states.len() as u32
+        self.cells.len() as u32
     }
 
     /// Whether the torrent has no pieces.
     pub fn is_empty(&self) -> bool {
-        self.states.is_empty()
+        self.cells.is_empty()
     }
 
     /// The state of a piece; `Missing` for one that doesn't exist, which nothing can complete.
     pub fn state(&self, piece: PieceIndex) -> PieceState {
-        match self.states.get(piece.0 as usize) {
+        match self.cells.get(piece.0 as usize) {
             // Acquire pairs with the Release in `set`: who sees Complete sees the written data.
-            Some(state) => PieceState::from_u8(state.load(Ordering::Acquire)),
+            Some(cell) => PieceState::of(cell.load(Ordering::Acquire)),
             None => PieceState::Missing,
         }
     }
@@ -76,7 +104,7 @@ impl PieceTable {
     }
 
     /// Whether all pieces of a range are here.
-    pub fn all_complete(&self, pieces: std::ops::Range<u32>) -> bool {
+    pub fn all_complete(&self, pieces: Range<u32>) -> bool {
         pieces.into_iter().all(|p| self.is_complete(PieceIndex(p)))
     }
 
@@ -85,11 +113,18 @@ impl PieceTable {
         self.complete.load(Ordering::Relaxed)
     }
 
-    /// Changes a state. Only the torrent's owner calls this.
+    /// Changes a state; pins stay. Only the torrent's owner calls this.
     pub fn set(&self, piece: PieceIndex, state: PieceState) {
-        let Some(cell) = self.states.get(piece.0 as usize) else { return };
-        let before = PieceState::from_u8(cell.swap(state as u8, Ordering::AcqRel));
-        match (before == PieceState::Complete, state == PieceState::Complete) {
+        let Some(cell) = self.cells.get(piece.0 as usize) else { return };
+        let with = |cell: u32| cell & !STATE | state as u32;
+        let before = match cell.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |cell| Some(with(cell))) {
+            Ok(cell) | Err(cell) => PieceState::of(cell),
+        };
+        self.count(before, state);
+    }
+
+    fn count(&self, before: PieceState, after: PieceState) {
+        match (before == PieceState::Complete, after == PieceState::Complete) {
             (false, true) => {
                 self.complete.fetch_add(1, Ordering::Relaxed);
             }
@@ -100,15 +135,131 @@ impl PieceTable {
         }
     }
 
+    /// Holds all pieces of a range against eviction, if all are complete, and they count as read. Never waits;
+    /// dropping it lets go.
+    pub fn pin(&self, pieces: Range<u32>) -> Option<Pins<'_>> {
+        let pins = self.hold(pieces.clone())?;
+        let now = self.clock.0.fetch_add(1, Ordering::Relaxed) + 1;
+        for stamp in pieces.filter_map(|p| self.stamps.get(p as usize)) {
+            stamp.store(now, Ordering::Relaxed);
+        }
+        Some(pins)
+    }
+
+    /// As [`PieceTable::pin`], for whoever isn't a reader: they don't count as read.
+    pub fn hold(&self, pieces: Range<u32>) -> Option<Pins<'_>> {
+        let mut pins = Pins { table: self, held: pieces.start..pieces.start };
+        for piece in pieces {
+            let cell = self.cells.get(piece as usize)?;
+            // Acquire pairs with the Release in `set`, as in `state`. Held before the state is looked at: an
+            // eviction that comes later sees it.
+            let before = cell.fetch_add(PIN, Ordering::AcqRel);
+            pins.held.end = piece + 1;
+            if PieceState::of(before) != PieceState::Complete {
+                return None;
+            }
+        }
+        Some(pins)
+    }
+
+    fn unpin(&self, pieces: Range<u32>) {
+        for cell in pieces.filter_map(|p| self.cells.get(p as usize)) {
+            // Release: what was read under the pin was read before an eviction that sees it gone.
+            cell.fetch_sub(PIN, Ordering::AcqRel);
+        }
+    }
+
+    /// A piece counts as read just now.
+    pub fn touch(&self, piece: PieceIndex) {
+        if let Some(stamp) = self.stamps.get(piece.0 as usize) {
+            stamp.store(self.clock.0.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// When a piece was read last, by the clock; 0 for never.
+    pub fn stamp(&self, piece: PieceIndex) -> u64 {
+        self.stamps.get(piece.0 as usize).map_or(0, |s| s.load(Ordering::Relaxed))
+    }
+
+    /// Whether a piece takes room that [`PieceTable::evict`] would give back at this moment.
+    pub fn is_evictable(&self, piece: PieceIndex) -> bool {
+        self.cells.get(piece.0 as usize).is_some_and(|cell| evictable(cell.load(Ordering::Relaxed)))
+    }
+
+    /// Makes a piece missing whose data may be here and that nobody holds; in one step, so that nobody reads it
+    /// from then on and it can be requested. False when it is held or in another state. Only the torrent's owner
+    /// calls this.
+    pub fn evict(&self, piece: PieceIndex) -> bool {
+        let Some(cell) = self.cells.get(piece.0 as usize) else { return false };
+        let missing = |cell: u32| evictable(cell).then_some(PieceState::Missing as u32);
+        match cell.fetch_update(Ordering::AcqRel, Ordering::Relaxed, missing) {
+            Ok(before) => {
+                self.count(PieceState::of(before), PieceState::Missing);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
     /// The complete pieces as a bitfield, first piece in the highest bit of the first byte (BEP 3).
     pub fn bitfield(&self) -> Vec<u8> {
-        let mut bits = vec![0u8; self.states.len().div_ceil(8)];
-        for (i, state) in self.states.iter().enumerate() {
-            if PieceState::from_u8(state.load(Ordering::Acquire)) == PieceState::Complete {
+        self.bits_of(PieceState::Complete)
+    }
+
+    /// The pieces in a state, as a bitfield.
+    pub fn bits_of(&self, state: PieceState) -> Vec<u8> {
+        let mut bits = vec![0u8; self.cells.len().div_ceil(8)];
+        for (i, cell) in self.cells.iter().enumerate() {
+            if PieceState::of(cell.load(Ordering::Acquire)) == state {
                 bits[i / 8] |= 0x80 >> (i % 8);
             }
         }
         bits
+    }
+}
+
+/// Whether a cell is that of a piece whose data may be here, and that nobody holds.
+fn evictable(cell: u32) -> bool {
+    cell < PIN
+        && match PieceState::of(cell) {
+            PieceState::Complete | PieceState::Unknown => true,
+            PieceState::Missing | PieceState::Requested | PieceState::Verifying => false,
+        }
+}
+
+/// Holds pieces against eviction; dropping it lets go.
+#[derive(Debug)]
+pub struct Pins<'a> {
+    table: &'a PieceTable,
+    held: Range<u32>,
+}
+
+impl Drop for Pins<'_> {
+    fn drop(&mut self) {
+        self.table.unpin(self.held.clone());
+    }
+}
+
+/// As [`Pins`], for longer: it keeps the table, too.
+#[derive(Debug)]
+pub struct LongPins {
+    table: Arc<PieceTable>,
+    held: Range<u32>,
+}
+
+impl LongPins {
+    /// As [`PieceTable::pin`].
+    pub fn new(table: &Arc<PieceTable>, pieces: Range<u32>) -> Option<Self> {
+        let pins = table.pin(pieces.clone())?;
+        // Taken over: let go of by this one's drop.
+        std::mem::forget(pins);
+        Some(Self { table: table.clone(), held: pieces })
+    }
+}
+
+impl Drop for LongPins {
+    fn drop(&mut self) {
+        self.table.unpin(self.held.clone());
     }
 }
 
@@ -137,6 +288,95 @@ mod tests {
     }
 
     #[test]
+    fn a_pinned_piece_is_not_evicted_and_an_evicted_one_not_pinned() {
+        let states = [
+            (PieceState::Unknown, true, false),
+            (PieceState::Missing, false, false),
+            (PieceState::Requested, false, false),
+            (PieceState::Verifying, false, false),
+            (PieceState::Complete, true, true),
+        ];
+        // A row is a state, whether a piece in it can be evicted, and whether it can be pinned.
+        for (state, evictable, pinnable) in states {
+            let table = PieceTable::new(3, PieceState::Complete);
+            table.set(PieceIndex(1), state);
+            assert_eq!(table.is_evictable(PieceIndex(1)), evictable, "{state:?}");
+            let pins = table.pin(0..3);
+            assert_eq!(pins.is_some(), pinnable, "{state:?}");
+            assert!(pins.is_none() || (0..3).all(|p| !table.evict(PieceIndex(p))));
+            drop(pins);
+            assert_eq!(table.state(PieceIndex(1)), state);
+            assert_eq!(
+                table.evict(PieceIndex(1)),
+                evictable,
+                "all pins are gone, also those of a failed attempt"
+            );
+            assert!(table.evict(PieceIndex(0)) && !table.evict(PieceIndex(0)));
+            assert_eq!(table.complete_count(), 1);
+        }
+        let table = Arc::new(PieceTable::new(3, PieceState::Complete));
+        let long = LongPins::new(&table, 0..2);
+        assert!(long.is_some() && LongPins::new(&table, 2..4).is_none(), "there is no fourth");
+        assert!(!table.evict(PieceIndex(1)) && table.evict(PieceIndex(2)));
+        // A state may change under a pin: the pin stays.
+        table.set(PieceIndex(1), PieceState::Verifying);
+        table.set(PieceIndex(1), PieceState::Complete);
+        assert!(!table.evict(PieceIndex(1)));
+        drop(long);
+        assert!(table.evict(PieceIndex(1)) && table.pin(0..2).is_none() && table.pin(0..1).is_some());
+    }
+
+    #[test]
+    fn stamps_tell_which_was_read_later() {
+        let clock = ReadClock::default();
+        let (a, b) = (
+            PieceTable::with_clock(2, PieceState::Complete, clock.clone()),
+            PieceTable::with_clock(2, PieceState::Complete, clock),
+        );
+        assert_eq!(a.stamp(PieceIndex(0)), 0);
+        a.touch(PieceIndex(0));
+        drop(b.pin(0..2));
+        a.touch(PieceIndex(1));
+        let order = [a.stamp(PieceIndex(0)), b.stamp(PieceIndex(0)), a.stamp(PieceIndex(1))];
+        assert!(
+            order.is_sorted_by(|x, y| x < y) && b.stamp(PieceIndex(0)) == b.stamp(PieceIndex(1)),
+            "{order:?}"
+        );
+        a.touch(PieceIndex(9));
+    }
+
+    #[test]
+    fn s2_readers_and_evictions_at_once_never_meet() {
+        // "Evicted" is what the evictor alone changes: a reader that holds the piece never sees it change.
+        let table = PieceTable::new(1, PieceState::Complete);
+        let data = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        if let Some(pins) = table.pin(0..1) {
+                            let first = data.load(Ordering::Relaxed);
+                            assert_eq!(first % 2, 0, "a hole was read");
+                            assert_eq!(data.load(Ordering::Relaxed), first);
+                            drop(pins);
+                        }
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for _ in 0..20_000 {
+                    if table.evict(PieceIndex(0)) {
+                        data.fetch_add(1, Ordering::Relaxed);
+                        data.fetch_add(1, Ordering::Relaxed);
+                        table.set(PieceIndex(0), PieceState::Complete);
+                    }
+                }
+            });
+        });
+        assert!(table.evict(PieceIndex(0)), "all pins are gone");
+    }
+
+    #[test]
     fn c1_no_state_means_ignore() {
         // Every state says what a demand for the piece leads to; the match has no wildcard, so a new state
         // doesn't compile until somebody decides.
@@ -146,10 +386,10 @@ mod tests {
             PieceState::Verifying => "wait for the hash",
             PieceState::Complete => "serve",
         };
-        for raw in 0..=u8::MAX {
-            assert!(!action(PieceState::from_u8(raw)).is_empty());
+        for cell in 0..=u32::from(u8::MAX) {
+            assert!(!action(PieceState::of(cell)).is_empty());
         }
-        assert_eq!(action(PieceState::from_u8(PieceState::Unknown as u8)), "check");
+        assert_eq!(action(PieceState::of(PieceState::Unknown as u32)), "check");
         assert_eq!(PieceTable::new(1, PieceState::Unknown).state(PieceIndex(0)), PieceState::Unknown);
     }
 }

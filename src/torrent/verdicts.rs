@@ -1,19 +1,23 @@
 //! What comes of pieces: hashed and written, found on disk, complete; and who is banned for what. A part of the
 //! [`Swarm`]'s `apply`, and as pure as the rest of it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Instant;
 
 use super::blame::Digest;
 use super::effects::{Effect, Verdict};
-use super::picker::DemandId;
+use super::reads::ReadError;
 use super::swarm::Swarm;
 use super::table::PieceState;
-use crate::metainfo::geometry::PieceIndex;
+use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::peer::PeerKey;
 
 /// Pieces of a full check hashed at a time: one keeps the disk busy while the other is hashed.
 const SWEEPING: usize = 2;
+/// Pieces that may fail to be written one after another; then the torrent is at fault, and nothing more is fetched.
+pub(super) const FAULTS: u32 = 3;
 /// Banned addresses shown. Each took a bad piece, so it isn't reached unless somebody works at it.
 const BANNED_MAX: usize = 1024;
 
@@ -30,6 +34,7 @@ impl Swarm {
         match verdict {
             Verdict::Good => {
                 self.error = None;
+                self.faults = 0;
                 for addr in live.blame.passed(piece, digests) {
                     self.ban(addr, fx);
                 }
@@ -54,13 +59,96 @@ impl Swarm {
             Verdict::Unwritten(error) => {
                 live.picker.failed(piece, false);
                 live.table.set(piece, PieceState::Missing);
-                self.error = Some(error.to_string());
-                live.background.failed(piece, now);
-                if live.picker.is_wanted(piece) {
-                    live.demands.unwant(piece, DemandId::Background, &live.table, &mut live.picker, fx);
+                if !live.background.taken().contains(&piece) {
+                    live.background.put_back(piece);
                 }
-                live.demands.give_up(piece, &error, &live.table, &mut live.picker, now, fx);
+                // A full disk is waited for; it says when there is room.
+                if error != ReadError::Full {
+                    self.fault(&error, fx);
+                }
             }
+        }
+    }
+
+    /// The disk failed. Whoever waits goes on waiting, a few times.
+    fn fault(&mut self, error: &ReadError, fx: &mut Vec<Effect>) {
+        self.faults += 1;
+        self.error = Some(error.to_string());
+        if let Some(live) = self.live.as_mut().filter(|_| self.faults >= FAULTS) {
+            tracing::error!(torrent = %live.info.name, "nothing more is fetched, since it can't be kept: {error}");
+            live.demands.fail_all(error, &live.table, &mut live.picker, fx);
+        }
+    }
+
+    /// What was written of these pieces is lost, or can't be believed.
+    pub(super) fn lost(&mut self, pieces: &[PieceIndex], now: Instant, fx: &mut Vec<Effect>) {
+        let Some(live) = &mut self.live else { return };
+        let gone: Vec<PieceIndex> = pieces.iter().copied().filter(|p| live.table.is_complete(*p)).collect();
+        for piece in &gone {
+            live.table.set(*piece, PieceState::Missing);
+            if !live.background.taken().contains(piece) {
+                live.background.put_back(*piece);
+            }
+        }
+        self.no_longer_here(&gone, fx);
+        if !gone.is_empty() {
+            fx.push(Effect::Discard(gone));
+        }
+        let why = "the disk failed to keep what was written; it is fetched again".to_owned();
+        self.fault(&ReadError::Io(why), fx);
+        self.all_interests(now, fx);
+    }
+
+    /// Makes pieces missing that nobody holds, as if they had never been fetched: nobody is to blame, and they are
+    /// fetched again when somebody wants them.
+    pub(super) fn evict(
+        &mut self,
+        pieces: &[PieceIndex],
+        younger_than: Option<Instant>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(live) = &mut self.live else { return };
+        let held = live.demands.held(younger_than);
+        let gone: Vec<PieceIndex> =
+            pieces.iter().copied().filter(|p| !held.contains(&p.0) && live.table.evict(*p)).collect();
+        // Those that were fetched ahead of a reader come again when it gets there.
+        self.no_longer_here(&gone, fx);
+        if !gone.is_empty() {
+            fx.push(Effect::Discard(gone));
+        }
+    }
+
+    /// Bytes of these pieces couldn't be read, and nothing of these files is certain: what somebody waits for is
+    /// checked, the rest when it is wanted.
+    pub(super) fn suspect(&mut self, pieces: Range<u32>, files: Vec<FileIndex>, fx: &mut Vec<Effect>) {
+        let Some(live) = &mut self.live else { return };
+        let geometry = live.picker.geometry();
+        let doubtful = files.iter().flat_map(|file| geometry.file_pieces(*file)).chain(pieces);
+        let doubtful: BTreeSet<u32> = doubtful.filter(|p| live.table.is_complete(PieceIndex(*p))).collect();
+        let doubtful: Vec<PieceIndex> = doubtful.into_iter().map(PieceIndex).collect();
+        doubtful.iter().for_each(|p| live.table.set(*p, PieceState::Unknown));
+        self.no_longer_here(&doubtful, fx);
+        if !files.is_empty() {
+            fx.push(Effect::Mend(files));
+        }
+        if !doubtful.is_empty() {
+            fx.push(Effect::Doubt(doubtful));
+        }
+    }
+
+    /// These pieces were complete and aren't any more.
+    fn no_longer_here(&mut self, pieces: &[PieceIndex], fx: &mut Vec<Effect>) {
+        let Some(live) = self.live.as_ref().filter(|_| !pieces.is_empty()) else { return };
+        self.finished = false;
+        for (key, peer) in &mut self.peers {
+            // Who was of no use any more, or never, may be now.
+            let has = live.picker.load(*key).map(|p| p.has());
+            peer.useful |= has.is_some_and(|has| pieces.iter().any(|p| has.has(*p)));
+        }
+        let tell: Vec<(PeerKey, u8)> =
+            self.peers.iter().filter_map(|(key, p)| Some((*key, p.takes_dont_have()?))).collect();
+        if !tell.is_empty() {
+            fx.extend(pieces.iter().map(|piece| Effect::DontHave(tell.clone(), *piece)));
         }
     }
 
@@ -73,13 +161,9 @@ impl Swarm {
             live.demands.check_ended(piece);
             self.complete(piece, now, fx);
         } else {
-            if live.table.is_complete(piece) {
+            let recorded = live.table.is_complete(piece);
+            if recorded {
                 tracing::warn!(torrent = %live.info.name, piece = piece.0, "recorded as complete, and its data is wrong: it is fetched again when wanted");
-                self.finished = false;
-                // Who was of no use any more, or never, may be now.
-                for (key, peer) in &mut self.peers {
-                    peer.useful |= live.picker.load(*key).is_some_and(|p| p.has().has(piece));
-                }
             }
             live.table.set(piece, PieceState::Missing);
             for wish in live.demands.check_ended(piece) {
@@ -88,6 +172,11 @@ impl Swarm {
             if !live.background.taken().contains(&piece) {
                 live.background.put_back(piece);
             }
+            if recorded {
+                self.no_longer_here(&[piece], fx);
+            }
+            // What it may take on the disk is of no use.
+            fx.push(Effect::Discard(vec![piece]));
         }
         self.sweep(fx);
     }

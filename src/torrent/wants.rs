@@ -10,23 +10,32 @@ use super::load::{Has, PeerLoad};
 use super::picker::DemandId;
 use super::swarm::{LOOK_PAUSE, Live, Swarm};
 use super::table::PieceState;
+use super::verdicts::FAULTS;
 use crate::metainfo::geometry::FileIndex;
 use crate::peer::PeerKey;
+use crate::storage::quota::Quota;
 
 /// Pieces handed from the background to the picker in one go: more follow with the next event.
 const BACKGROUND_STEP: usize = 16;
+
+/// Pieces of room to be left when one more is fetched that nobody reads: others may be begun before it is written.
+const MARGIN: u64 = 4;
 
 impl Swarm {
     /// Decides who is asked for what, once for each event.
     pub(super) fn schedule(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         let Some(live) = &mut self.live else { return };
         self.scheduled += 1;
+        if self.blocked.is_some() || self.faults >= FAULTS {
+            return;
+        }
         let mut requests = live.picker.schedule(now);
         if live.demands.is_waiting() && self.last_hedge.is_none_or(|at| now >= at + LOOK_PAUSE) {
             self.last_hedge = Some(now);
             requests.extend(live.picker.hedge(now));
         }
-        if live.background.is_active() && live.pick_background(now, fx) {
+        let quota = &self.settings.quota;
+        if live.background.is_active() && live.pick_background(quota, now, fx) {
             requests.extend(live.picker.schedule(now));
         }
         // Cancels first: what is recalled from a peer makes room for what is asked of it instead.
@@ -51,11 +60,14 @@ impl Swarm {
 
     pub(super) fn demanded(&mut self, demands: Vec<Demand>, now: Instant, fx: &mut Vec<Effect>) {
         for demand in demands {
-            if let Demand::Unreadable { reason } = demand {
-                self.error = Some(reason);
-            } else if let Some(live) = &mut self.live {
-                live.demands.apply(demand, &live.table, &mut live.picker, now, fx);
-                live.wanted = now;
+            match demand {
+                Demand::Unreadable { reason } => self.error = Some(reason),
+                Demand::Suspect { pieces, files } => self.suspect(pieces, files, fx),
+                demand => {
+                    let Some(live) = &mut self.live else { continue };
+                    live.demands.apply(demand, &live.table, &mut live.picker, now, fx);
+                    live.wanted = now;
+                }
             }
         }
         let touched = self.live.as_mut().map_or(Vec::new(), |l| l.demands.take_touched());
@@ -92,7 +104,12 @@ impl Swarm {
 impl Live {
     /// Hands pieces of the background to the picker, for peers that have nothing better to do; true if there were
     /// any.
-    fn pick_background(&mut self, now: Instant, fx: &mut Vec<Effect>) -> bool {
+    fn pick_background(&mut self, quota: &Quota, now: Instant, fx: &mut Vec<Effect>) -> bool {
+        // What nobody reads drives nothing out.
+        let making = self.picker.held() + MARGIN * u64::from(self.picker.geometry().piece_length());
+        if !quota.has_free(making) {
+            return false;
+        }
         let memory = self.picker.memory_max() / 2 / u64::from(self.picker.geometry().piece_length());
         let most = (memory as usize).max(2);
         let mut picked = 0;

@@ -4,6 +4,7 @@
 //! [`Answer`] carries what to say then. So no piece stays "being verified" for ever (row P3). A piece is hashed by
 //! any worker and written by one at a time, which may be another: its answer goes with it.
 
+use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::sync::Arc;
 
@@ -16,21 +17,32 @@ use super::inbox::Inbox;
 use super::prepare::{self, Home};
 use super::reads::{ReadError, Shared};
 use super::recent::Recent;
+use super::records::Record;
+use super::table::{PieceState, bit};
 use crate::hash;
-use crate::metainfo::geometry::PieceIndex;
+use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::info::Info;
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::wire::BlockRequest;
 use crate::storage::StorageError;
 use crate::storage::combine::Write;
 use crate::storage::pool::{Class, Workers};
-use crate::storage::resume::{self, ResumeData};
+use crate::storage::quota::Reservation;
+use crate::storage::resume;
 use crate::storage::verify::{Checked, check_piece};
+
+/// A torrent that can be read.
+pub(super) struct Ready {
+    /// All that is shared of it.
+    pub(super) shared: Arc<Shared>,
+    /// What its pieces take that are here, or may be, in bytes.
+    pub(super) kept: u64,
+}
 
 /// What came of a job.
 pub(super) enum Work {
     /// The storage is open.
-    Prepared(Result<Arc<Shared>, StorageError>),
+    Prepared(Result<Ready, StorageError>),
     /// Metadata kept from an earlier run, if there is any.
     Recalled(Option<Bytes>),
     /// A received piece was hashed.
@@ -49,8 +61,19 @@ pub(super) enum Work {
         /// Whether it is right.
         good: bool,
     },
+    /// What was written was synced.
+    Synced(Result<(), StorageError>),
     /// What is complete was recorded.
-    Persisted(Result<(), StorageError>),
+    Recorded(Result<(), StorageError>),
+    /// What pieces took that aren't here any more was given back, or can't be.
+    Discarded {
+        /// The pieces.
+        pieces: Vec<PieceIndex>,
+        /// Whether there is room for others now.
+        freed: bool,
+    },
+    /// Files were taken as they are now.
+    Mended,
 }
 
 /// Says something exactly once: what it is told to, or on being dropped what it was made with.
@@ -86,11 +109,13 @@ fn undone() -> Verdict {
     Verdict::Unwritten(ReadError::Io("an internal error while a piece was checked; please report it".into()))
 }
 
-/// Hashes and writes a received piece. False when the workers have no room; nothing is said then.
+/// Hashes and writes a received piece, for which there is room. False when the workers have no room; nothing is said
+/// then.
 pub(super) fn verify(
     shared: &Arc<Shared>,
     buffer: &Arc<PieceBuffer>,
     digests: bool,
+    room: Reservation,
     to: &mpsc::Sender<Work>,
 ) -> bool {
     let piece = buffer.piece();
@@ -101,7 +126,8 @@ pub(super) fn verify(
         match hash(&job_shared, &job_buffer, digests) {
             (true, digests) => {
                 let offset = job_shared.info.geometry.piece_offset(piece);
-                let right = Right { shared: job_shared.clone(), buffer: job_buffer, offset, digests, answer };
+                let right =
+                    Right { shared: job_shared.clone(), buffer: job_buffer, offset, digests, room, answer };
                 job_shared.writes.write(&*job_shared.store, right);
             }
             (false, digests) => answer.say(Work::Verified { piece, verdict: Verdict::Bad, digests }),
@@ -125,6 +151,7 @@ pub(super) struct Right {
     /// Where it begins in the torrent's linear space.
     offset: u64,
     digests: Vec<Digest>,
+    room: Reservation,
     answer: Answer,
 }
 
@@ -144,10 +171,14 @@ impl Write for Right {
                 let len = self.shared.info.geometry.piece_len(piece) as usize;
                 // Before the answer: who is woken by it finds the piece.
                 self.shared.recent.keep(&self.buffer, len);
+                self.room.keep();
                 Verdict::Good
             }
             Err(error) => {
                 tracing::error!(torrent = %self.shared.info.name, "a piece could not be written: {error}");
+                if let StorageError::Short { .. } | StorageError::Changed { .. } = error {
+                    self.shared.suspect(self.offset, 1, &error);
+                }
                 Verdict::Unwritten(error.into())
             }
         };
@@ -161,6 +192,8 @@ pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, to: &mpsc::Sender<W
     let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
         let answer = Answer::new(&job_to, Work::Checked { piece, good: false });
         let info = &job_shared.info;
+        // While what is recorded is looked at, it stays.
+        let _pins = job_shared.table.hold(piece.0..piece.0 + 1);
         let hash = info.hashes.piece(piece);
         let right = |bytes: &[u8]| {
             let blocks: Vec<&[u8]> = bytes.chunks(crate::metainfo::geometry::BLOCK_LEN as usize).collect();
@@ -193,9 +226,19 @@ pub(super) fn prepare(
     let answer = Answer::new(to, Work::Prepared(Err(StorageError::Closed)));
     let job = Box::new(move |_: &mut _| {
         let prepared = prepare::prepare(&home, trust, info, job_workers, inbox, &recent);
-        answer.say(Work::Prepared(prepared));
+        let ready = prepared.map(|shared| Ready { kept: kept(&shared), shared });
+        answer.say(Work::Prepared(ready));
     });
     workers.submit(Class::Read, job).is_ok()
+}
+
+/// What the pieces take that are here, or may be.
+fn kept(shared: &Shared) -> u64 {
+    let here = |piece: &PieceIndex| match shared.table.state(*piece) {
+        PieceState::Complete | PieceState::Unknown => true,
+        PieceState::Missing | PieceState::Requested | PieceState::Verifying => false,
+    };
+    (0..shared.table.len()).map(PieceIndex).filter(here).map(|piece| shared.cost(piece)).sum()
 }
 
 /// Looks for metadata kept from an earlier run.
@@ -219,28 +262,127 @@ pub(super) fn keep_metadata(workers: &Workers, home: &Home, raw: Vec<u8>) {
     let _ = workers.submit(Class::Verify, job);
 }
 
-/// Records what is complete at this moment, after its data was synced. False when the workers have no room.
-pub(super) fn persist(shared: &Arc<Shared>, home: &Home, clean: bool, to: &mpsc::Sender<Work>) -> bool {
-    let data = ResumeData {
-        info_hash: home.key.clone(),
-        pieces: shared.table.len(),
-        complete: shared.table.bitfield(),
-        clean,
-    };
-    let (job_shared, home) = (shared.clone(), home.clone());
-    let answer = Answer::new(to, Work::Persisted(Err(StorageError::Closed)));
-    // At the end nothing else is to be done, and somebody waits for it.
-    let class = if clean { Class::Verify } else { Class::Background };
+/// Syncs what was written. False when the workers have no room; nothing is said then.
+pub(super) fn sync(shared: &Arc<Shared>, last: bool, to: &mpsc::Sender<Work>) -> bool {
+    let job_shared = shared.clone();
+    let job_to = to.clone();
     let job = Box::new(move |_: &mut _| {
-        answer.say(Work::Persisted(resume::persist(&*job_shared.store, &home.dir, &data)));
+        let answer = Answer::new(&job_to, Work::Synced(Err(StorageError::Closed)));
+        answer.say(Work::Synced(job_shared.store.sync()));
     });
-    match shared.workers.submit(class, job) {
-        Ok(()) => true,
-        Err(job) => {
-            drop(job);
-            false
+    shared.workers.submit(class(last), job).is_ok()
+}
+
+/// At the end nothing else is to be done, and somebody waits for it.
+fn class(last: bool) -> Class {
+    if last { Class::Verify } else { Class::Background }
+}
+
+/// Writes the record, and gives files their names that are whole by it. `urgent` when something waits for it. False
+/// when the workers have no room; nothing is said then.
+pub(super) fn record(
+    shared: &Arc<Shared>,
+    home: &Home,
+    record: &Record,
+    urgent: bool,
+    to: &mpsc::Sender<Work>,
+) -> bool {
+    let (job_shared, home, record) = (shared.clone(), home.clone(), record.clone());
+    let job_to = to.clone();
+    let job = Box::new(move |_: &mut _| {
+        let answer = Answer::new(&job_to, Work::Recorded(Err(StorageError::Closed)));
+        let saved = prepare::save(&job_shared, &home, &record);
+        if saved.is_ok() {
+            finish(&job_shared, &record);
+        }
+        answer.say(Work::Recorded(saved));
+    });
+    shared.workers.submit(class(urgent), job).is_ok()
+}
+
+/// Gives the files of new pieces their own names, as far as they are whole by this record.
+fn finish(shared: &Shared, record: &Record) {
+    let geometry = &shared.info.geometry;
+    let piece = |p: &PieceIndex| geometry.spans(geometry.piece_offset(*p), geometry.piece_len(*p).into());
+    let files: BTreeSet<FileIndex> = record.new.iter().flat_map(|p| piece(p)).map(|span| span.file).collect();
+    for file in files {
+        if geometry.file_pieces(file).all(|p| bit(&record.complete, p))
+            && let Err(error) = shared.store.finish(file)
+        {
+            tracing::warn!(torrent = %shared.info.name, "a file is whole, and can't be given its name: {error}");
         }
     }
+}
+
+/// Gives back what pieces take that aren't here any more. False when the workers have no room; nothing is said then.
+pub(super) fn discard(shared: &Arc<Shared>, pieces: Vec<PieceIndex>, to: &mpsc::Sender<Work>) -> bool {
+    let (job_shared, job_to) = (shared.clone(), to.clone());
+    let job = Box::new(move |_: &mut _| {
+        let answer = Answer::new(&job_to, Work::Discarded { pieces: pieces.clone(), freed: false });
+        let (shared, turn) = (job_shared.clone(), job_shared);
+        // No write may come between the look at the neighbours and the hole.
+        turn.writes.exclusively(
+            &*turn.store,
+            Box::new(move || {
+                let freed = give_back(&shared, &pieces);
+                answer.say(Work::Discarded { pieces, freed });
+            }),
+        );
+    });
+    shared.workers.submit(Class::Verify, job).is_ok()
+}
+
+/// How far beyond a piece its missing neighbours are looked at: no file system has larger blocks.
+const AROUND: u64 = 1 << 20;
+
+/// True when all of it was given back.
+fn give_back(shared: &Shared, pieces: &[PieceIndex]) -> bool {
+    let geometry = &shared.info.geometry;
+    let end = |piece: PieceIndex| geometry.piece_offset(piece) + u64::from(geometry.piece_len(piece));
+    // Not written yet, or never again as it was.
+    let worthless = |piece: u32| match shared.table.state(PieceIndex(piece)) {
+        PieceState::Missing | PieceState::Requested => true,
+        PieceState::Unknown | PieceState::Verifying | PieceState::Complete => false,
+    };
+    let mut sorted: Vec<u32> = pieces.iter().map(|p| p.0).collect();
+    sorted.sort_unstable();
+    let mut freed = true;
+    for run in sorted.chunk_by(|a, b| a + 1 == *b) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+        let range = geometry.piece_offset(PieceIndex(*first))..end(PieceIndex(*last));
+        let mut around = range.clone();
+        for before in (0..*first).rev().take_while(|p| worthless(*p)) {
+            around.start = geometry.piece_offset(PieceIndex(before));
+            if range.start - around.start >= AROUND {
+                break;
+            }
+        }
+        for after in (*last + 1..geometry.pieces()).take_while(|p| worthless(*p)) {
+            around.end = end(PieceIndex(after));
+            if around.end - range.end >= AROUND {
+                break;
+            }
+        }
+        if let Err(error) = shared.store.discard(range, around) {
+            freed = false;
+            tracing::warn!(torrent = %shared.info.name, "room couldn't be given back: {error}");
+        }
+    }
+    freed
+}
+
+/// Takes files as they are now. False when the workers have no room; nothing is said then.
+pub(super) fn mend(shared: &Arc<Shared>, files: Vec<FileIndex>, to: &mpsc::Sender<Work>) -> bool {
+    let (job_shared, job_to) = (shared.clone(), to.clone());
+    let job = Box::new(move |_: &mut _| {
+        let _answer = Answer::new(&job_to, Work::Mended);
+        for file in files {
+            if let Err(error) = job_shared.store.reopen(file) {
+                tracing::warn!(torrent = %job_shared.info.name, "a file can't be opened again: {error}");
+            }
+        }
+    });
+    shared.workers.submit(Class::Verify, job).is_ok()
 }
 
 /// Answers a session on being dropped, also when the job panics: it counts the blocks that are being read.
@@ -271,11 +413,10 @@ pub(super) fn serve(
         let mut served = Served { to, request, data: None };
         let buf = scratch.buffer(request.len as usize);
         let offset = job_shared.info.geometry.piece_offset(request.piece) + u64::from(request.begin);
+        let Some(_pins) = job_shared.table.hold(request.piece.0..request.piece.0 + 1) else { return };
         match job_shared.fetch_to_serve(offset, buf) {
             Ok(()) => served.data = Some(Bytes::copy_from_slice(buf)),
-            Err(error) => {
-                tracing::warn!(torrent = %job_shared.info.name, "reading for a peer failed: {error}");
-            }
+            Err(error) => job_shared.suspect(offset, request.len as usize, &error),
         }
     });
     shared.workers.submit(Class::Serve, job).is_ok()
@@ -289,7 +430,12 @@ mod tests {
     use crate::metainfo::geometry::BlockIndex;
     use crate::peer::PeerKey;
     use crate::storage::Store;
+    use crate::storage::quota::Quota;
     use crate::torrent::table::{PieceState, PieceTable};
+
+    fn room() -> Reservation {
+        Arc::new(Quota::new(None)).reserve(1).unwrap()
+    }
 
     #[test]
     fn an_answer_is_given_once_whatever_happens() {
@@ -367,7 +513,7 @@ mod tests {
                     std::thread::yield_now();
                 }
             }
-            assert!(verify(&shared, &Arc::new(buffer), piece == 4, &to));
+            assert!(verify(&shared, &Arc::new(buffer), piece == 4, room(), &to));
         }
         drop(to);
         let mut said = Vec::new();

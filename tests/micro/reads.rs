@@ -75,7 +75,7 @@ fn read_on(bencher: Bencher, world: &World, len: usize) {
     bencher.counter(BytesCount::new(len)).bench_local(|| {
         // What was let go when it was written is brought back; from then on it stays.
         for _ in 0..100 {
-            if reader.try_read(at, &mut buf).unwrap() {
+            if reader.try_read(at, &mut buf) {
                 break;
             }
             world.shared.store.read_to_serve(at, &mut buf).unwrap();

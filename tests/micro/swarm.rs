@@ -69,6 +69,7 @@ impl World {
             check_all: false,
             prefetch: Prefetch::None,
             memory: Memory::default(),
+            quota: std::sync::Arc::new(torrentfs::storage::quota::Quota::new(None)),
             check_invariants: false,
         };
         let (swarm, now) = (Swarm::new(settings), Instant::now());
@@ -108,6 +109,7 @@ impl World {
             stream: 1,
             file: FileIndex(0),
             offset: u64::from(self.at) * u64::from(PIECE),
+            all: self.at..self.at + 1,
             pieces: vec![PieceIndex(self.at)],
             since: self.now,
         }]));

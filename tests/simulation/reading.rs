@@ -180,6 +180,7 @@ impl World {
             stream: handle.stream,
             file: FileIndex(file),
             offset: at,
+            all: self.info.geometry.pieces_of(at, len),
             pieces: lacks.iter().copied().collect(),
             since: self.instant(),
         };

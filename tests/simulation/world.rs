@@ -174,6 +174,7 @@ fn settings() -> Settings {
         check_all: false,
         prefetch: Prefetch::None,
         memory: Memory::default(),
+        quota: std::sync::Arc::new(torrentfs::storage::quota::Quota::new(None)),
         check_invariants: cfg!(debug_assertions),
     }
 }
@@ -350,12 +351,16 @@ impl World {
                 self.fail(id);
             }
             Effect::Check(piece) => unreachable!("piece {} is known to be missing", piece.0),
+            Effect::Mend(_) | Effect::Doubt(_) | Effect::Discard(_) => {
+                unreachable!("the disk is good and large")
+            }
             Effect::GotMetadata(_) => unreachable!("the metadata was known"),
             // Nobody here downloads from us or asks for metadata.
             Effect::Choke(..)
             | Effect::First(..)
             | Effect::Extended(..)
             | Effect::Have(..)
+            | Effect::DontHave(..)
             | Effect::Finished => {}
         }
     }
