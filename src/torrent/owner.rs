@@ -131,6 +131,8 @@ struct Owner {
     settings: Settings,
     home: Home,
     trust: bool,
+    /// The storage is being opened, or is open.
+    preparing: bool,
     inbox: Arc<Inbox>,
     links: HashMap<PeerKey, Link>,
     work: mpsc::Sender<Work>,
@@ -211,6 +213,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         settings: plan.settings,
         home: plan.home,
         trust: plan.trust,
+        preparing: false,
         inbox: Arc::default(),
         links: HashMap::new(),
         work,
@@ -498,7 +501,11 @@ impl Owner {
         }
     }
 
+    /// Opens the storage, once: metadata may be found in the cache and come from peers at the same time.
     fn prepare(&mut self, info: Arc<Info>) {
+        if std::mem::replace(&mut self.preparing, true) {
+            return;
+        }
         let env = &self.env;
         if !work::prepare(&env.workers, &self.home, self.trust, info, &self.inbox, &env.recent, &self.work) {
             self.fail("the storage workers take no more work".into());
