@@ -166,7 +166,8 @@ impl Place {
         let store = FileStore::open(&dir, Arc::new(info.geometry.clone()), &stored(&info)).map_err(broken)?;
         // What is wrong with a record was logged. It is written anew.
         let record = resume::load(&dir).ok().flatten();
-        let recorded = record.filter(|r| r.info_hash == key && r.pieces == info.geometry.pieces()).map(|r| r.complete);
+        let recorded =
+            record.filter(|r| r.info_hash == key && r.pieces == info.geometry.pieces()).map(|r| r.complete);
         Ok(Self { dir, key, info, store, recorded })
     }
 
@@ -180,7 +181,7 @@ impl Place {
         let checked = checked.map_err(broken)?;
         let mut found = Vec::with_capacity(checked.len());
         for (piece, checked) in geometry.all_pieces().zip(checked) {
-            let recorded = self.recorded.as_ref().map(|bits| bit(bits, piece.0));
+            let recorded = self.recorded.as_ref().map(|bits| bit(bits, piece));
             found.push(match (checked, recorded) {
                 (None, recorded) => Found::Unchecked(recorded.unwrap_or(false)),
                 (Some(Checked::Good), _) => Found::Good,
@@ -316,7 +317,8 @@ fn bit(bits: &[u8], piece: PieceIndex) -> bool {
 fn worthless(geometry: &Geometry, found: &[Found]) -> Vec<(Range<u64>, Range<u64>)> {
     let bytes = |pieces: &Range<u32>| {
         let last = PieceIndex(pieces.end.saturating_sub(1));
-        geometry.piece_offset(PieceIndex(pieces.start))..geometry.piece_offset(last) + u64::from(geometry.piece_len(last))
+        geometry.piece_offset(PieceIndex(pieces.start))
+            ..geometry.piece_offset(last) + u64::from(geometry.piece_len(last))
     };
     let mut ranges = Vec::new();
     let mut run = 0..0;
@@ -346,4 +348,66 @@ fn stored(info: &Info) -> Vec<StoredFile> {
 /// What kept it from reading or recording, for the user.
 fn broken(error: StorageError) -> Failure {
     Failure::new(Exit::Cache, "can't verify", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(text: &str) -> Vec<Found> {
+        let one = |letter| match letter {
+            'g' => Found::Good,
+            'w' => Found::Wrong,
+            'm' => Found::Missing,
+            'U' => Found::Unchecked(true),
+            _ => Found::Unchecked(false),
+        };
+        text.chars().map(one).collect()
+    }
+
+    #[test]
+    fn files_go_by_their_pieces() {
+        // Pieces 0-2, none, 2-8, 8-9.
+        let geometry = Geometry::contiguous(16, &[40, 0, 100, 20]);
+        let rows = [
+            ("gggggggggg", [Side::Whole, Side::Whole, Side::Whole, Side::Whole]),
+            ("ggwggggggg", [Side::Lacking, Side::Whole, Side::Lacking, Side::Whole]),
+            ("gggggggggm", [Side::Whole, Side::Whole, Side::Whole, Side::Lacking]),
+            ("gggUUUuuuu", [Side::Whole, Side::Whole, Side::Open, Side::Open]),
+            ("ggmUUUuuuu", [Side::Lacking, Side::Whole, Side::Lacking, Side::Open]),
+        ];
+        for (text, want) in rows {
+            let sides = [0, 1, 2, 3].map(|file| side(&geometry, FileIndex(file), &found(text)));
+            assert_eq!(sides, want, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_worthless_is_given_back_in_runs() {
+        let geometry = Geometry::contiguous(16, &[72]);
+        let rows: &[(&str, &[Range<u64>])] = &[
+            ("ggggg", &[]),
+            ("wgggg", &[0..16]),
+            ("gwmgm", &[16..48, 64..72]),
+            ("mmmmm", &[0..72]),
+            ("uUmUg", &[32..48]),
+            ("mUUmm", &[0..16, 48..72]),
+        ];
+        for (text, want) in rows {
+            let ranges = worthless(&geometry, &found(text));
+            assert!(ranges.iter().all(|(range, around)| range == around), "{text}");
+            assert_eq!(ranges.into_iter().map(|(range, _)| range).collect::<Vec<_>>(), *want, "{text}");
+        }
+        assert!(worthless(&Geometry::contiguous(16, &[]), &[]).is_empty());
+    }
+
+    #[test]
+    fn bits_are_set_and_read() {
+        let all = found("gUuwmgggg");
+        let set = bits(&all, |found| matches!(found, Found::Good | Found::Unchecked(true)));
+        assert_eq!(set, [0b1100_0111, 0b1000_0000]);
+        let read: Vec<bool> = (0..20).map(|piece| bit(&set, PieceIndex(piece))).collect();
+        assert_eq!(read.iter().filter(|is_set| **is_set).count(), 6);
+        assert!(read[0] && read[8] && !read[2] && !read[9]);
+    }
 }

@@ -175,7 +175,13 @@ impl Write for Right {
                 Verdict::Good
             }
             Err(error) => {
-                tracing::error!(torrent = %self.shared.info.name, "a piece could not be written: {error}");
+                match error {
+                    // The keeper makes room, or says that there is none.
+                    StorageError::Full { .. } => tracing::debug!("a piece could not be written: {error}"),
+                    _ => {
+                        tracing::error!(torrent = %self.shared.info.name, "a piece could not be written: {error}");
+                    }
+                }
                 if let StorageError::Short { .. } | StorageError::Changed { .. } = error {
                     self.shared.suspect(self.offset, 1, &error);
                 }
