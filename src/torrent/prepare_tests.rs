@@ -14,6 +14,7 @@ use crate::metainfo::build::TorrentBuilder;
 use crate::metainfo::geometry::BLOCK_LEN;
 use crate::peer::PeerKey;
 use crate::peer::event::{Connected, Item};
+use crate::storage::cache::CacheDir;
 use crate::storage::pool::Scratch;
 use crate::storage::quota::Quota;
 use crate::storage::verify::{Checked, check_piece};
@@ -70,18 +71,23 @@ fn how(trust: bool) -> Opening {
 
 /// A torrent's folder.
 struct Place {
-    dir: tempfile::TempDir,
+    _cache: tempfile::TempDir,
+    cache: CacheDir,
+    dir: PathBuf,
     info: Arc<Info>,
     workers: Arc<Workers>,
 }
 
 impl Place {
     fn new(info: Arc<Info>) -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), info, workers: Workers::start(1).unwrap() }
+        let folder = tempfile::tempdir().unwrap();
+        let cache = CacheDir::open(folder.path()).unwrap();
+        let dir = cache.torrent_dir(&"ab".repeat(20)).unwrap();
+        Self { _cache: folder, cache, dir, info, workers: Workers::start(1).unwrap() }
     }
 
     fn home(&self) -> Home {
-        Home::new(self.dir.path().to_owned(), "ab".repeat(20))
+        Home::new(self.dir.clone(), "ab".repeat(20), self.cache.spare().clone())
     }
 
     fn record(&self) -> ResumeData {
@@ -89,11 +95,11 @@ impl Place {
     }
 
     fn save(&self, data: &ResumeData) {
-        resume::save(self.dir.path(), data).unwrap();
+        resume::save(&self.dir, data).unwrap();
     }
 
     fn load(&self) -> ResumeData {
-        resume::load(self.dir.path()).unwrap().unwrap()
+        resume::load(&self.dir).unwrap().unwrap()
     }
 
     fn open(&self, trust: bool) -> (Home, Prepared) {
@@ -107,7 +113,7 @@ impl Place {
     fn write(&self, pieces: impl IntoIterator<Item = u32>, good: bool) {
         let files = adopt::stored_files(&self.info);
         let geometry = Arc::new(self.info.geometry.clone());
-        let store = FileStore::open(self.dir.path(), geometry.clone(), &files).unwrap();
+        let store = FileStore::open(&self.dir, geometry.clone(), &files).unwrap();
         for piece in pieces {
             let mut bytes = bytes(piece, geometry.pieces());
             bytes[77] ^= u8::from(!good);
@@ -118,7 +124,7 @@ impl Place {
 
     /// Its only file, under whichever name.
     fn file(&self) -> PathBuf {
-        let mut files = std::fs::read_dir(self.dir.path().join("data")).unwrap();
+        let mut files = std::fs::read_dir(self.dir.join("data")).unwrap();
         files.next().expect("a file").unwrap().path()
     }
 }
@@ -432,9 +438,9 @@ fn a_record_of_something_else_is_not_used() {
         assert_eq!(states(&place.open(true).1), "uuuu", "{row:?}");
     }
     place.save(&good);
-    std::fs::write(place.dir.path().join("resume"), b"damaged").unwrap();
+    std::fs::write(place.dir.join("resume"), b"damaged").unwrap();
     assert_eq!(states(&place.open(true).1), "uuuu");
-    assert!(place.dir.path().join("resume.bad").exists());
+    assert!(place.dir.join("resume.bad").exists());
 }
 
 #[test]
@@ -482,7 +488,7 @@ fn adopted_data_is_used_where_it_lies_and_missed_when_it_is_gone() {
         world.settle();
         assert_eq!((states(&prepared).as_str(), world.fetched), ("CCCC", 1));
         assert!((0..PIECES).all(|p| world.is_right(p)));
-        assert_eq!(place.dir.path().join("data/t.part").exists(), read_only);
+        assert_eq!(place.dir.join("data/t.part").exists(), read_only);
         assert_eq!(std::fs::read(&theirs).unwrap(), data);
         let record = Record { complete: vec![0xf0], clean: true, new: Vec::new() };
         save(&prepared.shared, &home, &record).unwrap();
