@@ -222,10 +222,9 @@ impl Place {
             }
         }
         let data = ResumeData {
-            info_hash: self.key.clone(),
-            pieces: geometry.pieces(),
             complete: bits(found, |found| matches!(found, Found::Good | Found::Unchecked(true))),
             clean: true,
+            ..ResumeData::new(&self.key, &self.info)
         };
         resume::persist(&self.store, &self.dir, &data).map_err(broken)?;
         for (range, around) in worthless(geometry, found) {
