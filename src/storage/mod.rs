@@ -3,11 +3,13 @@
 //! **Goal.** What was fetched and verified once stays, and a byte that is read back is the byte that was
 //! written, or the read fails.
 //!
-//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, in a [`volume`].
-//! [`combine`] lets one thread at a time write what several have. [`pool`] is the bounded set of threads that may
-//! wait for a disk. [`resume`] remembers which pieces are complete, and the metadata that came through a magnet
-//! link. [`verify`] reads a piece back and hashes it. [`cache`] is the folder it all lies in and its lock,
-//! [`catalog`] what lies in it.
+//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, in a [`volume`];
+//! [`mmap::MmapStore`] reads the same files through mappings; [`memory::MemoryStore`] keeps data in memory;
+//! [`overlay::Overlay`] adds one store to another that is never written. [`combine`] lets one thread at a time write
+//! what several have. [`pool`] is the bounded set of threads that may wait for a disk. [`resume`] remembers which
+//! pieces are complete, and the metadata that came through a magnet link. [`verify`] reads a piece back and hashes
+//! it. [`cache`] is the folder it all lies in and its lock, [`catalog`] what lies in it; [`quota`] says how much is
+//! kept, [`lru`] what goes first, and [`spare`] is a little room put by.
 //!
 //! **Flow.** A piece is hashed in memory, written ([`Store::write_at`]) and counts as complete for readers;
 //! later [`resume::persist`] syncs the data and only then records the bits, so that a kill at any point leaves
@@ -21,11 +23,16 @@ pub mod catalog;
 pub mod combine;
 pub mod file;
 pub mod lru;
+pub mod memory;
+pub mod mmap;
+pub mod overlay;
+mod parts;
 pub mod pool;
 pub mod quota;
 pub mod resume;
 mod sealed;
 pub mod size;
+pub mod spare;
 #[cfg(test)]
 mod suite;
 pub mod verify;

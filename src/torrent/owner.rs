@@ -131,6 +131,8 @@ struct Owner {
     settings: Settings,
     home: Home,
     trust: bool,
+    /// The storage is being opened, or is open.
+    preparing: bool,
     inbox: Arc<Inbox>,
     links: HashMap<PeerKey, Link>,
     work: mpsc::Sender<Work>,
@@ -154,8 +156,8 @@ struct Owner {
     records: Option<Records>,
     /// When something failed to be recorded.
     record_failed: Option<Instant>,
-    /// Pieces that are being hashed or written.
-    writing: usize,
+    /// Pieces that are being hashed or written, and whether a sync has failed meanwhile: it may have lost them.
+    writing: HashMap<PieceIndex, bool>,
     /// Files that are being opened anew: nothing is written or checked meanwhile.
     mending: usize,
     /// What waits for room.
@@ -211,6 +213,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         settings: plan.settings,
         home: plan.home,
         trust: plan.trust,
+        preparing: false,
         inbox: Arc::default(),
         links: HashMap::new(),
         work,
@@ -228,7 +231,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         dirty_since: None,
         records: None,
         record_failed: None,
-        writing: 0,
+        writing: HashMap::new(),
         mending: 0,
         crowd: Crowd::new(plan.slot, &env.room),
         undiscarded: Vec::new(),
@@ -367,7 +370,9 @@ impl Owner {
             }
             Effect::Dial(addr) => self.torrent.sessions.dial(addr),
             Effect::Verify { buffer, digests } => self.verify(buffer, digests),
-            Effect::Check(piece) => self.check(piece),
+            Effect::Check(piece) => self.check(piece, work::Check::Wanted),
+            Effect::Sweep { piece, recorded: true } => self.check(piece, work::Check::Recorded),
+            Effect::Sweep { piece, recorded: false } => self.check(piece, work::Check::Unknown),
             Effect::Mend(files) => self.mend(files),
             Effect::Discard(pieces) => {
                 if let Some(records) = &mut self.records {
@@ -432,7 +437,7 @@ impl Owner {
             return self.crowd.wait(buffer, digests, shared.cost(piece), since);
         };
         if work::verify(shared, &buffer, digests, room, &self.work) {
-            self.writing += 1;
+            self.writing.insert(piece, false);
         } else {
             self.backlog.push_back(Effect::Verify { buffer, digests });
         }
@@ -450,12 +455,16 @@ impl Owner {
         }
     }
 
-    fn check(&mut self, piece: PieceIndex) {
+    fn check(&mut self, piece: PieceIndex, why: work::Check) {
         let Some(shared) = self.torrent.live() else { return };
-        if self.mending == 0 && work::check(shared, piece, &self.work) {
+        if self.mending == 0 && work::check(shared, piece, why, &self.work) {
             self.checking += 1;
         } else {
-            self.backlog.push_back(Effect::Check(piece));
+            self.backlog.push_back(match why {
+                work::Check::Wanted => Effect::Check(piece),
+                work::Check::Unknown => Effect::Sweep { piece, recorded: false },
+                work::Check::Recorded => Effect::Sweep { piece, recorded: true },
+            });
         }
     }
 
@@ -492,7 +501,11 @@ impl Owner {
         }
     }
 
+    /// Opens the storage, once: metadata may be found in the cache and come from peers at the same time.
     fn prepare(&mut self, info: Arc<Info>) {
+        if std::mem::replace(&mut self.preparing, true) {
+            return;
+        }
         let env = &self.env;
         if !work::prepare(&env.workers, &self.home, self.trust, info, &self.inbox, &env.recent, &self.work) {
             self.fail("the storage workers take no more work".into());
@@ -524,7 +537,11 @@ impl Owner {
                 self.torrent.settled.send_replace(true);
             }
             Work::Verified { piece, verdict, digests } => {
-                self.writing = self.writing.saturating_sub(1);
+                let lost = self.writing.remove(&piece) == Some(true) && verdict == Verdict::Good;
+                let verdict = match lost {
+                    true => Verdict::Unwritten(ReadError::Io("the disk failed to keep what was written".into())),
+                    false => verdict,
+                };
                 if verdict == Verdict::Unwritten(ReadError::Full) {
                     // Before anything is asked for again, which there is no room for either.
                     self.env.room.disk_full();
@@ -534,6 +551,9 @@ impl Owner {
                     })));
                 }
                 self.apply(Event::Verified { piece, verdict, digests });
+                if lost {
+                    self.carry_out(Effect::Discard(vec![piece]));
+                }
                 self.record();
             }
             Work::Checked { piece, good } => {
@@ -547,6 +567,7 @@ impl Owner {
                 let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live()) else { return };
                 let lost = records.synced(result.is_ok(), &shared.table);
                 if !matches!(result, Ok(()) | Err(StorageError::Closed)) {
+                    self.writing.values_mut().for_each(|lost| *lost = true);
                     self.apply(Event::Lost(lost));
                 }
                 self.record();
@@ -697,7 +718,7 @@ impl Owner {
     fn record(&mut self) {
         let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live().cloned()) else { return };
         let mut discard = Vec::new();
-        for step in records.next(&shared.table, self.writing) {
+        for step in records.next(&shared.table, self.writing.len()) {
             match step {
                 Step::Sync => {
                     let last = records.is_closed();

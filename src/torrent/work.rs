@@ -175,7 +175,13 @@ impl Write for Right {
                 Verdict::Good
             }
             Err(error) => {
-                tracing::error!(torrent = %self.shared.info.name, "a piece could not be written: {error}");
+                match error {
+                    // The keeper makes room, or says that there is none.
+                    StorageError::Full { .. } => tracing::debug!("a piece could not be written: {error}"),
+                    _ => {
+                        tracing::error!(torrent = %self.shared.info.name, "a piece could not be written: {error}");
+                    }
+                }
                 if let StorageError::Short { .. } | StorageError::Changed { .. } = error {
                     self.shared.suspect(self.offset, 1, &error);
                 }
@@ -186,14 +192,29 @@ impl Write for Right {
     }
 }
 
+/// Why a piece on the disk is hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    /// Somebody wants it, and nobody knows whether it is here.
+    Wanted,
+    /// By the full check: nobody knows whether it is here.
+    Unknown,
+    /// By the full check: it counts as complete.
+    Recorded,
+}
+
 /// Hashes a piece that may be on disk. False when the workers have no room; nothing is said then.
-pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, to: &mpsc::Sender<Work>) -> bool {
+pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, why: Check, to: &mpsc::Sender<Work>) -> bool {
     let (job_shared, job_to) = (shared.clone(), to.clone());
     let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
         let answer = Answer::new(&job_to, Work::Checked { piece, good: false });
         let info = &job_shared.info;
         // While what is recorded is looked at, it stays.
-        let _pins = job_shared.table.hold(piece.0..piece.0 + 1);
+        let pins = job_shared.table.hold(piece.0..piece.0 + 1);
+        if why == Check::Recorded && pins.is_none() {
+            // It went before its turn came. What may have come in its place was hashed then.
+            return answer.say(Work::Checked { piece, good: true });
+        }
         let hash = info.hashes.piece(piece);
         let right = |bytes: &[u8]| {
             let blocks: Vec<&[u8]> = bytes.chunks(crate::metainfo::geometry::BLOCK_LEN as usize).collect();
@@ -201,14 +222,22 @@ pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, to: &mpsc::Sender<W
         };
         let good = match check_piece(&*job_shared.store, &info.geometry, piece, scratch, right) {
             Ok(checked) => checked == Checked::Good,
+            // The end, which says nothing against it.
+            Err(StorageError::Closed) => why == Check::Recorded,
             Err(error) => {
                 tracing::warn!(torrent = %info.name, "a piece could not be checked, so it is fetched: {error}");
                 false
             }
         };
+        // Said while it is held: of what is here after it had gone, this says nothing.
         answer.say(Work::Checked { piece, good });
+        drop(pins);
     });
-    shared.workers.submit(Class::Verify, job).is_ok()
+    let class = match why {
+        Check::Wanted => Class::Verify,
+        Check::Unknown | Check::Recorded => Class::Background,
+    };
+    shared.workers.submit(class, job).is_ok()
 }
 
 /// Opens the storage. False when the workers are closed.
