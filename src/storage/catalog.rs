@@ -471,6 +471,69 @@ mod tests {
     }
 
     #[test]
+    fn what_is_here_follows_from_the_record() {
+        // Pieces, their length, the size, the bits, and the bytes.
+        let rows: &[(u32, u32, u64, &[u8], u64)] = &[
+            (4, 10, 40, &[0b1111_0000], 40),
+            (4, 10, 35, &[0b1111_0000], 35),
+            (4, 10, 35, &[0b1110_0000], 30),
+            (4, 10, 35, &[0b0001_0000], 5),
+            (4, 10, 31, &[0], 0),
+            // v2: files end with short pieces, so only the sum is known.
+            (4, 10, 12, &[0b1111_0000], 12),
+            (4, 10, 12, &[0b1000_0000], 10),
+            (4, 10, 12, &[0b1100_0000], 12),
+            (0, 10, 0, &[], 0),
+            // An old record.
+            (4, 0, 0, &[0b1111_0000], 0),
+        ];
+        for (pieces, piece_length, size, complete, want) in rows {
+            let data = ResumeData {
+                pieces: *pieces,
+                piece_length: *piece_length,
+                size: *size,
+                complete: complete.to_vec(),
+                ..ResumeData::default()
+            };
+            assert_eq!(here(&data), *want, "{data:?}");
+        }
+    }
+
+    #[test]
+    fn adopted_data_is_told_and_never_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::write(elsewhere.path().join("a"), b"x").unwrap();
+        let cache = CacheDir::open(dir.path()).unwrap();
+        let key = "a".repeat(40);
+        let top = cache.torrent_dir(&key).unwrap();
+        let adopted = resume::Adopted { path: elsewhere.path().into(), read_only: true, below: vec![0x80] };
+        let data = ResumeData {
+            info_hash: key.clone(),
+            name: "theirs".into(),
+            pieces: 1,
+            piece_length: PIECE,
+            size: 1,
+            complete: vec![0x80],
+            adopted: Some(adopted),
+            last_used: 1_234,
+            ..ResumeData::default()
+        };
+        resume::save(&top, &data).unwrap();
+        let found = entry(dir.path(), &key);
+        assert_eq!((found.name.as_deref(), found.here, found.last_used), (Some("theirs"), 1, 1_234));
+        assert_eq!(found.adopted.unwrap(), Elsewhere { path: elsewhere.path().into(), read_only: true });
+        assert_eq!(found.state, State::Complete, "though none of it is in the cache");
+        remove(dir.path(), &key).unwrap();
+        assert!(!top.exists() && elsewhere.path().join("a").exists());
+
+        std::fs::create_dir(&top).unwrap();
+        resume::save(&top, &data).unwrap();
+        drop(elsewhere);
+        assert_eq!(entry(dir.path(), &key).state, State::Damaged, "its data is gone");
+    }
+
+    #[test]
     fn paths_longer_than_the_system_takes_are_counted_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let cache = CacheDir::open(dir.path()).unwrap();
