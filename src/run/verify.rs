@@ -131,7 +131,11 @@ fn verify(config: &VerifyConfig, loaded: Loaded, shared: &Shared) -> Result<Repo
         return Err(say::unknown_torrent(&config.source.to_string_lossy()));
     };
     // Before anything is made in the cache.
-    let given = config.data.as_deref().map(|data| adopted(data, config.read_only, &info, cache.path())).transpose()?;
+    let given = config
+        .data
+        .as_deref()
+        .map(|data| adopted(data, config.read_only, &info, cache.path()))
+        .transpose()?;
     let dir = cache.torrent_dir(&key).map_err(|e| cache_failure(&e))?;
     let place = Place::open(dir, &key, info.clone(), given)?;
     let _ = shared.name.set(info.name.clone());
@@ -153,23 +157,30 @@ fn kept(dir: &Path, loaded: &Loaded) -> Option<Arc<Info>> {
 fn adopted(data: &Path, read_only: bool, info: &Info, cache: &Path) -> Result<Adopted, Failure> {
     let refused = |why: &dyn Display| Failure::new(Exit::BadInput, data.display(), why);
     let located = adopt::locate(data, info).map_err(|error| match &error {
-        StorageError::Io { source, .. } if source.kind() == ErrorKind::NotFound => refused(&"there is no such folder"),
+        StorageError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            refused(&"there is no such folder")
+        }
         StorageError::Io { source, .. } if source.kind() == ErrorKind::NotADirectory => {
             refused(&"it isn't a folder").hint("give the folder that the torrent's files lie in")
         }
         _ => refused(&error),
     })?;
     let Some(path) = located else {
-        return Err(refused(&"it holds none of the torrent's files")
-            .hint("give the torrent's own folder, or the one it lies in; names must be those of the torrent"));
+        return Err(refused(&"it holds none of the torrent's files").hint(
+            "give the torrent's own folder, or the one it lies in; names must be those of the torrent",
+        ));
     };
     if cache.canonicalize().is_ok_and(|cache| path.starts_with(&cache) || cache.starts_with(&path)) {
         return Err(refused(&"it lies in the cache, or has the cache in it")
             .hint("leave --data out to verify what is in the cache"));
     }
     if !read_only && let Err((place, errno)) = writable(&path, info) {
-        return Err(refused(&format_args!("no permission to write to {}: {}", place.display(), errno.desc()))
-            .hint("add --read-only: nothing is written there then, and what is missing is kept in the cache"));
+        return Err(refused(&format_args!(
+            "no permission to write to {}: {}",
+            place.display(),
+            errno.desc()
+        ))
+        .hint("add --read-only: nothing is written there then, and what is missing is kept in the cache"));
     }
     Ok(Adopted { path, read_only, below: Vec::new() })
 }
@@ -191,7 +202,9 @@ fn writable(root: &Path, info: &Info) -> Result<(), (PathBuf, Errno)> {
             }
             match access(&path, must) {
                 Ok(()) => break,
-                Err(Errno::ENOENT) if path != root && path.pop() => must = AccessFlags::W_OK | AccessFlags::X_OK,
+                Err(Errno::ENOENT) if path != root && path.pop() => {
+                    must = AccessFlags::W_OK | AccessFlags::X_OK
+                }
                 Err(errno) => return Err((path, errno)),
             }
         }
@@ -265,7 +278,9 @@ impl Place {
             FileStore::on(Arc::new(volume), Layout::Plain { writable }, geometry.clone(), &files)
         };
         let (below, own): (Option<Arc<dyn Store>>, Arc<dyn Store>) = match &adopted {
-            Some(Adopted { path, read_only: false, .. }) => (None, Arc::new(there(path, true).map_err(broken)?)),
+            Some(Adopted { path, read_only: false, .. }) => {
+                (None, Arc::new(there(path, true).map_err(broken)?))
+            }
             Some(Adopted { path, .. }) => (
                 Some(Arc::new(there(path, false).map_err(broken)?)),
                 Arc::new(FileStore::open(&dir, geometry.clone(), &files).map_err(broken)?),
@@ -290,9 +305,11 @@ impl Place {
         let passes = 1 + u64::from(self.below.is_some() && has_own);
         shared.total.store(all * passes, Ordering::Relaxed);
         let hashed = |store: &dyn Store, before: u64| {
-            let progress = |so_far: verify::Progress| shared.done.store(before + so_far.bytes, Ordering::Relaxed);
+            let progress =
+                |so_far: verify::Progress| shared.done.store(before + so_far.bytes, Ordering::Relaxed);
             let threads = verify::threads();
-            verify::verify_all(store, geometry, &self.info.hashes, threads, &progress, &shared.stop).map_err(broken)
+            verify::verify_all(store, geometry, &self.info.hashes, threads, &progress, &shared.stop)
+                .map_err(broken)
         };
         let mut findings = Findings { pieces: Vec::new(), below: Vec::new() };
         let first = hashed(self.below.as_deref().unwrap_or(&*self.own), 0)?;
@@ -372,7 +389,9 @@ impl Place {
             None => resume::with_data(geometry, &self.states(findings)?),
         };
         next.unknown = bits(found, |found| *found == Found::Unchecked(false));
-        for (unknown, may_have) in next.unknown.iter_mut().zip(may_have.into_iter().chain(std::iter::repeat(0))) {
+        for (unknown, may_have) in
+            next.unknown.iter_mut().zip(may_have.into_iter().chain(std::iter::repeat(0)))
+        {
             *unknown &= may_have;
         }
         next.adopted = self.adopted.clone();
@@ -388,7 +407,8 @@ impl Place {
                     Err(error) => return Err(broken(error)),
                 }
             }
-            let finishing = files.iter().filter(|(_, state)| state.len.is_some_and(|len| len > 0) && !state.finished);
+            let finishing =
+                files.iter().filter(|(_, state)| state.len.is_some_and(|len| len > 0) && !state.finished);
             for (file, _) in finishing {
                 if side(geometry, *file, &above) == Side::Whole {
                     self.own.finish(*file).map_err(broken)?;
@@ -556,6 +576,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one range is meant")]
     fn what_is_worthless_is_given_back_in_runs() {
         let geometry = Geometry::contiguous(16, &[72]);
         let rows: &[(&str, &[Range<u64>])] = &[
@@ -576,7 +597,8 @@ mod tests {
 
     #[test]
     fn what_lies_in_our_own_folder_is_told() {
-        let adopted = |read_only, below: &[u8]| Some(Adopted { path: "/d".into(), read_only, below: below.to_vec() });
+        let adopted =
+            |read_only, below: &[u8]| Some(Adopted { path: "/d".into(), read_only, below: below.to_vec() });
         let rows = [
             (None, [0, 0], false),
             (None, [0, 1], true),
@@ -586,7 +608,8 @@ mod tests {
             (adopted(true, &[]), [0, 1], true),
         ];
         for (adopted, complete, want) in rows {
-            let record = ResumeData { pieces: 16, complete: complete.to_vec(), adopted, ..ResumeData::default() };
+            let record =
+                ResumeData { pieces: 16, complete: complete.to_vec(), adopted, ..ResumeData::default() };
             assert_eq!(has_own(&record), want, "{record:?}");
         }
     }

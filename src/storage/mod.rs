@@ -5,8 +5,8 @@
 //!
 //! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, in a [`volume`];
 //! [`mmap::MmapStore`] reads the same files through mappings; [`memory::MemoryStore`] keeps data in memory;
-//! [`overlay::Overlay`] adds one store to another that is never written. [`combine`] lets one thread at a time write
-//! what several have. [`pool`] is the bounded set of threads that may wait for a disk. [`resume`] remembers which
+//! [`overlay::Overlay`] adds one store to another that is never written, which [`adopt`] finds. [`combine`] lets one
+//! thread at a time write what several have. [`pool`] is the bounded set of threads that may wait for a disk. [`resume`] remembers which
 //! pieces are complete, and the metadata that came through a magnet link. [`verify`] reads a piece back and hashes
 //! it. [`cache`] is the folder it all lies in and its lock, [`catalog`] what lies in it; [`quota`] says how much is
 //! kept, [`lru`] what goes first, and [`spare`] is a little room put by.
@@ -18,6 +18,7 @@
 //! **Not here.** Which pieces are complete (the torrent's piece table), what to fetch, hashing as such.
 //! Nothing here knows of tokio: whoever calls is on a worker, or uses [`Store::try_read`].
 
+pub mod adopt;
 pub mod cache;
 pub mod catalog;
 pub mod combine;

@@ -17,7 +17,7 @@ use super::crowd::Crowd;
 use super::effects::{Blocked, Effect, Event, Verdict};
 use super::inbox::Inbox;
 use super::memory::Memory;
-use super::prepare::Home;
+use super::prepare::{Home, Means, Opening};
 use super::rate::Rate;
 use super::reads::{ReadError, Shared};
 use super::recent::Recent;
@@ -81,8 +81,8 @@ pub struct Plan {
     pub peers: Vec<FoundPeers>,
     /// Where its data is kept.
     pub home: Home,
-    /// Whether what an earlier run recorded as complete is believed.
-    pub trust: bool,
+    /// How its storage is opened.
+    pub opening: Opening,
     /// What doesn't change.
     pub settings: Settings,
 }
@@ -130,7 +130,7 @@ struct Owner {
     env: Environment,
     settings: Settings,
     home: Home,
-    trust: bool,
+    opening: Opening,
     /// The storage is being opened, or is open.
     preparing: bool,
     inbox: Arc<Inbox>,
@@ -212,7 +212,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         scope: scope.clone(),
         settings: plan.settings,
         home: plan.home,
-        trust: plan.trust,
+        opening: plan.opening,
         preparing: false,
         inbox: Arc::default(),
         links: HashMap::new(),
@@ -507,7 +507,13 @@ impl Owner {
             return;
         }
         let env = &self.env;
-        if !work::prepare(&env.workers, &self.home, self.trust, info, &self.inbox, &env.recent, &self.work) {
+        let means = Means {
+            workers: env.workers.clone(),
+            inbox: self.inbox.clone(),
+            recent: env.recent.clone(),
+            clock: env.clock.clone(),
+        };
+        if !work::prepare(&self.home, self.opening, info, means, &self.work) {
             self.fail("the storage workers take no more work".into());
         }
     }
@@ -539,7 +545,9 @@ impl Owner {
             Work::Verified { piece, verdict, digests } => {
                 let lost = self.writing.remove(&piece) == Some(true) && verdict == Verdict::Good;
                 let verdict = match lost {
-                    true => Verdict::Unwritten(ReadError::Io("the disk failed to keep what was written".into())),
+                    true => {
+                        Verdict::Unwritten(ReadError::Io("the disk failed to keep what was written".into()))
+                    }
                     false => verdict,
                 };
                 if verdict == Verdict::Unwritten(ReadError::Full) {
@@ -614,7 +622,7 @@ impl Owner {
         }
         self.env.room.quota().charge(ready.kept);
         self.membership = Some(self.env.room.join(self.torrent.slot, shared.clone()));
-        self.records = Some(Records::new(shared.store.is_durable(), shared.table.bitfield(), false));
+        self.records = Some(Records::new(shared.store.is_durable(), ready.recorded, ready.clean));
         let geometry = Arc::new(shared.info.geometry.clone());
         let source = Arc::new(Serving(shared.clone()));
         let _ = self.torrent.sessions.known().set(Known { geometry, source });

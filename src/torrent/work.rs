@@ -13,10 +13,8 @@ use tokio::sync::mpsc;
 
 use super::blame::Digest;
 use super::effects::Verdict;
-use super::inbox::Inbox;
-use super::prepare::{self, Home};
+use super::prepare::{self, Home, Means, Opening, Prepared};
 use super::reads::{ReadError, Shared};
-use super::recent::Recent;
 use super::records::Record;
 use super::table::{PieceState, bit};
 use crate::hash;
@@ -37,6 +35,10 @@ pub(super) struct Ready {
     pub(super) shared: Arc<Shared>,
     /// What its pieces take that are here, or may be, in bytes.
     pub(super) kept: u64,
+    /// What the record on the disk calls complete.
+    pub(super) recorded: Vec<u8>,
+    /// Whether that record tells sizes and times of files.
+    pub(super) clean: bool,
 }
 
 /// What came of a job.
@@ -242,20 +244,19 @@ pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, why: Check, to: &mp
 
 /// Opens the storage. False when the workers are closed.
 pub(super) fn prepare(
-    workers: &Arc<Workers>,
     home: &Home,
-    trust: bool,
+    how: Opening,
     info: Arc<Info>,
-    inbox: &Arc<Inbox>,
-    recent: &Arc<Recent>,
+    means: Means,
     to: &mpsc::Sender<Work>,
 ) -> bool {
-    let (home, job_workers, inbox) = (home.clone(), workers.clone(), inbox.clone());
-    let recent = recent.clone();
+    let (home, workers) = (home.clone(), means.workers.clone());
     let answer = Answer::new(to, Work::Prepared(Err(StorageError::Closed)));
     let job = Box::new(move |_: &mut _| {
-        let prepared = prepare::prepare(&home, trust, info, job_workers, inbox, &recent);
-        let ready = prepared.map(|shared| Ready { kept: kept(&shared), shared });
+        let ready = prepare::prepare(&home, how, info, means).map(|prepared| {
+            let Prepared { shared, recorded, clean, .. } = prepared;
+            Ready { kept: kept(&shared), shared, recorded, clean }
+        });
         answer.say(Work::Prepared(ready));
     });
     workers.submit(Class::Read, job).is_ok()
@@ -460,6 +461,7 @@ mod tests {
     use crate::peer::PeerKey;
     use crate::storage::Store;
     use crate::storage::quota::Quota;
+    use crate::torrent::recent::Recent;
     use crate::torrent::table::{PieceState, PieceTable};
 
     fn room() -> Reservation {
