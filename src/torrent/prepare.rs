@@ -28,7 +28,6 @@ use crate::storage::adopt::{self, Layers, Opened};
 use crate::storage::file::{FileStore, StoredFile};
 use crate::storage::memory::MemoryStore;
 use crate::storage::mmap::MmapStore;
-use crate::storage::overlay::Overlay;
 use crate::storage::pool::Workers;
 use crate::storage::resume::{self, Adopted, Believed, FileMark, ResumeData};
 use crate::storage::spare::Spare;
@@ -99,9 +98,6 @@ pub struct Prepared {
     pub recorded: Vec<u8>,
     /// Whether that record tells sizes and times of files, which hold until the first write.
     pub clean: bool,
-    /// Where adopted data lies below our own: a piece of it that is bad is to be taken from above from then on
-    /// ([`Overlay::set_above`]).
-    pub overlay: Option<Arc<Overlay>>,
 }
 
 /// Opens the storage and settles the state of each piece; see the module.
@@ -129,13 +125,12 @@ pub fn prepare(home: &Home, how: Opening, info: Arc<Info>, means: Means) -> Resu
     }
     let Open { store, layers, record, clean } = opened;
     let recorded = record.complete.clone();
-    let overlay = layers.as_ref().map(|layers| layers.overlay.clone());
     let kept = Kept { record, layers };
     if home.kept.set(kept).is_err() {
         tracing::debug!(torrent = %info.name, "its storage was opened before");
     }
     let shared = Shared::new(info, Arc::new(table), store, means.workers, means.inbox);
-    Ok(Prepared { shared: Arc::new(shared.keeping(&means.recent)), recorded, clean, overlay })
+    Ok(Prepared { shared: Arc::new(shared.keeping(&means.recent)), recorded, clean })
 }
 
 /// A store, and the record that goes with it.

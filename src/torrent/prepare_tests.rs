@@ -483,7 +483,6 @@ fn adopted_data_is_used_where_it_lies_and_missed_when_it_is_gone() {
         place.save(&ResumeData { complete: vec![0xd0], adopted: Some(with), ..place.record() });
         let (home, prepared) = place.open(true);
         assert_eq!(states(&prepared), "CC-C");
-        assert_eq!(prepared.overlay.is_some(), read_only);
         let mut world = World::new(&prepared, false);
         world.want(PieceIndex(2));
         world.settle();
