@@ -43,7 +43,7 @@ pub struct RoomState {
 pub struct Need {
     /// Bytes.
     pub bytes: u64,
-    /// Since when the reader has waited that has waited longest for some of it.
+    /// Since when the reader has waited that has waited longest.
     pub since: Option<Instant>,
 }
 

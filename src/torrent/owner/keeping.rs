@@ -14,6 +14,7 @@ use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::peer::buffer::PieceBuffer;
 use crate::storage::StorageError;
 use crate::torrent::blame::Digest;
+use crate::torrent::demands::Demands;
 use crate::torrent::effects::{Blocked, Effect, Event, Verdict};
 use crate::torrent::reads::ReadError;
 use crate::torrent::records::Step;
@@ -32,8 +33,10 @@ impl Owner {
             return self.backlog.push_back(Effect::Verify { buffer, digests });
         }
         let Some(room) = self.env.room.try_reserve(shared.cost(piece)) else {
-            let since = self.swarm.demands().and_then(|d| d.waiting_for(piece));
-            return self.crowd.wait(buffer, digests, shared.cost(piece), since);
+            let demands = self.swarm.demands();
+            let (since, oldest) =
+                (demands.and_then(|d| d.waiting_for(piece)), demands.and_then(Demands::oldest));
+            return self.crowd.wait(buffer, digests, shared.cost(piece), since, oldest);
         };
         if work::verify(shared, &buffer, digests, room, &self.work) {
             self.writing.insert(piece, false);
