@@ -49,6 +49,8 @@ use crate::sync::tasks::TaskScope;
 /// quick and a crash costs little.
 const DIRTY_MAX: u64 = 64 << 20;
 const DIRTY_AGE: Duration = Duration::from_secs(5);
+/// After a while without a record the next one comes sooner: who fetches little now and then loses little.
+const DIRTY_SOON: Duration = Duration::from_secs(1);
 /// How soon a record is tried again that could not be written.
 const RECORD_PAUSE: Duration = Duration::from_secs(2);
 /// What a reader learns when the owner's task died of a bug.
@@ -152,6 +154,8 @@ struct Owner {
     /// Bytes written since the last record, and since when.
     dirty: u64,
     dirty_since: Option<Instant>,
+    /// When a record was begun last.
+    last_record: Option<Instant>,
     /// What is recorded; known with the metadata.
     records: Option<Records>,
     /// When something failed to be recorded.
@@ -229,6 +233,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         rates: (Rate::new(now), Rate::new(now)),
         dirty: 0,
         dirty_since: None,
+        last_record: None,
         records: None,
         record_failed: None,
         writing: HashMap::new(),
@@ -301,7 +306,7 @@ impl Owner {
 
     fn next_chore(&self, now: Instant) -> Duration {
         let again = self.record_failed.map(|at| at + RECORD_PAUSE);
-        let persist = self.dirty_since.map(|since| since + DIRTY_AGE).into_iter().chain(again).min();
+        let persist = self.record_due().into_iter().chain(again).min();
         let persist = persist.map(|at| at.saturating_duration_since(now));
         let publish = if self.stale { PUBLISH } else { Duration::from_secs(60) };
         let backlog = if self.backlog.is_empty() { publish } else { BACKLOG };
@@ -594,6 +599,8 @@ impl Owner {
                 records.discarded(&pieces);
                 if freed {
                     self.env.room.release(pieces.iter().map(|p| shared.cost(*p)).sum());
+                    // Not before: what is written of them next may cost something where this didn't.
+                    pieces.iter().for_each(|p| shared.store.condemn(*p));
                 } else {
                     // It takes what it took, and evicting more of it would be for nothing.
                     self.membership = None;
@@ -703,8 +710,15 @@ impl Owner {
         }
     }
 
+    /// When what was written is to be recorded, if anything was.
+    fn record_due(&self) -> Option<Instant> {
+        let since = self.dirty_since?;
+        let soon = self.last_record.map_or(since, |last| last + DIRTY_AGE).max(since + DIRTY_SOON);
+        Some(soon.min(since + DIRTY_AGE))
+    }
+
     fn record_if_due(&mut self, now: Instant) {
-        let old = self.dirty_since.is_some_and(|since| now.saturating_duration_since(since) >= DIRTY_AGE);
+        let old = self.record_due().is_some_and(|at| now >= at);
         let again = self.record_failed.is_some_and(|at| now.saturating_duration_since(at) >= RECORD_PAUSE);
         if let Some(records) = &mut self.records {
             if again {
@@ -714,6 +728,7 @@ impl Owner {
             if old || self.dirty >= DIRTY_MAX {
                 self.dirty = 0;
                 self.dirty_since = None;
+                self.last_record = Some(now);
                 records.want(false);
             } else if !again {
                 return;

@@ -211,6 +211,7 @@ pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, why: Check, to: &mp
     let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
         let answer = Answer::new(&job_to, Work::Checked { piece, good: false });
         let info = &job_shared.info;
+        tracing::debug!(torrent = %info.name, piece = piece.0, "hashing a piece on the disk");
         // While what is recorded is looked at, it stays.
         let pins = job_shared.table.hold(piece.0..piece.0 + 1);
         if why == Check::Recorded && pins.is_none() {
@@ -254,7 +255,7 @@ pub(super) fn prepare(
     let answer = Answer::new(to, Work::Prepared(Err(StorageError::Closed)));
     let job = Box::new(move |_: &mut _| {
         let ready = prepare::prepare(&home, how, info, means).map(|prepared| {
-            let Prepared { shared, recorded, clean, .. } = prepared;
+            let Prepared { shared, recorded, clean } = prepared;
             Ready { kept: kept(&shared), shared, recorded, clean }
         });
         answer.say(Work::Prepared(ready));
