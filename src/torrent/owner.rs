@@ -640,6 +640,8 @@ impl Owner {
             self.discover(true);
         }
         self.apply(Event::Metadata { info: shared.info.clone(), table: shared.table.clone() });
+        // What a clean end left has to be taken back before anything is written.
+        self.record();
         let end = shared.info.geometry.end();
         self.totals.left.store(end, Ordering::Relaxed);
         self.publish(Instant::now());
