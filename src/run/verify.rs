@@ -42,11 +42,10 @@ use crate::metainfo::geometry::{FileIndex, Geometry, PieceIndex};
 use crate::metainfo::info::FileKind;
 use crate::storage::cache::CacheDir;
 use crate::storage::file::{FileStore, Layout};
-use crate::storage::overlay::Overlay;
-use crate::storage::resume::{self, Adopted, ResumeData};
+use crate::storage::resume::{self, Adopted, FileMark, ResumeData};
 use crate::storage::verify::{self, Checked};
 use crate::storage::volume::OsVolume;
-use crate::storage::{FileState, StorageError, Store, adopt};
+use crate::storage::{StorageError, Store, adopt};
 use crate::sync::tasks::TaskScope;
 
 /// Bytes looked at at a time for zeros: what a processor's cache holds.
@@ -318,12 +317,12 @@ impl Place {
             _ => Vec::new(),
         };
         let mut second = second.into_iter();
+        let was_below = self.was_below()?;
         for (piece, first) in geometry.all_pieces().zip(first) {
             let above = if self.below.is_some() && has_own { second.next() } else { None };
-            let was_below = self.adopted.as_ref().is_some_and(|a| bit(&a.below, piece));
             findings.below.push(match first {
                 Some(checked) => self.below.is_some() && checked == Checked::Good,
-                None => was_below,
+                None => bit(&was_below, piece),
             });
             let recorded = self.record.as_ref().map(|record| bit(&record.complete, piece));
             findings.pieces.push(match (first, above) {
@@ -384,14 +383,9 @@ impl Place {
         }
         let mut next = self.next.clone();
         next.complete = bits(found, |found| matches!(found, Found::Good | Found::Unchecked(true)));
-        let may_have = match &self.record {
-            Some(record) => record.unknown.clone(),
-            None => resume::with_data(geometry, &self.states(findings)?),
-        };
         next.unknown = bits(found, |found| *found == Found::Unchecked(false));
-        for (unknown, may_have) in
-            next.unknown.iter_mut().zip(may_have.into_iter().chain(std::iter::repeat(0)))
-        {
+        let may_have = self.may_have()?.into_iter().chain(std::iter::repeat(0));
+        for (unknown, may_have) in next.unknown.iter_mut().zip(may_have) {
             *unknown &= may_have;
         }
         next.adopted = self.adopted.clone();
@@ -416,16 +410,34 @@ impl Place {
             }
         }
         // How the files are from now on, so that it is noticed when somebody changes them.
-        next.files = self.states(findings)?.into_iter().map(Into::into).collect();
+        next.files = marks(&*self.own)?;
+        if let (Some(below), Some(adopted)) = (&self.below, &mut next.adopted) {
+            adopted.files = marks(&**below)?;
+        }
         resume::save(&self.dir, &next).map_err(broken)
     }
 
-    /// What is there of each file, as a mount will see it.
-    fn states(&self, findings: &Findings) -> Result<Vec<FileState>, Failure> {
-        let Some(below) = &self.below else { return self.own.files().map_err(broken) };
-        let is_below = |piece: PieceIndex| findings.below.get(piece.0 as usize) == Some(&true);
-        let geometry = Arc::new(self.info.geometry.clone());
-        Overlay::new(geometry, below.clone(), self.own.clone(), is_below).files().map_err(broken)
+    /// The pieces that may have data which nobody has looked at, before this.
+    fn may_have(&self) -> Result<Vec<u8>, Failure> {
+        match &self.record {
+            Some(record) => Ok(record.unknown.clone()),
+            None => {
+                let files = self.below.as_ref().unwrap_or(&self.own).files().map_err(broken)?;
+                Ok(resume::with_data(&self.info.geometry, &files))
+            }
+        }
+    }
+
+    /// The pieces that are read from data that is never written to, before this.
+    fn was_below(&self) -> Result<Vec<u8>, Failure> {
+        let all = vec![0xff; self.info.geometry.pieces().div_ceil(8) as usize];
+        match (&self.below, self.record.as_ref().and_then(|record| record.adopted.as_ref())) {
+            (None, _) => Ok(Vec::new()),
+            (Some(_), None) => self.may_have(),
+            (Some(_), Some(adopted)) if adopted.read_only => Ok(adopted.below.clone()),
+            // It was all there was.
+            (Some(_), Some(_)) => Ok(all),
+        }
     }
 
     fn report(&self, findings: &Findings) -> Report {
@@ -531,6 +543,11 @@ fn worthless(geometry: &Geometry, found: &[Found]) -> Vec<(Range<u64>, Range<u64
         }
     }
     ranges
+}
+
+/// By what files are recognized that somebody changed.
+fn marks(store: &dyn Store) -> Result<Vec<FileMark>, Failure> {
+    Ok(store.files().map_err(broken)?.into_iter().map(FileMark::from).collect())
 }
 
 /// Seconds since the epoch.
