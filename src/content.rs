@@ -332,7 +332,7 @@ impl Content for TorrentContent {
     }
 
     fn space(&self) -> Space {
-        let mut space = Space { free: self.client.cache().free_space().unwrap_or(0), ..Space::default() };
+        let mut space = Space { free: self.client.cache().space().map_or(0, |s| s.free), ..Space::default() };
         let tree = self.tree();
         for (_, node) in tree.root() {
             if let Some(subtree) = tree.subtree(node.slot()) {

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             cli::inspect::run(&source, json, &mut std::io::stdout().lock(), &mut std::io::stderr().lock())
                 .map(|()| Exit::Ok)
         }
+        Command::Verify(config) => run::verify::run(&config),
         Command::Cache(config) => run::cache::run(&config),
         Command::Demo { mountpoint, verbosity, log_format } => {
             run::demo::run(mountpoint, verbosity, log_format)

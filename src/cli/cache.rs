@@ -25,7 +25,7 @@ const SHORT: usize = 8;
 const NAMED_MAX: usize = 8;
 
 /// What the help says after the options.
-pub(super) const VALUES: &str = "\
+const VALUES: &str = "\
 Removing needs the cache for itself: not while a mount uses it. Nothing but torrents is ever removed, and
 never what lies elsewhere.";
 
@@ -41,8 +41,10 @@ enum CacheCommand {
     /// Say what lies in the cache; a mount may be using it
     List(ListArgs),
     /// Remove the torrents that were used longest ago
+    #[command(after_help = VALUES)]
     Prune(PruneArgs),
     /// Remove torrents by name or info-hash
+    #[command(after_help = VALUES)]
     Remove(RemoveArgs),
 }
 

@@ -28,6 +28,8 @@ pub enum Exit {
     Shutdown = 7,
     /// What was to be printed didn't come in time, couldn't be read from the cache, or couldn't be written out.
     Data = 8,
+    /// Some of what is there of a torrent isn't what it should be.
+    Damaged = 9,
     /// Something that should not happen: a bug, or a system out of resources. (`EX_SOFTWARE` of sysexits.)
     Internal = 70,
     /// A second signal forced the end before the shutdown was done, or a first one ended what wasn't done yet. (A
@@ -37,7 +39,7 @@ pub enum Exit {
 
 impl Exit {
     /// All of them, in ascending order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Ok,
         Self::BadInput,
         Self::Usage,
@@ -47,6 +49,7 @@ impl Exit {
         Self::Listen,
         Self::Shutdown,
         Self::Data,
+        Self::Damaged,
         Self::Internal,
         Self::Forced,
     ];
@@ -68,8 +71,9 @@ impl Exit {
             Self::Listen => "port taken, or no address of this machine",
             Self::Shutdown => "the mount could not be taken down in time",
             Self::Data => "data didn't come in time, or can't be read or written (cat)",
+            Self::Damaged => "some of what is there is wrong (verify)",
             Self::Internal => "internal error",
-            Self::Forced => "a second signal forced the end; or a signal ended cat",
+            Self::Forced => "a second signal forced the end; or a signal ended cat or verify",
         }
     }
 }
@@ -220,7 +224,7 @@ mod tests {
         assert!(Exit::ALL.is_sorted_by(|a, b| a.code() < b.code()));
         assert_eq!(
             Exit::ALL.map(Exit::code),
-            [0, 1, 2, 3, 4, 5, 6, 7, 8, 70, 130],
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 70, 130],
             "codes are stable: scripts rely on them"
         );
         assert_eq!(table().lines().count(), Exit::ALL.len());

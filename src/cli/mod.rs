@@ -1,7 +1,8 @@
 //! The command line: what can be asked for, and how the program answers the one who asks.
 //!
 //! [`parse`] turns arguments into a [`Command`] with checked, typed settings. The flags that several commands have
-//! stand in `shared`, those of `cat` in `cat`, those of `cache` in `cache`, with what it says. Then: [`exit`], the exit codes and the form of errors; [`log`], log
+//! stand in `shared`, those of `cat` in `cat`, those of `verify` and `cache` in
+//! files of their own, with what these say. Then: [`exit`], the exit codes and the form of errors; [`log`], log
 //! lines; [`terminal`], the live display; [`inspect`], the command of that name; [`demo`], the sample that the demo
 //! seeds.
 //!
@@ -15,20 +16,23 @@ pub mod demo;
 pub mod exit;
 pub mod inspect;
 pub mod log;
+pub mod progress;
 mod shared;
 pub mod terminal;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{self, CacheConfig, CatConfig, ClientConfig, Config, LogFormat, UserRef};
+use crate::config::{self, CacheConfig, CatConfig, ClientConfig, Config, LogFormat, UserRef, VerifyConfig};
 use crate::torrent::background::Prefetch;
 use cache::CacheArgs;
 use cat::CatArgs;
 use exit::Exit;
 use shared::{ClientArgs, LoggingArgs};
+use verify::VerifyArgs;
 
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +48,8 @@ pub enum Command {
         /// As JSON, on one line, instead of for people.
         json: bool,
     },
+    /// Check what is here of a torrent, or take another client's data over.
+    Verify(Box<VerifyConfig>),
     /// Show or trim the cache folder.
     Cache(CacheConfig),
     /// Make a sample, seed it and mount it.
@@ -84,6 +90,8 @@ Examples:
       With a bound on what is kept of it.
   torrentfs inspect --json film.torrent
       What a torrent holds, without mounting it.
+  torrentfs verify --data ~/Downloads film.torrent
+      Use what another client has downloaded, in place.
   torrentfs cache list
       What is kept, and how much room it takes.
   torrentfs demo
@@ -133,8 +141,10 @@ enum Subcommands {
     Cat(Box<CatArgs>),
     /// Say what a torrent holds, without fetching or mounting it
     Inspect(InspectArgs),
+    /// Check what is here of a torrent, or use what another client downloaded
+    #[command(after_long_help = verify::notes())]
+    Verify(VerifyArgs),
     /// Show what lies in the cache, and remove what isn't needed any more
-    #[command(after_help = cache::VALUES)]
     Cache(CacheArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
     Demo(DemoArgs),
@@ -215,6 +225,7 @@ impl Cli {
             Subcommands::Mount(args) => Command::Mount(Box::new(args.config())),
             Subcommands::Cat(args) => Command::Cat(Box::new(args.config())),
             Subcommands::Inspect(args) => Command::Inspect { source: args.source, json: args.json },
+            Subcommands::Verify(args) => Command::Verify(Box::new(args.config())),
             Subcommands::Cache(args) => Command::Cache(args.config()),
             Subcommands::Demo(args) => Command::Demo {
                 mountpoint: args.mountpoint,
@@ -390,6 +401,29 @@ mod tests {
             read("inspect --json x.torrent").unwrap(),
             Command::Inspect { source: "x.torrent".into(), json: true }
         );
+        let plain = VerifyConfig {
+            source: "x.torrent".into(),
+            data: None,
+            read_only: false,
+            cache_dir: None,
+            json: false,
+            verbosity: 0,
+            log_format: LogFormat::Text,
+        };
+        assert_eq!(read("verify x.torrent").unwrap(), Command::Verify(Box::new(plain.clone())));
+        let full = VerifyConfig {
+            data: Some("/d".into()),
+            read_only: true,
+            cache_dir: Some("/c".into()),
+            json: true,
+            verbosity: -1,
+            log_format: LogFormat::Json,
+            ..plain
+        };
+        assert_eq!(
+            read("verify x.torrent --data /d --read-only --cache-dir /c --json -q --log-format json").unwrap(),
+            Command::Verify(Box::new(full))
+        );
         let cache = |cache_dir: Option<&str>, action| {
             Command::Cache(CacheConfig { cache_dir: cache_dir.map(Into::into), action })
         };
@@ -451,6 +485,8 @@ mod tests {
             ("mount --cache-size 1M a /m", "less than 16M"),
             ("cat --cache-size 0 a", "leave the option out for no bound"),
             ("mount --min-free-space some a /m", "a size is a number"),
+            ("verify", "SOURCE"),
+            ("verify a --read-only", "--data"),
             ("cache", "list"),
             ("cache list x", "unexpected argument"),
             ("cache prune --to much", "a size is a number"),

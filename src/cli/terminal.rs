@@ -1,4 +1,5 @@
-//! What is shown on stderr: log lines, and below them, on a terminal, one live line per torrent.
+//! What is shown on stderr: log lines, and below them, on a terminal, one live line per torrent, or one that tells
+//! how far a job is.
 //!
 //! **Parts.** [`TorrentLine`] and [`line()`]: pure formatting. `Screen`: the bytes that bring a terminal from what
 //! it shows to what it should show, pure as well. [`Display`]: the owner of the one thread that writes to stderr.
@@ -14,12 +15,15 @@
 //! **Not here.** No terminal library: all that is needed is "cursor up" and "erase". Widths are never
 //! underestimated, so a line never wraps; a character taken for wider than it is costs a space.
 
+pub use crate::storage::size::bytes;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use super::progress::Progress;
 
 /// Messages that wait for the terminal at most; with usual log lines that is under a megabyte.
 const QUEUE: usize = 4096;
@@ -110,25 +114,6 @@ fn percent(torrent: &TorrentLine) -> String {
     }
 }
 
-/// Bytes for people: `0 B`, `1.5 KiB`, `123 MiB`.
-pub fn bytes(n: u64) -> String {
-    if n < 1024 {
-        return format!("{n} B");
-    }
-    let mut value = n as f64 / 1024.0;
-    let mut units = ["KiB", "MiB", "GiB", "TiB", "PiB"].iter();
-    let mut unit = units.next();
-    // From 999.5 on, rounding would show four digits.
-    while value >= 999.5
-        && let Some(next) = units.next()
-    {
-        value /= 1024.0;
-        unit = Some(next);
-    }
-    let digits = if value < 99.95 { 1 } else { 0 };
-    format!("{value:.digits$} {}", unit.unwrap_or(&"EiB"))
-}
-
 /// Bytes a second for people.
 fn rate(n: u64) -> String {
     format!("{}/s", bytes(n))
@@ -213,7 +198,7 @@ fn text_width(text: &str) -> usize {
 }
 
 /// The text itself if it fits, otherwise its beginning and an ellipsis, in `width` columns.
-fn cut(text: &str, width: usize) -> Cow<'_, str> {
+pub(super) fn cut(text: &str, width: usize) -> Cow<'_, str> {
     if text_width(text) <= width {
         return text.into();
     }
@@ -232,7 +217,7 @@ fn cut(text: &str, width: usize) -> Cow<'_, str> {
 
 /// A name, made harmless, in exactly `width` columns: the middle is left out when it is long, since what tells
 /// two names apart stands at either end.
-fn fit(name: &str, width: usize) -> String {
+pub(super) fn fit(name: &str, width: usize) -> String {
     let name = clean(name);
     let full = text_width(&name);
     let mut out = if full <= width {
@@ -272,10 +257,27 @@ struct Size {
     rows: usize,
 }
 
+/// What one live line is about.
+#[derive(Debug)]
+enum Live {
+    Torrent(TorrentLine),
+    Progress(Progress),
+}
+
+impl Live {
+    /// In at most `width` columns.
+    fn line(&self, width: usize) -> String {
+        match self {
+            Self::Torrent(torrent) => line(torrent, width),
+            Self::Progress(progress) => progress.line(width),
+        }
+    }
+}
+
 /// What the terminal shows below the log, and the bytes that change it.
 #[derive(Debug, Default)]
 struct Screen {
-    torrents: Vec<TorrentLine>,
+    live: Vec<Live>,
     /// Live lines on the terminal now; the cursor stands at the beginning of the line below them.
     drawn: usize,
 }
@@ -298,10 +300,10 @@ impl Screen {
         // The last column stays free (writing there wraps on some terminals), and so does a row for the cursor.
         let width = size.columns.saturating_sub(1);
         let room = size.rows.saturating_sub(1);
-        let fits = if self.torrents.len() <= room { room } else { room.saturating_sub(1) };
-        let mut lines: Vec<_> = self.torrents.iter().take(fits).map(|t| line(t, width)).collect();
-        if lines.len() < self.torrents.len() && room > 0 {
-            lines.push(cut(&format!("and {} more", self.torrents.len() - lines.len()), width).into_owned());
+        let fits = if self.live.len() <= room { room } else { room.saturating_sub(1) };
+        let mut lines: Vec<_> = self.live.iter().take(fits).map(|live| live.line(width)).collect();
+        if lines.len() < self.live.len() && room > 0 {
+            lines.push(cut(&format!("and {} more", self.live.len() - lines.len()), width).into_owned());
         }
         for line in &lines {
             out.extend_from_slice(line.as_bytes());
@@ -319,7 +321,7 @@ enum Message {
     /// A log line, with its line break.
     Log(Vec<u8>),
     /// What to show from now on.
-    Lines(Vec<TorrentLine>),
+    Lines(Vec<Live>),
     /// Look at the `finish` flag.
     Wake,
 }
@@ -369,6 +371,8 @@ pub struct Display {
     done: Option<Receiver<()>>,
     /// The state last logged of each torrent, when there is no terminal.
     states: BTreeMap<String, &'static str>,
+    /// Tenths of a job that were logged.
+    tenth: u64,
 }
 
 /// Whether stderr is a terminal that understands cursor movements: what [`Display::new`] wants to know.
@@ -393,7 +397,13 @@ impl Display {
         });
         // Without the thread its end of the channel is gone, and log lines go straight to stderr.
         drop(thread);
-        Self { is_tty, writer: LogWriter { sender, shared }, done: Some(done), states: BTreeMap::new() }
+        Self {
+            is_tty,
+            writer: LogWriter { sender, shared },
+            done: Some(done),
+            states: BTreeMap::new(),
+            tenth: 0,
+        }
     }
 
     /// Where log lines have to go, so that they and the live lines don't garble each other.
@@ -405,7 +415,8 @@ impl Display {
     /// one takes its place.
     pub fn update(&mut self, torrents: Vec<TorrentLine>) {
         if self.is_tty {
-            let _ = self.writer.sender.try_send(Message::Lines(torrents));
+            let lines = torrents.into_iter().map(Live::Torrent).collect();
+            let _ = self.writer.sender.try_send(Message::Lines(lines));
             return;
         }
         self.states.retain(|name, _| torrents.iter().any(|t| t.name == *name));
@@ -414,6 +425,17 @@ impl Display {
                 log_state(torrent);
             }
         }
+    }
+
+    /// Shows how far a job is, in place of all else; without a terminal, a log line for each tenth of it. Never waits.
+    pub fn progress(&mut self, progress: Progress) {
+        let tenth = progress.percent() / 10;
+        if self.is_tty {
+            let _ = self.writer.sender.try_send(Message::Lines(vec![Live::Progress(progress)]));
+        } else if tenth > self.tenth {
+            tracing::info!("{}", progress.sentence());
+        }
+        self.tenth = tenth;
     }
 
     /// Erases the live lines, writes what is queued, a second at most, and ends the thread. Later log lines
@@ -460,7 +482,7 @@ fn run(messages: &Receiver<Message>, shared: &Shared, is_tty: bool, mut out: imp
         for message in std::iter::once(first).chain(messages.try_iter().take(QUEUE)) {
             match message {
                 Message::Log(line) => log.extend_from_slice(&line),
-                Message::Lines(torrents) => screen.torrents = torrents,
+                Message::Lines(live) => screen.live = live,
                 Message::Wake => {}
             }
         }
@@ -480,7 +502,7 @@ fn run(messages: &Receiver<Message>, shared: &Shared, is_tty: bool, mut out: imp
                     .filter_map(|m| if let Message::Log(l) = m { Some(l) } else { None })
                     .flatten(),
             );
-            screen.torrents.clear();
+            screen.live.clear();
         }
         // Nobody is left to tell when stderr is gone; the program works on without it.
         let _ = out.write_all(&if is_tty { screen.render(&log, size()) } else { log });
@@ -632,23 +654,6 @@ mod tests {
     }
 
     #[test]
-    fn bytes_for_people() {
-        let rows: &[(u64, &str)] = &[
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1536, "1.5 KiB"),
-            (102_349, "100 KiB"),
-            (1_048_575, "1.0 MiB"),
-            (1 << 30, "1.0 GiB"),
-            (u64::MAX, "16384 PiB"),
-        ];
-        for (n, want) in rows {
-            assert_eq!(bytes(*n), *want, "{n}");
-        }
-    }
-
-    #[test]
     fn the_log_drives_no_terminal() {
         let rows: &[(&str, &str)] = &[
             ("plain ü 映\n", "plain ü 映\n"),
@@ -713,8 +718,8 @@ mod tests {
         rows
     }
 
-    fn named(name: &str) -> TorrentLine {
-        TorrentLine { name: name.into(), ..sample() }
+    fn named(name: &str) -> Live {
+        Live::Torrent(TorrentLine { name: name.into(), ..sample() })
     }
 
     #[test]
@@ -722,30 +727,30 @@ mod tests {
         let mut screen = Screen::default();
         let mut all = Vec::new();
         all.extend(screen.render(b"first log\n", WIDE));
-        screen.torrents = vec![named("a"), named("b")];
+        screen.live = vec![named("a"), named("b")];
         all.extend(screen.render(b"", WIDE));
         all.extend(screen.render(b"second log\n", WIDE));
         let rows = shown(&all);
         assert_eq!(rows[0], "first log");
         assert_eq!(rows[1], "second log");
         assert!(rows[2].starts_with("a ") && rows[3].starts_with("b "), "{rows:?}");
-        screen.torrents = vec![named("c")];
+        screen.live = vec![named("c")];
         all.extend(screen.render(b"", WIDE));
         let rows = shown(&all);
         assert!(rows[2].starts_with("c ") && rows[3].is_empty() && rows.len() == 4, "{rows:?}");
-        screen.torrents.clear();
+        screen.live.clear();
         all.extend(screen.render(b"end\n", WIDE));
         assert_eq!(shown(&all), ["first log", "second log", "end", ""]);
     }
 
     #[test]
     fn more_torrents_than_rows() {
-        let mut screen = Screen { torrents: (0..10).map(|i| named(&format!("t{i}"))).collect(), drawn: 0 };
+        let mut screen = Screen { live: (0..10).map(|i| named(&format!("t{i}"))).collect(), drawn: 0 };
         let rows = shown(&screen.render(b"", WIDE));
         assert_eq!(rows.len(), 4, "{rows:?}");
         assert!(rows[1].starts_with("t1 "));
         assert_eq!(rows[2], "and 8 more");
-        screen.torrents.truncate(3);
+        screen.live.truncate(3);
         assert!(shown(&screen.render(b"", WIDE).split_off(5))[2].starts_with("t2 "));
         for rows in 0..2 {
             screen.render(b"x\n", Size { columns: 0, rows });
@@ -795,7 +800,7 @@ mod tests {
         drop(open);
         let (written, got) = sync_channel(16);
         let mut display = Display::on(true, Gate { go, written }, || USUAL_SIZE);
-        display.update(vec![named("a")]);
+        display.update(vec![TorrentLine { name: "a".into(), ..sample() }]);
         display.writer().write_all(b"last words\n").unwrap();
         display.finish();
         let rows = shown(&got.try_iter().flatten().collect::<Vec<_>>());

@@ -4,6 +4,7 @@
 //! task ([`crate::torrent::owner`]). Parts: [`sources`] turns what the user gave into a torrent to add;
 //! [`listen`] takes connections and hands each to the torrent it asks for.
 
+mod keeper;
 pub mod listen;
 pub mod sources;
 
@@ -33,6 +34,7 @@ use crate::torrent::room::Room;
 use crate::torrent::swarm::Settings;
 use crate::torrent::table::ReadClock;
 use crate::torrent::{Command, Torrent, owner};
+use keeper::{Dormant, Keeper};
 use listen::Listener;
 use sources::Loaded;
 
@@ -117,6 +119,7 @@ pub struct Client {
     peer_id: [u8; 20],
     port: u16,
     torrents: RankedRwLock<Vec<Arc<Torrent>>>,
+    dormant: Arc<Dormant>,
     next_slot: AtomicU32,
 }
 
@@ -155,18 +158,20 @@ impl Client {
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
                 memory: Memory::default(),
-                room: Room::new(Arc::new(Quota::new(None))),
+                room: Room::new(Arc::new(Quota::new(options.cache_size))),
                 clock: ReadClock::default(),
             },
             peer_id: new_peer_id(),
             port,
             torrents: RankedRwLock::new(Rank::Client, "torrents", Vec::new()),
+            dormant: Arc::new(Dormant::new()),
             next_slot: AtomicU32::new(1),
             cache,
             options,
             scope,
         });
         listener.run(&client);
+        Keeper::start(&client, &client.scope);
         Ok(client)
     }
 
@@ -205,6 +210,7 @@ impl Client {
             return Ok(known);
         }
         let key = loaded.info_hash.to_string();
+        self.dormant.claim(&key, self.env.room.quota()).await;
         let dir = self.cache.torrent_dir(&key)?;
         let mut peers = Vec::new();
         for (source, list) in

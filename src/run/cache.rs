@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::start::{cache_failure, cache_path};
+use super::start::{cache_failure, cache_path, print};
 use crate::cli::cache as say;
 use crate::cli::exit::{Exit, Failure};
 use crate::config::{CacheAction, CacheConfig};
@@ -81,17 +81,6 @@ fn remove(path: &Path, entry: &Entry) -> Result<u64, Failure> {
 
 fn scan(path: &Path) -> Result<Catalog, Failure> {
     catalog::scan(path).map_err(|error| cache_failure(&error))
-}
-
-/// Prints to standard output. A reader that has seen enough (a closed pipe) is no error.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(why) if why.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Internal, "can't write the output", why))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Says something beside the result, on stderr.

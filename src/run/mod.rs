@@ -1,8 +1,8 @@
 //! The composition root: puts the parts together, waits for signals, takes everything down again.
 //!
 //! [`mount`] is the main job; [`cat`] prints a file without a mount, which [`locate`] finds by its path; [`demo`]
-//! seeds a sample with a second client and mounts it; [`cache`] shows and trims the cache folder; [`start`] has what
-//! they share; [`signals`] is the one signal
+//! seeds a sample with a second client and mounts it; [`verify`] checks what is here of a torrent; [`cache`] shows and
+//! trims the cache folder; [`start`] has what they share; [`signals`] is the one signal
 //! handler; [`shutdown`] is the one sequence in which everything ends.
 
 pub mod cache;
@@ -13,6 +13,7 @@ pub mod mount;
 pub mod shutdown;
 pub mod signals;
 pub mod start;
+pub mod verify;
 
 use std::future::Future;
 

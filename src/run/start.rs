@@ -4,6 +4,7 @@
 //! Nothing of a mount is named here: `cat` does without.
 
 use std::ffi::OsStr;
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,6 +100,21 @@ fn options(config: &ClientConfig) -> Options {
 pub async fn load(given: &OsStr) -> Result<Loaded, Failure> {
     let source = config::parse_source(given).map_err(|e| Failure::source(given.display(), e))?;
     sources::load(&source).await.map_err(|e| inspect::refused(&given.to_string_lossy(), &e))
+}
+
+/// Prints to standard output. A reader that has seen enough (a closed pipe) is no error.
+/// Blocks for as long as nobody takes it.
+///
+/// # Errors
+/// [`Exit::Internal`].
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(why) if why.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Internal, "can't write the output", why))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What the terminal shows of a torrent.

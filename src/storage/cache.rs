@@ -110,6 +110,10 @@ pub struct CacheDir {
 
 const LOCK: &str = "lock";
 
+/// Permissions of folders that are made, before the umask: what is complete is there for others to use. Those that
+/// are there keep theirs.
+const FOLDER: u32 = 0o755;
+
 /// What a test write needs to find a full disk: more than file systems keep in the inode itself.
 const TRIAL: usize = 64 * 1024;
 
@@ -117,14 +121,14 @@ const TRIAL: usize = 64 * 1024;
 const MAX_VALUE: u64 = 4096;
 
 impl CacheDir {
-    /// Makes the folder (and those above it, for the user alone) if it isn't there, locks it and tries whether
+    /// Makes the folder (and those above it) if it isn't there, locks it and tries whether
     /// it takes data. Waits for the disk, not for another process.
     ///
     /// # Errors
     /// [`CacheError`]; [`CacheError::InUse`] tells who has it.
     pub fn open(path: &Path) -> Result<Self, CacheError> {
         let failed = |op| move |error| CacheError::from_io(path, op, error);
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("making"))?;
+        DirBuilder::new().recursive(true).mode(FOLDER).create(path).map_err(failed("making"))?;
         let cache = Self::lock(path)?;
         cache.write_pid()?;
         tempfile::tempfile_in(path)
@@ -197,7 +201,7 @@ impl CacheDir {
         let name = info_hash.to_ascii_lowercase();
         let path = self.path.join(&name);
         mark(&self.lock, place(&name));
-        match DirBuilder::new().mode(0o700).create(&path) {
+        match DirBuilder::new().mode(FOLDER).create(&path) {
             Ok(()) => Ok(path),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match path.symlink_metadata() {
                 Ok(meta) if meta.is_dir() => Ok(path),
@@ -231,12 +235,11 @@ impl CacheDir {
         Ok(())
     }
 
-    /// Bytes that are free for us on the disk that holds it. Asks the file system, which may wait when it is a
-    /// remote one.
+    /// Bytes on the disk that holds it. Asks the file system, which may wait when it is a remote one.
     ///
     /// # Errors
     /// [`CacheError::Io`].
-    pub fn free_space(&self) -> Result<u64, CacheError> {
+    pub fn space(&self) -> Result<DiskSpace, CacheError> {
         let stat = nix::sys::statvfs::statvfs(&self.path)
             .map_err(|e| CacheError::from_io(&self.path, "asking for the free space of", e.into()))?;
         #[allow(
@@ -244,8 +247,18 @@ impl CacheDir {
             clippy::useless_conversion,
             reason = "the types differ by platform"
         )]
-        Ok((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
+        let bytes = |blocks| (blocks as u64).saturating_mul(stat.fragment_size() as u64);
+        Ok(DiskSpace { free: bytes(stat.blocks_available()), total: bytes(stat.blocks()) })
     }
+}
+
+/// Bytes on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Free for us.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
 }
 
 /// Whether this can be the name of a torrent's folder: an info-hash in hex.
@@ -349,11 +362,19 @@ mod tests {
         let path = dir.path().join("a/b");
         let cache = CacheDir::open(&path).unwrap();
         assert_eq!(cache.path(), path);
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        // What the umask leaves of 0755 in a folder that nothing was done about.
+        let plain = dir.path().join("plain");
+        DirBuilder::new().mode(0o755).create(&plain).unwrap();
+        assert_eq!(mode(&path), mode(&plain));
+        assert_eq!(mode(&path.join("lock")) & 0o077, 0);
         let hash = "AB".repeat(20);
         let torrent = cache.torrent_dir(&hash).unwrap();
+        assert_eq!(mode(&torrent), mode(&plain));
         assert_eq!(torrent, path.join(hash.to_lowercase()));
+        std::fs::set_permissions(&torrent, std::fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(cache.torrent_dir(&hash).unwrap(), torrent);
+        assert_eq!(mode(&torrent), 0o700, "what is there is kept");
         for bad in ["", "..", &"g".repeat(40), &"a".repeat(41), "../../aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
         {
             assert!(matches!(cache.torrent_dir(bad), Err(CacheError::BadName { .. })), "{bad}");
@@ -363,7 +384,8 @@ mod tests {
             cache.set_value("listen-port", port).unwrap();
             assert_eq!(cache.value("listen-port").as_deref(), Some(port));
         }
-        assert!(cache.free_space().unwrap() > 0);
+        let space = cache.space().unwrap();
+        assert!(space.free > 0 && space.total > space.free);
     }
 
     #[test]

@@ -19,14 +19,13 @@
 pub mod cache;
 pub mod catalog;
 pub mod combine;
-mod dir;
-pub mod dormant;
 pub mod file;
 pub mod lru;
 pub mod pool;
 pub mod quota;
 pub mod resume;
 mod sealed;
+pub mod size;
 #[cfg(test)]
 mod suite;
 pub mod verify;
@@ -58,7 +57,7 @@ pub trait Store: Send + Sync + 'static {
     /// as zeros or fails.
     ///
     /// # Errors
-    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Io`],
+    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Changed`], [`StorageError::Io`],
     /// [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError>;
 
@@ -76,7 +75,7 @@ pub trait Store: Send + Sync + 'static {
     /// disk and opens no file, so it may be called on a FUSE thread.
     ///
     /// # Errors
-    /// [`StorageError::Closed`], [`StorageError::OutOfRange`], or what a failed [`Store::sync`] left.
+    /// [`StorageError::Closed`], [`StorageError::OutOfRange`].
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, StorageError>;
 
     /// Makes durable what every [`Store::write_at`] wrote that returned before this was called, with sizes and
@@ -124,7 +123,7 @@ pub trait Store: Send + Sync + 'static {
     /// and take no room.
     ///
     /// # Errors
-    /// [`StorageError::Io`], [`StorageError::Closed`].
+    /// [`StorageError::Changed`], [`StorageError::Io`], [`StorageError::Closed`].
     fn files(&self) -> Result<Vec<FileState>, StorageError>;
 
     /// Whether what was synced is still there when the program is started again. What isn't is never recorded.
@@ -152,6 +151,16 @@ pub enum StorageKind {
     Mmap,
     /// In memory: nothing is there after the end.
     Memory,
+}
+
+impl StorageKind {
+    /// Whether data lies on the disk that holds the cache.
+    pub fn is_on_disk(self) -> bool {
+        match self {
+            Self::File | Self::Mmap => true,
+            Self::Memory => false,
+        }
+    }
 }
 
 /// What is there of a file.
@@ -200,9 +209,15 @@ pub enum StorageError {
         /// Bytes it has; 0 when it is gone.
         found: u64,
     },
-    /// Somebody changed, removed or replaced a file: nothing in it can be believed before it was hashed.
-    #[error("{} was changed from outside; what was in it is checked", .path.display())]
+    /// A file was removed, replaced or written to by somebody else. Told once: then it is taken as it is.
+    #[error("{} was changed from outside; what is in it is checked, and what is wrong is fetched again", .path.display())]
     Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It lies in adopted data that isn't to be changed.
+    #[error("{} isn't to be written to: its data was adopted with --read-only", .path.display())]
+    ReadOnly {
         /// The file.
         path: PathBuf,
     },

@@ -1,236 +1,287 @@
-//! How much data may be kept, and how much is: an account for all torrents together. Pure arithmetic by atomics.
+//! How much may be kept: an account of bytes, for all torrents together. Pure, and without a lock.
 //!
-//! **Goal.** What is kept never exceeds the bound, nothing is counted twice or forgotten, and the disk isn't filled
-//! beyond what is to stay free on it.
+//! **Goal.** What the data takes never exceeds `--cache-size`, and what must stay free on the disk stays free, however
+//! many threads write; and nothing is counted twice or forgotten.
 //!
-//! **Parts.** [`Quota`], the account; [`Reservation`], room for something that is about to be written: kept when it
-//! was, given back when it is dropped; [`PassThrough`], the share of files that the kernel reads by itself.
+//! **Flow.** Room is reserved before a piece is written ([`Quota::reserve`]); a reservation is given back on being
+//! dropped, and becomes a lasting charge when the piece is there ([`Reservation::keep`]). What is given back on the
+//! disk is released ([`Quota::release`]). How much the disk has beyond what must stay free is told now and then
+//! ([`Quota::disk_has`]); in between, what is reserved is taken off it and what is released added.
 //!
-//! **Flow.** What is found at the start is charged, whatever it is. Room for each piece is reserved before it is
-//! written. What is given back on the disk is released. Whoever looks at the disk says how much may still be written
-//! ([`Quota::set_headroom`]); in between it is counted down here, so that looking now and then is enough.
-//!
-//! **Not here.** Waiting for room (`torrent::room`), looking at the disk, and who has to go (`client::keeper`).
+//! **Not here.** Which pieces go, and when the disk is looked at: that is the keeper's.
 
-use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-/// Of a bounded cache, a file that is larger than this part of it isn't opened through passthrough: it would hold all
-/// its pieces for as long as it is open.
-const ONE_PART: u64 = 4;
-/// No more than this part of a bounded cache is held by such files together: the rest is for everybody else.
-const ALL_PARTS: u64 = 2;
-
-/// The account. Nothing here waits.
+/// See the module.
+#[derive(Debug)]
 pub struct Quota {
     bound: Option<u64>,
-    /// Bytes that are charged or reserved.
+    /// Charged and reserved.
     used: AtomicU64,
-    /// Bytes that were reserved since the start and not given back unwritten…
-    granted: AtomicU64,
-    /// …and how far that may grow, by the last look at the disk.
-    limit: AtomicU64,
-    /// Bytes reserved and not yet written.
-    unwritten: AtomicU64,
-    /// How many reservations were kept.
-    kept: AtomicU64,
-    /// Bytes of the files open through passthrough.
-    passed: AtomicU64,
-    /// Called when there is more room.
-    freed: OnceLock<Box<dyn Fn() + Send + Sync>>,
-}
-
-impl fmt::Debug for Quota {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes used of {:?}", self.used(), self.bound)
-    }
-}
-
-/// What was granted at a moment before a look at the disk.
-#[derive(Debug, Clone, Copy)]
-pub struct Mark {
-    granted: u64,
-    unwritten: u64,
+    /// Reserved and neither kept nor given back: what may not be on the disk yet.
+    pending: AtomicU64,
+    /// What may still be written to the disk; below zero when it has less free than it is to have.
+    disk: AtomicI64,
 }
 
 impl Quota {
-    /// Nothing is used. `bound` in bytes; `None` for none. The disk has all the room there is, until somebody says
-    /// otherwise.
+    /// An empty account. With `bound`, no more than so many bytes; until told otherwise the disk has room for all.
     pub fn new(bound: Option<u64>) -> Self {
-        Self {
-            bound,
-            used: AtomicU64::new(0),
-            granted: AtomicU64::new(0),
-            limit: AtomicU64::new(u64::MAX),
-            unwritten: AtomicU64::new(0),
-            kept: AtomicU64::new(0),
-            passed: AtomicU64::new(0),
-            freed: OnceLock::new(),
-        }
+        Self { bound, used: AtomicU64::new(0), pending: AtomicU64::new(0), disk: AtomicI64::new(i64::MAX) }
     }
 
-    /// What may be used at most, in bytes.
+    /// How many bytes may be kept, if that is bounded.
     pub fn bound(&self) -> Option<u64> {
         self.bound
     }
 
-    /// Bytes that are charged or reserved. Above the bound only when more than it was found at the start.
+    /// Bytes charged and reserved.
     pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Acquire)
+        self.used.load(Ordering::Relaxed)
     }
 
-    /// Bytes used beyond the bound.
-    pub fn excess(&self) -> u64 {
-        self.bound.map_or(0, |bound| self.used().saturating_sub(bound))
-    }
-
-    /// Bytes that could be reserved now.
-    pub fn room(&self) -> u64 {
-        let bounded = self.bound.map_or(u64::MAX, |bound| bound.saturating_sub(self.used()));
-        bounded.min(self.headroom())
-    }
-
-    /// Bytes that the disk takes now, by the last look at it.
-    pub fn headroom(&self) -> u64 {
-        match self.limit.load(Ordering::Acquire) {
-            u64::MAX => u64::MAX,
-            limit => limit.saturating_sub(self.granted.load(Ordering::Acquire)),
-        }
-    }
-
-    /// Whether so many bytes could be reserved now.
-    pub fn has_free(&self, bytes: u64) -> bool {
-        bytes <= self.room()
-    }
-
-    /// Room for `bytes` bytes that are about to be written; `None` when the bound or the disk has none. What takes no
-    /// room always has it.
+    /// Takes room for `bytes`, if there is any. Never waits.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        if bytes > 0 {
-            if bytes > self.headroom() {
-                return None;
-            }
-            let bound = self.bound.unwrap_or(u64::MAX);
-            let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= bound);
-            self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
-            // In this order: a mark taken in between counts it as unwritten at the worst twice, never not at all.
-            self.unwritten.fetch_add(bytes, Ordering::AcqRel);
-            self.granted.fetch_add(bytes, Ordering::AcqRel);
+        let disk = |left: i64| left.checked_sub_unsigned(bytes).filter(|left| *left >= 0 || bytes == 0);
+        self.disk.fetch_update(Ordering::Relaxed, Ordering::Relaxed, disk).ok()?;
+        let fits = |used: u64| {
+            let after = used.checked_add(bytes)?;
+            (bytes == 0 || self.bound.is_none_or(|bound| after <= bound)).then_some(after)
+        };
+        if self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
+            self.disk_gains(bytes);
+            return None;
         }
+        self.pending.fetch_add(bytes, Ordering::Relaxed);
         Some(Reservation { quota: self.clone(), bytes })
     }
 
-    /// Counts what is there already, whether it fits or not.
+    /// Counts what is there already, also if it is more than may be.
     pub fn charge(&self, bytes: u64) {
-        self.used.fetch_add(bytes, Ordering::AcqRel);
+        self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// What was charged, or reserved and kept, isn't there any more.
+    /// What was charged is not there any more.
     pub fn release(&self, bytes: u64) {
-        less(&self.used, bytes);
-        self.tell();
+        self.give_back(bytes);
+        self.disk_gains(bytes);
     }
 
-    /// How many reservations were kept so far: what could be written.
-    pub fn kept(&self) -> u64 {
-        self.kept.load(Ordering::Acquire)
+    /// What was charged is counted no longer, though it is still there.
+    pub fn forget(&self, bytes: u64) {
+        self.give_back(bytes);
     }
 
-    /// To be taken before a look at the disk, for [`Quota::set_headroom`].
-    pub fn mark(&self) -> Mark {
-        // In this order: see `reserve`.
-        let granted = self.granted.load(Ordering::Acquire);
-        Mark { granted, unwritten: self.unwritten.load(Ordering::Acquire) }
+    fn give_back(&self, bytes: u64) {
+        let less = |used: u64| {
+            debug_assert!(used >= bytes, "{bytes} bytes were never charged");
+            Some(used.saturating_sub(bytes))
+        };
+        // Always some: never an error.
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
-    /// The disk has so much room beyond what is to stay free, by a look that began after `mark`; `None` for no bound.
-    /// What was reserved before and not written yet is taken off.
-    pub fn set_headroom(&self, mark: Mark, bytes: Option<u64>) {
-        let limit = bytes.map_or(u64::MAX, |bytes| {
-            let written = mark.granted.saturating_sub(mark.unwritten);
-            written.saturating_add(bytes).min(u64::MAX - 1)
-        });
-        self.limit.store(limit, Ordering::Release);
+    fn disk_gains(&self, bytes: u64) {
+        let more = |left: i64| Some(left.saturating_add_unsigned(bytes));
+        let _ = self.disk.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
-    /// Nothing more is reserved until the next [`Quota::set_headroom`].
-    pub fn shut(&self) {
-        self.limit.store(0, Ordering::Release);
+    /// The disk has `free` bytes, of which `floor` are to stay free.
+    pub fn disk_has(&self, free: u64, floor: u64) {
+        let left = i64::try_from(free).unwrap_or(i64::MAX).saturating_sub_unsigned(floor);
+        let pending = self.pending.load(Ordering::Relaxed);
+        self.disk.store(left.saturating_sub_unsigned(pending), Ordering::Relaxed);
     }
 
-    /// A file of this size is to be opened through passthrough, which holds all its pieces until this is dropped;
-    /// `None` when too much of the bound would be held.
-    pub fn pass_through(self: &Arc<Self>, file_len: u64) -> Option<PassThrough> {
-        if !self.may_pass_through(file_len) {
-            return None;
+    /// The disk has nothing more, whatever it said.
+    pub fn disk_is_full(&self) {
+        let none = |left: i64| Some(left.min(0));
+        let _ = self.disk.fetch_update(Ordering::Relaxed, Ordering::Relaxed, none);
+    }
+
+    /// Whether so much could be reserved now.
+    pub fn has_free(&self, bytes: u64) -> bool {
+        self.lacking(bytes) == 0
+    }
+
+    /// How many bytes have to go before so much can be reserved; 0 when it can be.
+    pub fn lacking(&self, bytes: u64) -> u64 {
+        self.lacking_by_bound(bytes).max(self.lacking_on_disk(bytes))
+    }
+
+    /// As [`Quota::lacking`], for the bound alone.
+    pub fn lacking_by_bound(&self, bytes: u64) -> u64 {
+        self.bound.map_or(0, |bound| self.used().saturating_add(bytes).saturating_sub(bound))
+    }
+
+    /// As [`Quota::lacking`], for the disk alone.
+    pub fn lacking_on_disk(&self, bytes: u64) -> u64 {
+        let left = self.disk.load(Ordering::Relaxed);
+        match u64::try_from(left) {
+            Ok(left) => bytes.saturating_sub(left),
+            Err(_) => left.unsigned_abs().saturating_add(bytes),
         }
-        let most = self.bound.map_or(u64::MAX, |bound| bound / ALL_PARTS);
-        let fits = |passed: u64| passed.checked_add(file_len).filter(|sum| *sum <= most);
-        self.passed.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
-        Some(PassThrough { quota: self.clone(), bytes: file_len })
     }
 
-    /// Whether a file of this size can ever be opened through passthrough.
-    pub fn may_pass_through(&self, file_len: u64) -> bool {
-        self.bound.is_none_or(|bound| file_len <= bound / ONE_PART)
-    }
-
-    /// From now on `told` is called whenever there is more room, by whoever made it: it must not wait. The first one
-    /// stays.
-    pub fn on_freed(&self, told: impl Fn() + Send + Sync + 'static) {
-        let _ = self.freed.set(Box::new(told));
-    }
-
-    fn tell(&self) {
-        if let Some(told) = self.freed.get() {
-            told();
-        }
+    /// Whether a complete file of this length may be opened in a way that holds all of it as long as it is open: under
+    /// a bound no file that is larger than a quarter of it, or what is held would fill the bound.
+    pub fn may_hold(&self, len: u64) -> bool {
+        self.bound.is_none_or(|bound| len <= bound / 4)
     }
 }
 
-/// Takes off; never below nothing.
-fn less(from: &AtomicU64, bytes: u64) {
-    let before = from.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| Some(n.saturating_sub(bytes)));
-    debug_assert!(before.is_ok_and(|n| n >= bytes), "given back what wasn't there");
-}
-
-/// Room for something that is about to be written. Dropping it gives the room back.
+/// Room that was taken and isn't used yet; dropping it gives it back.
 #[derive(Debug)]
-#[must_use = "dropping it gives the room back"]
 pub struct Reservation {
     quota: Arc<Quota>,
     bytes: u64,
 }
 
 impl Reservation {
-    /// It was written: charged from now on, until [`Quota::release`].
+    /// What it was for is there: it stays charged.
     pub fn keep(mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
-        less(&self.quota.unwritten, bytes);
-        self.quota.kept.fetch_add(1, Ordering::AcqRel);
+        self.quota.pending.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = 0;
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            less(&self.quota.granted, self.bytes);
-            less(&self.quota.unwritten, self.bytes);
+            self.quota.pending.fetch_sub(self.bytes, Ordering::Relaxed);
             self.quota.release(self.bytes);
         }
     }
 }
 
-/// A file's share of what is held by files open through passthrough. Dropping it gives it back.
-#[derive(Debug)]
-pub struct PassThrough {
-    quota: Arc<Quota>,
-    bytes: u64,
-}
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use proptest::prelude::*;
 
-impl Drop for PassThrough {
-    fn drop(&mut self) {
-        less(&self.quota.passed, self.bytes);
+    use super::*;
+
+    #[test]
+    fn s2_two_bounds_in_one_process_know_nothing_of_each_other() {
+        let (small, large) = (Arc::new(Quota::new(Some(10))), Arc::new(Quota::new(Some(100))));
+        let kept = small.reserve(10).unwrap();
+        assert!(small.reserve(1).is_none() && large.reserve(90).is_some());
+        kept.keep();
+        assert_eq!((small.used(), large.used()), (10, 0));
+        assert!(small.reserve(0).is_some(), "nothing is always there");
+        small.release(10);
+        assert!(small.reserve(11).is_none() && small.reserve(10).is_some());
+    }
+
+    #[test]
+    fn what_the_disk_has_counts_as_well() {
+        let quota = Arc::new(Quota::new(None));
+        assert!(quota.has_free(u64::MAX / 4));
+        quota.disk_has(100, 40);
+        let first = quota.reserve(50).unwrap();
+        assert!(quota.reserve(11).is_none());
+        assert_eq!((quota.lacking(11), quota.lacking_by_bound(11), quota.lacking_on_disk(11)), (1, 0, 1));
+        // Looked at again before the first was written: it is still to come.
+        quota.disk_has(100, 40);
+        assert!(quota.reserve(11).is_none());
+        drop(first);
+        assert!(quota.reserve(60).is_some());
+        quota.disk_has(30, 40);
+        assert_eq!(quota.lacking(5), 15, "too little is free as it is");
+        quota.disk_has(100, 0);
+        quota.disk_is_full();
+        assert!(quota.reserve(1).is_none() && quota.reserve(0).is_some());
+    }
+
+    #[test]
+    fn large_files_are_not_held_under_a_bound() {
+        for (bound, len, may) in [(None, u64::MAX, true), (Some(100), 25, true), (Some(100), 26, false)] {
+            assert_eq!(Quota::new(bound).may_hold(len), may, "{bound:?} {len}");
+        }
+    }
+
+    #[test]
+    fn s2_threads_never_exceed_the_bound() {
+        let quota = Arc::new(Quota::new(Some(100)));
+        std::thread::scope(|scope| {
+            for n in 1..=4u64 {
+                let quota = &quota;
+                scope.spawn(move || {
+                    for turn in 0..5000u64 {
+                        let Some(room) = quota.reserve(n * 9 + turn % 7) else { continue };
+                        assert!(quota.used() <= 100);
+                        let bytes = room.bytes;
+                        if turn % 3 == 0 {
+                            room.keep();
+                            quota.release(bytes);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!((quota.used(), quota.pending.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Reserve(u64),
+        Keep,
+        Drop,
+        Release,
+        Charge(u64),
+        Disk(u64),
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+        #[test]
+        fn the_account_is_right_after_any_history(
+            bound in proptest::option::of(0..200u64),
+            ops in proptest::collection::vec(
+                prop_oneof![
+                    4 => (0..80u64).prop_map(Op::Reserve),
+                    2 => Just(Op::Keep),
+                    1 => Just(Op::Drop),
+                    2 => Just(Op::Release),
+                    1 => (0..80u64).prop_map(Op::Charge),
+                    1 => (0..300u64).prop_map(Op::Disk),
+                ],
+                1..60,
+            ),
+        ) {
+            let quota = Arc::new(Quota::new(bound));
+            let (mut reserved, mut kept) = (Vec::new(), Vec::new());
+            for op in ops {
+                let lacking = |bytes| quota.lacking(bytes);
+                match op {
+                    Op::Reserve(bytes) => {
+                        let expected = lacking(bytes) == 0 || bytes == 0;
+                        let room = quota.reserve(bytes);
+                        prop_assert_eq!(room.is_some(), expected);
+                        reserved.extend(room.map(|room| (room, bytes)));
+                    }
+                    Op::Keep => {
+                        if let Some((room, bytes)) = reserved.pop() {
+                            room.keep();
+                            kept.push(bytes);
+                        }
+                    }
+                    Op::Drop => drop(reserved.pop()),
+                    Op::Release => {
+                        if let Some(bytes) = kept.pop() {
+                            quota.release(bytes);
+                        }
+                    }
+                    Op::Charge(bytes) => {
+                        quota.charge(bytes);
+                        kept.push(bytes);
+                    }
+                    Op::Disk(free) => quota.disk_has(free, 50),
+                }
+                let all: u64 = reserved.iter().map(|(_, bytes)| bytes).chain(&kept).sum();
+                prop_assert_eq!(quota.used(), all);
+            }
+        }
     }
 }

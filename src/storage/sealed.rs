@@ -7,12 +7,11 @@
 //! The layout is fixed for all versions, so that a newer file is told from a damaged one: 8 bytes of kind,
 //! version (u32), length of the body (u64), the body, SHA-256 of all that. Numbers are little-endian.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::volume::open_plain;
+use super::volume::{Access, Flags, OsVolume, Volume, VolumeFile};
 use crate::hash::sha256;
 
 /// What a file of this kind is called, and which version is written and read.
@@ -29,6 +28,9 @@ const CHECKSUM: usize = 32;
 /// No body is larger: the bits of 2³² pieces take 512 MiB, metadata that came from peers far less. Keeps a
 /// foreign file of that name from filling the memory.
 const MAX_BODY: u64 = 1 << 30;
+
+/// Leftovers of killed writers that are passed over; each reader removes them all.
+const MAX_ASIDE: u32 = 1000;
 
 /// Why a file that is there can't be used. It has been logged; nothing about it is fatal.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -63,27 +65,17 @@ pub enum ResumeProblem {
     },
 }
 
-/// A step of [`write()`]; tests fail each of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Create,
-    Write,
-    Sync,
-    Rename,
-    SyncFolder,
-}
+/// Permissions of these files: what is known of a torrent is nobody else's business.
+const MODE: u32 = 0o600;
 
-/// Writes `body` as `dir/<kind.name>`. Waits for the disk.
+/// As [`write_in`], in a folder of the system.
 pub(super) fn write(dir: &Path, kind: &Kind, body: &[u8]) -> io::Result<()> {
-    write_steps(dir, kind, body, |_| Ok(()))
+    write_in(&OsVolume::open(dir)?, kind, body)
 }
 
-fn write_steps(
-    dir: &Path,
-    kind: &Kind,
-    body: &[u8],
-    mut before: impl FnMut(Step) -> io::Result<()>,
-) -> io::Result<()> {
+/// Writes `body` as `<kind.name>` in the root of a volume, durably. Waits for the disk. On an error the old one stands,
+/// or (when only the folder couldn't be synced) the new one.
+pub(super) fn write_in(volume: &dyn Volume, kind: &Kind, body: &[u8]) -> io::Result<()> {
     if body.len() as u64 > MAX_BODY {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too large to be kept"));
     }
@@ -95,32 +87,70 @@ fn write_steps(
     let sum = sha256(&bytes);
     bytes.extend_from_slice(&sum);
 
-    before(Step::Create)?;
-    let mut aside = tempfile::Builder::new().prefix(&aside_prefix(kind)).tempfile_in(dir)?;
-    before(Step::Write)?;
-    aside.write_all(&bytes)?;
-    before(Step::Sync)?;
-    aside.as_file().sync_all()?;
-    before(Step::Rename)?;
-    aside.persist(dir.join(kind.name)).map_err(|e| e.error)?;
-    before(Step::SyncFolder)?;
-    File::open(dir)?.sync_all()
+    let (aside, file) = create_aside(volume, kind)?;
+    let written = write_all(&*file, &bytes)
+        .and_then(|()| file.sync())
+        .and_then(|()| volume.rename(&aside, Path::new(kind.name)));
+    if let Err(error) = written {
+        // The next reader removes it, if this doesn't.
+        let _ = volume.remove(&aside);
+        return Err(error);
+    }
+    volume.sync_folder(Path::new(""))
 }
 
-/// What is written aside is called this and six random characters.
+/// A new file beside, of a name that nobody has.
+fn create_aside(volume: &dyn Volume, kind: &Kind) -> io::Result<(PathBuf, Arc<dyn VolumeFile>)> {
+    let mut result = Err(io::ErrorKind::AlreadyExists.into());
+    for number in 0..MAX_ASIDE {
+        let path = PathBuf::from(format!("{}{number}", aside_prefix(kind)));
+        result = volume.create(&path, MODE).map(|file| (path, file));
+        if !matches!(&result, Err(error) if error.kind() == io::ErrorKind::AlreadyExists) {
+            break;
+        }
+    }
+    result
+}
+
+fn write_all(file: &dyn VolumeFile, bytes: &[u8]) -> io::Result<()> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+        match file.write_vectored_at(&[IoSlice::new(rest)], done as u64, Flags::default()) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => done += written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What is written aside is called this and a number.
 fn aside_prefix(kind: &Kind) -> String {
     format!(".{}.new-", kind.name)
 }
 
-/// The body of `dir/<kind.name>`, or `None` if there is no such file. Waits for the disk. Removes what killed
-/// writers of this kind left aside, so it is not to be called while one writes.
+/// As [`read_in`], in a folder of the system; if that isn't there, nor is the file.
+pub(super) fn read(dir: &Path, kind: &Kind) -> Result<Option<Vec<u8>>, ResumeProblem> {
+    match OsVolume::open(dir) {
+        Ok(volume) => read_in(&volume, kind),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            let problem = ResumeProblem::Unreadable { path: dir.join(kind.name), source: Arc::new(error) };
+            tracing::warn!("{problem}");
+            Err(problem)
+        }
+    }
+}
+
+/// The body of `<kind.name>` in the root of a volume, or `None` if there is no such file. Waits for the disk. Removes
+/// what killed writers of this kind left aside, so it is not to be called while one writes.
 ///
 /// # Errors
 /// [`ResumeProblem`], logged already.
-pub(super) fn read(dir: &Path, kind: &Kind) -> Result<Option<Vec<u8>>, ResumeProblem> {
-    sweep(dir, kind);
-    let path = dir.join(kind.name);
-    read_file(&path, kind).map_err(|problem| set_aside(&path, problem))
+pub(super) fn read_in(volume: &dyn Volume, kind: &Kind) -> Result<Option<Vec<u8>>, ResumeProblem> {
+    sweep(volume, kind);
+    read_file(volume, kind).map_err(|problem| set_aside_in(volume, Path::new(kind.name), problem))
 }
 
 /// As [`read`], but it changes nothing: for those who look while somebody else may be writing. What is damaged isn't
@@ -129,33 +159,51 @@ pub(super) fn read(dir: &Path, kind: &Kind) -> Result<Option<Vec<u8>>, ResumePro
 /// # Errors
 /// [`ResumeProblem`].
 pub(super) fn peek(dir: &Path, kind: &Kind) -> Result<Option<Vec<u8>>, ResumeProblem> {
-    read_file(&dir.join(kind.name), kind)
+    match OsVolume::open(dir) {
+        Ok(volume) => read_file(&volume, kind),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ResumeProblem::Unreadable { path: dir.join(kind.name), source: Arc::new(error) }),
+    }
 }
 
-/// Logs the problem and renames the file unless it just couldn't be read. For callers who find fault with the
-/// body.
+/// As [`set_aside_in`], by the file's path in the system.
 pub(super) fn set_aside(path: &Path, problem: ResumeProblem) -> ResumeProblem {
+    match (path.parent().map(OsVolume::open), path.file_name()) {
+        (Some(Ok(volume)), Some(name)) => set_aside_in(&volume, Path::new(name), problem),
+        _ => {
+            tracing::warn!("{problem}");
+            problem
+        }
+    }
+}
+
+/// Logs the problem and renames the file in the root of a volume to `.bad`, unless it just couldn't be read. For
+/// callers who find fault with the body.
+pub(super) fn set_aside_in(volume: &dyn Volume, name: &Path, problem: ResumeProblem) -> ResumeProblem {
     if !matches!(problem, ResumeProblem::Unreadable { .. }) {
-        let mut bad = path.as_os_str().to_owned();
+        let mut bad = name.as_os_str().to_owned();
         bad.push(".bad");
-        if let Err(error) = std::fs::rename(path, &bad) {
-            tracing::warn!("{} can't be renamed: {error}", path.display());
+        if let Err(error) = volume.rename(name, Path::new(&bad)) {
+            tracing::warn!("{} can't be renamed: {error}", volume.path().join(name).display());
         }
     }
     tracing::warn!("{problem}");
     problem
 }
 
-fn read_file(path: &Path, kind: &Kind) -> Result<Option<Vec<u8>>, ResumeProblem> {
+fn read_file(volume: &dyn Volume, kind: &Kind) -> Result<Option<Vec<u8>>, ResumeProblem> {
+    let path = &volume.path().join(kind.name);
     let unreadable = |error| ResumeProblem::Unreadable { path: path.to_path_buf(), source: Arc::new(error) };
     let damaged = |why| ResumeProblem::Damaged { path: path.to_path_buf(), why };
-    let Some(file) = open_plain(path).map_err(unreadable)? else { return Ok(None) };
-    let limit = MAX_BODY + (HEADER + CHECKSUM) as u64;
-    if file.metadata().map_err(unreadable)?.len() > limit {
+    let file = match volume.open(Path::new(kind.name), Access::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(unreadable)?,
+    };
+    let len = file.stat().map_err(unreadable)?.len;
+    if len > MAX_BODY + (HEADER + CHECKSUM) as u64 {
         return Err(damaged("it is too large"));
     }
-    let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+    let bytes = read_all(&*file, len as usize).map_err(unreadable)?;
 
     let Some((sealed, sum)) = bytes.split_last_chunk::<CHECKSUM>() else {
         return Err(damaged("it is cut off"));
@@ -179,12 +227,27 @@ fn read_file(path: &Path, kind: &Kind) -> Result<Option<Vec<u8>>, ResumeProblem>
     Ok(Some(body.to_vec()))
 }
 
+/// The bytes of a file that was so long a moment ago; fewer if it is shorter now.
+fn read_all(file: &dyn VolumeFile, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_vectored_at(&mut [IoSliceMut::new(rest)], done as u64, Flags::default()) {
+            Ok(0) => bytes.truncate(done),
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
+}
+
 /// Removes what killed writers left. Failing at it costs nothing but the room.
-fn sweep(dir: &Path, kind: &Kind) {
+fn sweep(volume: &dyn Volume, kind: &Kind) {
     let prefix = aside_prefix(kind);
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)) {
-            let _ = std::fs::remove_file(entry.path());
+    for name in volume.list(Path::new("")).unwrap_or_default() {
+        if name.starts_with(&prefix) {
+            let _ = volume.remove(Path::new(&name));
         }
     }
 }
@@ -193,6 +256,8 @@ fn sweep(dir: &Path, kind: &Kind) {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use crate::storage::volume::faulty::Faulty;
+    use std::os::unix::fs::PermissionsExt;
 
     const KIND: Kind = Kind { name: "thing", magic: *b"TFtest\0\0", version: 3 };
 
@@ -215,21 +280,47 @@ mod tests {
     }
 
     #[test]
-    fn s3_a_write_that_fails_at_any_step_leaves_the_old_or_the_new_one_whole() {
-        for failing in [Step::Create, Step::Write, Step::Sync, Step::Rename, Step::SyncFolder] {
+    fn s3_a_write_that_fails_at_any_call_leaves_the_old_or_the_new_one_whole() {
+        let calls = ["create .thing", "write .thing", "sync .thing", "rename .thing", "sync folder"];
+        for failing in 0..calls.len() {
             let dir = tempfile::tempdir().unwrap();
-            write(dir.path(), &KIND, b"old").unwrap();
-            let mut steps = Vec::new();
-            let result = write_steps(dir.path(), &KIND, b"new", |step| {
-                steps.push(step);
-                if step == failing { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
-            });
-            assert!(result.is_err(), "{failing:?}");
-            assert_eq!(steps.last(), Some(&failing));
-            let expected: &[u8] = if failing == Step::SyncFolder { b"new" } else { b"old" };
-            assert_eq!(read(dir.path(), &KIND).unwrap().as_deref(), Some(expected), "{failing:?}");
-            assert_eq!(names(dir.path()), ["thing"], "{failing:?}");
+            let volume = Faulty::new(dir.path());
+            write_in(&*volume, &KIND, b"old").unwrap();
+            let seen = volume.changes();
+            assert_eq!(seen.len(), calls.len(), "{seen:?}");
+            assert!(seen.iter().zip(calls).all(|(seen, call)| seen.starts_with(call)), "{seen:?}");
+            volume.fail(move |call| call.starts_with(calls[failing]).then_some(libc::EIO));
+            assert!(write_in(&*volume, &KIND, b"new").is_err(), "{}", calls[failing]);
+            let expected: &[u8] = if failing == 4 { b"new" } else { b"old" };
+            assert_eq!(read_in(&*volume, &KIND).unwrap().as_deref(), Some(expected), "{}", calls[failing]);
+            assert_eq!(names(dir.path()), ["thing"], "{}", calls[failing]);
+            volume.heal();
+            write_in(&*volume, &KIND, b"newer").unwrap();
+            assert_eq!(read_in(&*volume, &KIND).unwrap().as_deref(), Some(&b"newer"[..]));
         }
+    }
+
+    #[test]
+    fn nobody_else_can_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &KIND, b"secret").unwrap();
+        let mode = dir.path().join("thing").metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777 & !MODE, 0);
+    }
+
+    #[test]
+    fn a_leftover_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(".thing.new-0"), b"half").unwrap();
+        write(dir.path(), &KIND, b"new").unwrap();
+        assert_eq!(names(dir.path()), [".thing.new-0", "thing"]);
+        assert_eq!(read(dir.path(), &KIND).unwrap().as_deref(), Some(&b"new"[..]));
+        assert_eq!(names(dir.path()), ["thing"]);
+        // What can't be read is neither believed nor set aside.
+        let volume = Faulty::new(dir.path());
+        volume.fail(|call| call.starts_with("read ").then_some(libc::EIO));
+        assert!(matches!(read_in(&*volume, &KIND), Err(ResumeProblem::Unreadable { .. })));
+        assert_eq!(names(dir.path()), ["thing"]);
     }
 
     #[test]

@@ -22,12 +22,12 @@ use super::rate::Rate;
 use super::reads::{ReadError, Shared};
 use super::recent::Recent;
 use super::records::{Records, Step};
-use super::room::Room;
+use super::room::{Membership, Room};
 use super::sessions::Sessions;
 use super::status::{State, Status, Waiting};
 use super::swarm::{Settings, Swarm};
 use super::table::ReadClock;
-use super::work::{self, Work};
+use super::work::{self, Ready, Work};
 use super::{Command, Torrent};
 use crate::discovery::dht::Dht;
 use crate::discovery::tracker::{TrackerOptions, Trackers};
@@ -160,6 +160,8 @@ struct Owner {
     mending: usize,
     /// What waits for room.
     crowd: Crowd,
+    /// Its pieces may be evicted.
+    membership: Option<Membership>,
     /// What the workers had no room for giving back.
     undiscarded: Vec<PieceIndex>,
     checking: usize,
@@ -230,6 +232,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         mending: 0,
         crowd: Crowd::new(plan.slot, &env.room),
         undiscarded: Vec::new(),
+        membership: None,
         checking: 0,
         published: None,
         stale: true,
@@ -506,7 +509,7 @@ impl Owner {
 
     fn work_ended(&mut self, ended: Work) {
         match ended {
-            Work::Prepared(Ok(shared)) => self.go_live(shared),
+            Work::Prepared(Ok(ready)) => self.go_live(ready),
             Work::Prepared(Err(error)) => self.fail(format!("its storage can't be opened: {error}")),
             Work::Recalled(Some(raw)) if self.torrent.live().is_none() => match Info::parse(&raw, None) {
                 Ok(info) if self.torrent.info_hash.matches(&raw) => {
@@ -562,6 +565,9 @@ impl Owner {
                 records.discarded(&pieces);
                 if freed {
                     self.env.room.release(pieces.iter().map(|p| shared.cost(*p)).sum());
+                } else {
+                    // It takes what it took, and evicting more of it would be for nothing.
+                    self.membership = None;
                 }
                 self.crowd.discarded(&pieces);
             }
@@ -580,10 +586,13 @@ impl Owner {
         }
     }
 
-    fn go_live(&mut self, shared: Arc<Shared>) {
+    fn go_live(&mut self, ready: Ready) {
+        let shared = ready.shared;
         if self.torrent.live.set(shared.clone()).is_err() {
             return;
         }
+        self.env.room.quota().charge(ready.kept);
+        self.membership = Some(self.env.room.join(self.torrent.slot, shared.clone()));
         self.records = Some(Records::new(shared.store.is_durable(), shared.table.bitfield(), false));
         let geometry = Arc::new(shared.info.geometry.clone());
         let source = Arc::new(Serving(shared.clone()));

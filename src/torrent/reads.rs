@@ -241,7 +241,10 @@ impl Shared {
                 Vec::new()
             }
             // Nothing is wrong with the data.
-            StorageError::Closed | StorageError::OutOfRange { .. } | StorageError::Layout { .. } => return,
+            StorageError::Closed
+            | StorageError::OutOfRange { .. }
+            | StorageError::Layout { .. }
+            | StorageError::ReadOnly { .. } => return,
         };
         tracing::warn!(torrent = %self.info.name, "reading failed, so it is checked: {error}");
         let pieces = geometry.pieces_of(offset, len as u64);

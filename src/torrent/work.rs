@@ -31,10 +31,18 @@ use crate::storage::quota::Reservation;
 use crate::storage::resume;
 use crate::storage::verify::{Checked, check_piece};
 
+/// A torrent that can be read.
+pub(super) struct Ready {
+    /// All that is shared of it.
+    pub(super) shared: Arc<Shared>,
+    /// What its pieces take that are here, or may be, in bytes.
+    pub(super) kept: u64,
+}
+
 /// What came of a job.
 pub(super) enum Work {
     /// The storage is open.
-    Prepared(Result<Arc<Shared>, StorageError>),
+    Prepared(Result<Ready, StorageError>),
     /// Metadata kept from an earlier run, if there is any.
     Recalled(Option<Bytes>),
     /// A received piece was hashed.
@@ -218,9 +226,19 @@ pub(super) fn prepare(
     let answer = Answer::new(to, Work::Prepared(Err(StorageError::Closed)));
     let job = Box::new(move |_: &mut _| {
         let prepared = prepare::prepare(&home, trust, info, job_workers, inbox, &recent);
-        answer.say(Work::Prepared(prepared));
+        let ready = prepared.map(|shared| Ready { kept: kept(&shared), shared });
+        answer.say(Work::Prepared(ready));
     });
     workers.submit(Class::Read, job).is_ok()
+}
+
+/// What the pieces take that are here, or may be.
+fn kept(shared: &Shared) -> u64 {
+    let here = |piece: &PieceIndex| match shared.table.state(*piece) {
+        PieceState::Complete | PieceState::Unknown => true,
+        PieceState::Missing | PieceState::Requested | PieceState::Verifying => false,
+    };
+    (0..shared.table.len()).map(PieceIndex).filter(here).map(|piece| shared.cost(piece)).sum()
 }
 
 /// Looks for metadata kept from an earlier run.

@@ -11,6 +11,7 @@
 //!
 //! It knows the program by its command line alone, not by its library.
 
+mod command;
 mod crowd;
 mod mount;
 mod peers;
@@ -21,6 +22,7 @@ mod support;
 mod tracker;
 mod usage;
 
+pub use command::{Ended, fetch, fetch_from, home, ran};
 pub use crowd::{Crowd, Uniform};
 pub use mount::{Mount, is_mounted, program, torrentfs};
 pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};

@@ -97,6 +97,16 @@ impl Proc {
         })
     }
 
+    /// Waits until it has printed a text, anywhere; panics when it ends first, or at the limit.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str, limit: Duration) {
+        wait_until(&format!("\"{text}\" of {}", self.name), limit, || {
+            let found = self.output().contains(text);
+            assert!(found || self.is_running(), "{} ended without \"{text}\":\n{}", self.name, self.output());
+            found
+        });
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let _ = kill(Pid::from_raw(self.pid().cast_signed()), signal);

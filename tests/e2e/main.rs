@@ -18,6 +18,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod cache_commands;
 mod cat;
 mod command_line;
 mod copies;
@@ -41,4 +42,5 @@ mod signals;
 mod swarm;
 mod transmission;
 mod upload;
+mod verify;
 mod whole;

@@ -17,6 +17,8 @@
 //!
 //! **Not here.** What files are called, what they mean, and what to do when something fails.
 
+#[cfg(test)]
+pub(crate) mod faulty;
 mod os;
 
 use std::fmt::Debug;
@@ -28,6 +30,8 @@ use std::sync::Arc;
 
 pub use os::OsVolume;
 pub(super) use os::open_plain;
+#[cfg(test)]
+pub(super) use os::over;
 
 /// A folder, and all that lies below it.
 ///

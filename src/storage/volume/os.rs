@@ -251,6 +251,12 @@ fn stat_of(stat: &FileStat) -> Stat {
     }
 }
 
+/// An open file of any kind, as a volume's. For tests of what reads and writes.
+#[cfg(test)]
+pub(in crate::storage) fn over(file: File) -> Arc<dyn VolumeFile> {
+    Arc::new(OsFile(file))
+}
+
 /// Opens a regular file by its path, never through a link in its last component; `None` if there is none.
 pub(in crate::storage) fn open_plain(path: &Path) -> io::Result<Option<File>> {
     let flags = FILE_FLAGS | OFlag::O_RDONLY;

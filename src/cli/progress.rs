@@ -1,0 +1,139 @@
+//! A job with an end that is known: how far it is, as a line on a terminal and as lines of the log.
+//!
+//! Pure formatting; [`terminal::Display`](super::terminal::Display) shows it.
+
+use std::time::Duration;
+
+use super::terminal::{bytes, cut, fit};
+
+/// How far a job is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// What of.
+    pub name: String,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// Since it began.
+    pub took: Duration,
+}
+
+/// The widest bar, in characters: more says no more.
+const BAR: usize = 30;
+
+impl Progress {
+    /// Percent, rounded down, so that only what is done is 100.
+    pub fn percent(&self) -> u64 {
+        match self.total {
+            0 => 100,
+            total => (u128::from(self.done.min(total)) * 100 / u128::from(total)) as u64,
+        }
+    }
+
+    /// Bytes a second since it began.
+    pub fn rate(&self) -> u64 {
+        match self.took.as_millis() {
+            0 => 0,
+            millis => u64::try_from(u128::from(self.done) * 1000 / millis).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// What is left of it at that rate; `None` while nothing was done.
+    fn left(&self) -> Option<Duration> {
+        let rest = self.total.saturating_sub(self.done);
+        Some(Duration::from_secs(rest.checked_div(self.rate())?))
+    }
+
+    /// One line in at most `width` columns. What matters least goes first when room is short.
+    pub fn line(&self, width: usize) -> String {
+        let name_width = (width * 2 / 5).clamp(8, 32);
+        let percent = format!("{:>4}", format!("{}%", self.percent()));
+        let mut parts = vec![percent, format!("{}/s", bytes(self.rate()))];
+        if let Some(left) = self.left() {
+            parts.push(format!("{} left", span(left)));
+        }
+        parts.push(format!("{} of {}", bytes(self.done), bytes(self.total)));
+        let mut tail = String::new();
+        for part in parts {
+            if name_width + tail.len() + 2 + part.len() > width {
+                break;
+            }
+            tail.push_str("  ");
+            tail.push_str(&part);
+        }
+        let room = width.saturating_sub(name_width + tail.len() + 4).min(BAR);
+        let bar = match room {
+            // A shorter one shows nothing that the figure doesn't.
+            0..5 => String::new(),
+            _ => {
+                let full = room * self.percent() as usize / 100;
+                format!("  [{}{}]", "#".repeat(full), "-".repeat(room - full))
+            }
+        };
+        cut(&format!("{}{bar}{tail}", fit(&self.name, name_width)), width).into_owned()
+    }
+
+    /// For a log.
+    pub fn sentence(&self) -> String {
+        format!(
+            "{}: {}% checked, {} of {} at {}/s",
+            self.name,
+            self.percent(),
+            bytes(self.done),
+            bytes(self.total),
+            bytes(self.rate())
+        )
+    }
+}
+
+/// A span of time for people: `45 s`, `2 min 5 s`, `3 h 20 min`.
+pub fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(done: u64) -> Progress {
+        Progress { name: "movie.mkv".into(), done, total: 1 << 30, took: Duration::from_secs(2) }
+    }
+
+    #[test]
+    fn lines_fit_and_say_the_most_important() {
+        for width in [200, 100, 79, 60, 30, 14, 12, 1, 0] {
+            let line = sample(1 << 29).line(width);
+            assert!(line.chars().count() <= width, "{width}: {line}");
+            assert!(width < 14 || line.contains("50%"), "{width}: {line}");
+        }
+        let wide = sample(1 << 29).line(120);
+        assert!(
+            wide.contains("256 MiB/s") && wide.contains("2 s left") && wide.contains("512 MiB of 1.0 GiB"),
+            "{wide}"
+        );
+        let bar = |line: &str, mark: char| line.chars().filter(|c| *c == mark).count();
+        assert_eq!((bar(&wide, '#'), bar(&wide, '-')), (15, 15), "{wide}");
+        assert_eq!(bar(&sample(0).line(120), '#'), 0);
+        assert_eq!(bar(&sample(1 << 30).line(120), '-'), 0);
+    }
+
+    #[test]
+    fn figures() {
+        assert_eq!(sample((1 << 30) - 1).percent(), 99, "only what is done is 100 %");
+        assert_eq!(sample(1 << 30).percent(), 100);
+        let nothing = Progress::default();
+        assert_eq!((nothing.percent(), nothing.rate(), nothing.left()), (100, 0, None));
+        let huge = Progress { done: u64::MAX, total: u64::MAX, took: Duration::from_nanos(1), ..sample(0) };
+        assert_eq!((huge.percent(), huge.rate()), (100, 0));
+        for (seconds, want) in [(0, "0 s"), (59, "59 s"), (125, "2 min 5 s"), (12_060, "3 h 21 min")] {
+            assert_eq!(span(Duration::from_secs(seconds)), want);
+        }
+        assert_eq!(sample(1 << 29).sentence(), "movie.mkv: 50% checked, 512 MiB of 1.0 GiB at 256 MiB/s");
+    }
+}
