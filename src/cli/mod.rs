@@ -421,7 +421,8 @@ mod tests {
             ..plain
         };
         assert_eq!(
-            read("verify x.torrent --data /d --read-only --cache-dir /c --json -q --log-format json").unwrap(),
+            read("verify x.torrent --data /d --read-only --cache-dir /c --json -q --log-format json")
+                .unwrap(),
             Command::Verify(Box::new(full))
         );
         let cache = |cache_dir: Option<&str>, action| {

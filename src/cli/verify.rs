@@ -127,7 +127,8 @@ impl Report {
             millis => u64::try_from(u128::from(looked_at) * 1000 / millis).unwrap_or(u64::MAX),
         };
         let row = |what: &str, count: Count, note: &str| {
-            let share = if self.size == 0 { 100 } else { u128::from(count.bytes) * 100 / u128::from(self.size) };
+            let share =
+                if self.size == 0 { 100 } else { u128::from(count.bytes) * 100 / u128::from(self.size) };
             let (pieces, size) = (plural(count.pieces as usize, "piece"), bytes(count.bytes));
             format!("  {what:<10}{pieces:>16}  {size:>9}  {share:>3}%{note}\n")
         };
@@ -151,7 +152,12 @@ impl Report {
             out.push_str(&format!("  and in {} more\n", self.damaged.len() - NAMED_MAX));
         }
         if looked_at > 0 {
-            out.push_str(&format!("  {} hashed in {} ({}/s)\n", bytes(looked_at), span(self.took), bytes(rate)));
+            out.push_str(&format!(
+                "  {} hashed in {} ({}/s)\n",
+                bytes(looked_at),
+                span(self.took),
+                bytes(rate)
+            ));
         }
         if let Some((data, read_only)) = &self.data {
             let how = if *read_only { "read only" } else { "what is missing is written there" };
@@ -164,9 +170,10 @@ impl Report {
     pub fn json(&self) -> String {
         let count = |count: Count| json!({ "pieces": count.pieces, "bytes": count.bytes });
         let all = self.good.pieces + self.bad.pieces + self.missing.pieces + self.unchecked.pieces;
-        let data = self.data.as_ref().map(|(path, read_only)| {
-            json!({ "path": path.to_string_lossy(), "read_only": read_only })
-        });
+        let data = self
+            .data
+            .as_ref()
+            .map(|(path, read_only)| json!({ "path": path.to_string_lossy(), "read_only": read_only }));
         let report = json!({
             "name": self.name,
             "infohash": self.key,
@@ -192,8 +199,12 @@ fn plural(count: usize, what: &str) -> String {
 
 /// A torrent by its magnet link or info-hash alone, of which nothing is known here.
 pub fn unknown_torrent(given: &str) -> Failure {
-    Failure::new(Exit::BadInput, given, "its metadata isn't known here, so there is nothing to compare data with")
-        .hint("give its .torrent file; or mount it first, which fetches the metadata")
+    Failure::new(
+        Exit::BadInput,
+        given,
+        "its metadata isn't known here, so there is nothing to compare data with",
+    )
+    .hint("give its .torrent file; or mount it first, which fetches the metadata")
 }
 
 #[cfg(test)]

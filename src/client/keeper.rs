@@ -22,13 +22,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
-use super::Client;
+use super::{Client, Options};
 use crate::metainfo::geometry::PieceIndex;
-use crate::storage::cache::{CacheDir, DiskSpace};
+use crate::storage::cache::{CacheDir, CacheError, DiskSpace};
 use crate::storage::catalog::{self, Entry};
 use crate::storage::lru::{Victim, Victims};
 use crate::storage::pool::{Class, Workers};
 use crate::storage::quota::Quota;
+use crate::storage::spare::SPARE;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::room::{Room, Stuck};
 use crate::torrent::{Command, Torrent};
@@ -55,6 +56,14 @@ const FLOOR: u64 = 1 << 30;
 /// The bytes of a disk that are to stay free. `asked` is what the user said. Pure.
 fn floor(asked: Option<u64>, total: u64) -> u64 {
     asked.unwrap_or_else(|| (total / 20).max(FLOOR).min(total / 4))
+}
+
+/// What pieces may take of what the cache may: on a disk, records and folders take some of it, and rounding to whole
+/// blocks. Pure.
+pub(super) fn bound(options: &Options) -> Option<u64> {
+    let size = options.cache_size?;
+    let other = if options.storage.is_on_disk() { (size / 64).clamp(2 * SPARE, 8 * SPARE) } else { 0 };
+    Some(size.saturating_sub(other))
 }
 
 /// Why no room can be made, for the user. Pure.
@@ -197,13 +206,21 @@ impl Keeper {
         }
     }
 
-    /// Looks at the disk, if data lies on one.
+    /// Looks at the disk, if data lies on one; and puts a little room by, where there is plenty.
     async fn look(&self) -> Option<DiskSpace> {
         if !self.disk {
             return None;
         }
-        let cache = self.cache.clone();
-        let space = match self.on_worker(move || cache.space()).await? {
+        let (cache, min_free) = (self.cache.clone(), self.min_free);
+        let look = move || {
+            let space = cache.space()?;
+            let plenty = space.free > floor(min_free, space.total).saturating_add(4 * SPARE);
+            if plenty && let Err(error) = cache.spare().put_by() {
+                tracing::debug!("no room can be put by: {error}");
+            }
+            Ok::<_, CacheError>(space)
+        };
+        let space = match self.on_worker(look).await? {
             Ok(space) => space,
             Err(error) => {
                 tracing::warn!("{error}");

@@ -158,7 +158,7 @@ impl Client {
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
                 memory: Memory::default(),
-                room: Room::new(Arc::new(Quota::new(options.cache_size))),
+                room: Room::new(Arc::new(Quota::new(keeper::bound(&options)))),
                 clock: ReadClock::default(),
             },
             peer_id: new_peer_id(),
@@ -235,7 +235,7 @@ impl Client {
             info: loaded.info,
             trackers,
             peers,
-            home: Home { dir, key },
+            home: Home { dir, key, spare: self.cache.spare().clone() },
             trust: self.options.trust_resume,
             settings: Settings {
                 info_hash: wire,

@@ -166,7 +166,8 @@ impl Place {
         let store = FileStore::open(&dir, Arc::new(info.geometry.clone()), &stored(&info)).map_err(broken)?;
         // What is wrong with a record was logged. It is written anew.
         let record = resume::load(&dir).ok().flatten();
-        let recorded = record.filter(|r| r.info_hash == key && r.pieces == info.geometry.pieces()).map(|r| r.complete);
+        let recorded =
+            record.filter(|r| r.info_hash == key && r.pieces == info.geometry.pieces()).map(|r| r.complete);
         Ok(Self { dir, key, info, store, recorded })
     }
 
@@ -180,7 +181,7 @@ impl Place {
         let checked = checked.map_err(broken)?;
         let mut found = Vec::with_capacity(checked.len());
         for (piece, checked) in geometry.all_pieces().zip(checked) {
-            let recorded = self.recorded.as_ref().map(|bits| bit(bits, piece.0));
+            let recorded = self.recorded.as_ref().map(|bits| bit(bits, piece));
             found.push(match (checked, recorded) {
                 (None, recorded) => Found::Unchecked(recorded.unwrap_or(false)),
                 (Some(Checked::Good), _) => Found::Good,
@@ -316,7 +317,8 @@ fn bit(bits: &[u8], piece: PieceIndex) -> bool {
 fn worthless(geometry: &Geometry, found: &[Found]) -> Vec<(Range<u64>, Range<u64>)> {
     let bytes = |pieces: &Range<u32>| {
         let last = PieceIndex(pieces.end.saturating_sub(1));
-        geometry.piece_offset(PieceIndex(pieces.start))..geometry.piece_offset(last) + u64::from(geometry.piece_len(last))
+        geometry.piece_offset(PieceIndex(pieces.start))
+            ..geometry.piece_offset(last) + u64::from(geometry.piece_len(last))
     };
     let mut ranges = Vec::new();
     let mut run = 0..0;

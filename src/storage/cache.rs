@@ -22,6 +22,7 @@ use std::sync::Arc;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use super::is_full;
+use super::spare::Spare;
 
 /// Why the cache folder can't be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -106,6 +107,7 @@ impl CacheError {
 pub struct CacheDir {
     path: PathBuf,
     lock: File,
+    spare: Arc<Spare>,
 }
 
 const LOCK: &str = "lock";
@@ -168,7 +170,7 @@ impl CacheDir {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         mark(&lock, OWNED);
-        Ok(Self { path: path.to_path_buf(), lock })
+        Ok(Self { spare: Arc::new(Spare::new(path)), path: path.to_path_buf(), lock })
     }
 
     /// Writes this process's id into the lock file, for others to read. [`CacheDir::open`] does it; again after
@@ -210,6 +212,11 @@ impl CacheDir {
             },
             Err(error) => Err(CacheError::from_io(&path, "making", error)),
         }
+    }
+
+    /// The room that is put by in it.
+    pub fn spare(&self) -> &Arc<Spare> {
+        &self.spare
     }
 
     /// A small value kept under `name` (a plain file name), without surrounding white space; `None` when there

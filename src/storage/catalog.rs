@@ -30,7 +30,7 @@ use crate::metainfo::Info;
 use crate::metainfo::geometry::PieceIndex;
 
 /// The files of the folder itself. What is written aside for them begins with [`ASIDE`].
-const OWN: [&str; 2] = ["lock", "listen-port"];
+const OWN: [&str; 3] = ["lock", "listen-port", super::spare::NAME];
 const ASIDE: &str = ".value.new-";
 /// In a torrent's folder: what says which pieces are here, in all its forms.
 const RECORD: [&str; 3] = ["resume", "resume.bad", ".resume.new-"];

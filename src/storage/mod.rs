@@ -26,6 +26,7 @@ pub mod quota;
 pub mod resume;
 mod sealed;
 pub mod size;
+pub mod spare;
 #[cfg(test)]
 mod suite;
 pub mod verify;

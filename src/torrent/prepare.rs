@@ -15,6 +15,7 @@ use crate::metainfo::geometry::PieceIndex;
 use crate::metainfo::info::{FileKind, Info};
 use crate::storage::file::{FileStore, StoredFile};
 use crate::storage::pool::Workers;
+use crate::storage::spare::Spare;
 use crate::storage::{StorageError, resume};
 
 /// The folder of a torrent below the cache folder, and its key in it.
@@ -24,6 +25,8 @@ pub struct Home {
     pub dir: PathBuf,
     /// The info-hash in hex, as the folder is called.
     pub key: String,
+    /// What is put by for records on a full disk.
+    pub spare: Arc<Spare>,
 }
 
 /// Opens the storage and, with `trust`, believes what was recorded, as far as the files are long enough for it.
@@ -95,7 +98,11 @@ pub(super) fn save(shared: &Shared, home: &Home, record: &Record) -> Result<(), 
         complete: record.complete.clone(),
         clean: record.clean,
     };
-    resume::save(&home.dir, &data)
+    match resume::save(&home.dir, &data) {
+        // With what goes by it there is room again.
+        Err(StorageError::Full { .. }) if home.spare.give_up() => resume::save(&home.dir, &data),
+        saved => saved,
+    }
 }
 
 /// The metadata that was kept when this torrent was known before.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::common::{
-    Behaviour, Ended, Mount, Proc, Reader, Sample, ScriptedPeer, Seeder, fetch, home, magnet, program, ran, skip,
-    torrentfs,
+    Behaviour, Ended, Mount, Proc, Reader, Sample, ScriptedPeer, Seeder, fetch, home, magnet, program, ran,
+    skip, torrentfs,
 };
 use crate::needs;
 
@@ -40,7 +40,8 @@ fn counts(report: &serde_json::Value) -> [u64; 3] {
 /// The file that holds a torrent's only file in a cache, under whichever name.
 fn only_file(sample: &Sample, cache: &Path) -> PathBuf {
     let data = home(sample, cache).join("data");
-    let mut files: Vec<_> = std::fs::read_dir(data).expect("its folder").map(|entry| entry.expect("an entry").path()).collect();
+    let mut files: Vec<_> =
+        std::fs::read_dir(data).expect("its folder").map(|entry| entry.expect("an entry").path()).collect();
     assert_eq!(files.len(), 1, "{files:?}");
     files.remove(0)
 }
@@ -177,7 +178,8 @@ fn data_of_another_client_is_used_in_place() {
         let theirs = downloaded(&sample);
         let before = snapshot(theirs.path());
         // The folder it lies in, and the torrent's own one.
-        let own = if sample.files.len() > 1 { theirs.path().join(&sample.name) } else { theirs.path().to_owned() };
+        let own =
+            if sample.files.len() > 1 { theirs.path().join(&sample.name) } else { theirs.path().to_owned() };
         for folder in [theirs.path(), own.as_path()] {
             let data = folder.to_str().expect("UTF-8");
             let report = verify(cache.path(), &sample.torrent, &["--data", data, "--json"]).json();
@@ -192,12 +194,25 @@ fn data_of_another_client_is_used_in_place() {
         assert_eq!(counts(&report), [sample.pieces, 0, 0]);
         assert_eq!(report["data"]["path"].as_str(), own.to_str());
         assert_eq!(snapshot(theirs.path()), before, "not a byte of it was changed, nor a name");
-        let list = ran(["cache".as_ref(), "list".as_ref(), "--json".as_ref(), "--cache-dir".as_ref(), cache.path().as_os_str()]);
+        let list = ran([
+            "cache".as_ref(),
+            "list".as_ref(),
+            "--json".as_ref(),
+            "--cache-dir".as_ref(),
+            cache.path().as_os_str(),
+        ]);
         let torrent = &list.json()["torrents"][0];
         assert!(torrent["on_disk"].as_u64().expect("a number") < MIB, "nothing was copied: {torrent}");
         assert_eq!(torrent["data"]["path"].as_str(), own.to_str());
         let name = sample.name.as_str();
-        ran(["cache".as_ref(), "remove".as_ref(), name.as_ref(), "--cache-dir".as_ref(), cache.path().as_os_str()]).said(0, &[]);
+        ran([
+            "cache".as_ref(),
+            "remove".as_ref(),
+            name.as_ref(),
+            "--cache-dir".as_ref(),
+            cache.path().as_os_str(),
+        ])
+        .said(0, &[]);
         assert!(!home(&sample, cache.path()).exists());
         assert_eq!(snapshot(theirs.path()), before, "only the record is gone");
     }
@@ -225,7 +240,8 @@ fn what_is_missing_of_adopted_data_is_fetched() {
         let mount = Mount::sample(&sample).cache(cache.path()).peer(peer.addr()).start();
         mount.check_sums(&sample);
         mount.stop();
-        let mut pieces: Vec<_> = peer.requests().into_iter().map(|request| u64::from(request.piece)).collect();
+        let mut pieces: Vec<_> =
+            peer.requests().into_iter().map(|request| u64::from(request.piece)).collect();
         pieces.sort_unstable();
         pieces.dedup();
         assert_eq!(pieces, [2].into_iter().chain(half..sample.pieces).collect::<Vec<_>>());
@@ -260,7 +276,12 @@ fn data_that_may_not_be_written_has_to_be_read_only() {
     let data = theirs.path().to_str().expect("UTF-8");
     let as_nobody = |more: &[&str]| {
         let mut command = Command::new(program());
-        let output = command.args(line(cache.path(), &torrent, more)).uid(NOBODY).gid(NOBODY).output().expect("it runs");
+        let output = command
+            .args(line(cache.path(), &torrent, more))
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .expect("it runs");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ended { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
     };
@@ -278,7 +299,11 @@ fn folders_that_cannot_be_it_are_refused() {
     let missing = empty.path().join("missing");
     let file = empty.path().join("file");
     std::fs::write(&file, b"").expect("a file");
-    for (folder, words) in [(empty.path(), "holds none of"), (missing.as_path(), "no such folder"), (file.as_path(), "isn't a folder")] {
+    for (folder, words) in [
+        (empty.path(), "holds none of"),
+        (missing.as_path(), "no such folder"),
+        (file.as_path(), "isn't a folder"),
+    ] {
         let data = folder.to_str().expect("UTF-8");
         verify(cache.path(), &sample.torrent, &["--data", data]).said(1, &[data, words]);
     }
@@ -291,7 +316,8 @@ fn it_can_be_stopped_and_keeps_what_it_found() {
     let sample = Sample::huge();
     let cache = tempfile::tempdir().expect("a folder");
     let data = sample.data.to_str().expect("UTF-8");
-    let mut command = torrentfs(line(cache.path(), &sample.torrent, &["--data", data, "--read-only", "--json"]));
+    let mut command =
+        torrentfs(line(cache.path(), &sample.torrent, &["--data", data, "--read-only", "--json"]));
     let mut running = Proc::spawn({
         command.env("TORRENTFS_LOG", "info");
         command
@@ -300,11 +326,22 @@ fn it_can_be_stopped_and_keeps_what_it_found() {
     running.signal(Signal::SIGINT);
     let (status, output) = running.finish(MINUTE);
     assert_eq!(status.code(), Some(130), "{output}");
-    let report = output.lines().find_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).expect("a report");
+    let report = output
+        .lines()
+        .find_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .expect("a report");
     let [good, bad, missing] = counts(&report);
     let unchecked = report["unchecked"]["pieces"].as_u64().expect("a number");
     assert!(good > sample.pieces / 10 && unchecked > 0, "{report}");
     assert_eq!((bad, missing, good + unchecked), (0, 0, sample.pieces));
-    let list = ran(["cache".as_ref(), "list".as_ref(), "--json".as_ref(), "--cache-dir".as_ref(), cache.path().as_os_str()]);
-    assert!(list.json()["torrents"][0]["here"].as_u64() >= Some(good * sample.piece_length - sample.piece_length));
+    let list = ran([
+        "cache".as_ref(),
+        "list".as_ref(),
+        "--json".as_ref(),
+        "--cache-dir".as_ref(),
+        cache.path().as_os_str(),
+    ]);
+    assert!(
+        list.json()["torrents"][0]["here"].as_u64() >= Some(good * sample.piece_length - sample.piece_length)
+    );
 }
