@@ -79,6 +79,8 @@ pub struct Plan {
     pub trackers: Vec<Vec<String>>,
     /// Addresses known from the start.
     pub peers: Vec<FoundPeers>,
+    /// Bytes that are charged for what is kept of it, until that is known.
+    pub charged: u64,
     /// Where its data is kept.
     pub home: Home,
     /// Whether what an earlier run recorded as complete is believed.
@@ -129,6 +131,7 @@ struct Owner {
     scope: TaskScope,
     env: Environment,
     settings: Settings,
+    charged: u64,
     home: Home,
     trust: bool,
     inbox: Arc<Inbox>,
@@ -209,6 +212,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         swarm: Swarm::new(plan.settings.clone()),
         scope: scope.clone(),
         settings: plan.settings,
+        charged: plan.charged,
         home: plan.home,
         trust: plan.trust,
         inbox: Arc::default(),
@@ -591,7 +595,7 @@ impl Owner {
         if self.torrent.live.set(shared.clone()).is_err() {
             return;
         }
-        self.env.room.quota().charge(ready.kept);
+        self.env.room.quota().recount(self.charged, ready.kept);
         self.membership = Some(self.env.room.join(self.torrent.slot, shared.clone()));
         self.records = Some(Records::new(shared.store.is_durable(), shared.table.bitfield(), false));
         let geometry = Arc::new(shared.info.geometry.clone());
