@@ -607,7 +607,7 @@ mod tests {
             match (parse_cache_size(text), want) {
                 (Ok(size), Ok(want)) => assert_eq!(size, *want, "{text}"),
                 (Err(why), Err(want)) => assert!(why.to_string().contains(want), "{text}: {why}"),
-                (got, _) => assert!(false, "{text}: {got:?}"),
+                (got, _) => panic!("{text}: {got:?}"),
             }
         }
         let kept = |storage, cache_size| ClientConfig { storage, cache_size, ..ClientConfig::default() };

@@ -29,7 +29,7 @@ use crate::sync::tasks::TaskScope;
 use crate::torrent::background::Prefetch;
 use crate::torrent::memory::Memory;
 use crate::torrent::owner::{Environment, Plan};
-use crate::torrent::prepare::Home;
+use crate::torrent::prepare::{Home, Opening};
 use crate::torrent::recent::{self, Recent};
 use crate::torrent::room::Room;
 use crate::torrent::swarm::Settings;
@@ -237,8 +237,12 @@ impl Client {
             trackers,
             peers,
             charged,
-            home: Home { dir, key, spare: self.cache.spare().clone() },
-            trust: self.options.trust_resume,
+            home: Home::new(dir, key, self.cache.spare().clone()),
+            opening: Opening {
+                trust: self.options.trust_resume,
+                kind: self.options.storage,
+                capacity: self.env.room.quota().bound().unwrap_or(u64::MAX),
+            },
             settings: Settings {
                 info_hash: wire,
                 peer_id: self.peer_id,

@@ -119,7 +119,7 @@ async fn seed(
     if let Some(last) = complete.last_mut().filter(|_| pieces % 8 != 0) {
         *last = 0xff << (8 - pieces % 8);
     }
-    resume::save(&home, &ResumeData { info_hash: key, pieces, complete, clean: true })
+    resume::save(&home, &ResumeData { complete, clean: true, ..ResumeData::new(&key, &metainfo.info) })
         .map_err(|e| Failure::internal("the demo's seed", e))?;
     let mut magnet = Magnet::new(metainfo.info.info_hash);
     magnet.name = Some(metainfo.info.name.clone());

@@ -222,10 +222,9 @@ impl Place {
             }
         }
         let data = ResumeData {
-            info_hash: self.key.clone(),
-            pieces: geometry.pieces(),
             complete: bits(found, |found| matches!(found, Found::Good | Found::Unchecked(true))),
             clean: true,
+            ..ResumeData::new(&self.key, &self.info)
         };
         resume::persist(&self.store, &self.dir, &data).map_err(broken)?;
         for (range, around) in worthless(geometry, found) {
@@ -348,4 +347,66 @@ fn stored(info: &Info) -> Vec<StoredFile> {
 /// What kept it from reading or recording, for the user.
 fn broken(error: StorageError) -> Failure {
     Failure::new(Exit::Cache, "can't verify", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(text: &str) -> Vec<Found> {
+        let one = |letter| match letter {
+            'g' => Found::Good,
+            'w' => Found::Wrong,
+            'm' => Found::Missing,
+            'U' => Found::Unchecked(true),
+            _ => Found::Unchecked(false),
+        };
+        text.chars().map(one).collect()
+    }
+
+    #[test]
+    fn files_go_by_their_pieces() {
+        // Pieces 0-2, none, 2-8, 8-9.
+        let geometry = Geometry::contiguous(16, &[40, 0, 100, 20]);
+        let rows = [
+            ("gggggggggg", [Side::Whole, Side::Whole, Side::Whole, Side::Whole]),
+            ("ggwggggggg", [Side::Lacking, Side::Whole, Side::Lacking, Side::Whole]),
+            ("gggggggggm", [Side::Whole, Side::Whole, Side::Whole, Side::Lacking]),
+            ("gggUUUuuuu", [Side::Whole, Side::Whole, Side::Open, Side::Open]),
+            ("ggmUUUuuuu", [Side::Lacking, Side::Whole, Side::Lacking, Side::Open]),
+        ];
+        for (text, want) in rows {
+            let sides = [0, 1, 2, 3].map(|file| side(&geometry, FileIndex(file), &found(text)));
+            assert_eq!(sides, want, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_worthless_is_given_back_in_runs() {
+        let geometry = Geometry::contiguous(16, &[72]);
+        let rows: &[(&str, &[Range<u64>])] = &[
+            ("ggggg", &[]),
+            ("wgggg", &[0..16]),
+            ("gwmgm", &[16..48, 64..72]),
+            ("mmmmm", &[0..72]),
+            ("uUmUg", &[32..48]),
+            ("mUUmm", &[0..16, 48..72]),
+        ];
+        for (text, want) in rows {
+            let ranges = worthless(&geometry, &found(text));
+            assert!(ranges.iter().all(|(range, around)| range == around), "{text}");
+            assert_eq!(ranges.into_iter().map(|(range, _)| range).collect::<Vec<_>>(), *want, "{text}");
+        }
+        assert!(worthless(&Geometry::contiguous(16, &[]), &[]).is_empty());
+    }
+
+    #[test]
+    fn bits_are_set_and_read() {
+        let all = found("gUuwmgggg");
+        let set = bits(&all, |found| matches!(found, Found::Good | Found::Unchecked(true)));
+        assert_eq!(set, [0b1100_0111, 0b1000_0000]);
+        let read: Vec<bool> = (0..20).map(|piece| bit(&set, PieceIndex(piece))).collect();
+        assert_eq!(read.iter().filter(|is_set| **is_set).count(), 6);
+        assert!(read[0] && read[8] && !read[2] && !read[9]);
+    }
 }

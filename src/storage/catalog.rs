@@ -362,7 +362,13 @@ mod tests {
         for piece in 0..complete {
             bits[piece as usize / 8] |= 0x80 >> (piece % 8);
         }
-        let data = ResumeData { info_hash: key.clone(), pieces, complete: bits, clean: true };
+        let data = ResumeData {
+            info_hash: key.clone(),
+            pieces,
+            complete: bits,
+            clean: true,
+            ..ResumeData::default()
+        };
         resume::save(&dir, &data).unwrap();
         std::fs::create_dir(dir.join(DATA)).unwrap();
         let file = File::create(dir.join(DATA).join(name)).unwrap();

@@ -3,11 +3,13 @@
 //! **Goal.** What was fetched and verified once stays, and a byte that is read back is the byte that was
 //! written, or the read fails.
 //!
-//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files. [`combine`] lets
-//! one thread at a time write what several have. [`pool`] is the
-//! bounded set of threads that may wait for a disk. [`resume`] remembers which pieces are complete, and the
-//! metadata that came through a magnet link. [`verify`] reads a piece back and hashes it. [`cache`] is the
-//! folder it all lies in and its lock, [`catalog`] what lies in it.
+//! **Parts.** [`Store`] is the one synchronous trait; [`file::FileStore`] keeps sparse files, in a [`volume`];
+//! [`mmap::MmapStore`] reads the same files through mappings; [`memory::MemoryStore`] keeps data in memory;
+//! [`overlay::Overlay`] adds one store to another that is never written, which [`adopt`] finds. [`combine`] lets one
+//! thread at a time write what several have. [`pool`] is the bounded set of threads that may wait for a disk. [`resume`] remembers which
+//! pieces are complete, and the metadata that came through a magnet link. [`verify`] reads a piece back and hashes
+//! it. [`cache`] is the folder it all lies in and its lock, [`catalog`] what lies in it; [`quota`] says how much is
+//! kept, [`lru`] what goes first, and [`spare`] is a little room put by.
 //!
 //! **Flow.** A piece is hashed in memory, written ([`Store::write_at`]) and counts as complete for readers;
 //! later [`resume::persist`] syncs the data and only then records the bits, so that a kill at any point leaves
@@ -16,11 +18,16 @@
 //! **Not here.** Which pieces are complete (the torrent's piece table), what to fetch, hashing as such.
 //! Nothing here knows of tokio: whoever calls is on a worker, or uses [`Store::try_read`].
 
+pub mod adopt;
 pub mod cache;
 pub mod catalog;
 pub mod combine;
 pub mod file;
 pub mod lru;
+pub mod memory;
+pub mod mmap;
+pub mod overlay;
+mod parts;
 pub mod pool;
 pub mod quota;
 pub mod resume;
@@ -58,8 +65,8 @@ pub trait Store: Send + Sync + 'static {
     /// as zeros or fails.
     ///
     /// # Errors
-    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Changed`], [`StorageError::Io`],
-    /// [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
+    /// [`StorageError::Short`] when a file is missing or ends too soon, [`StorageError::Changed`],
+    /// [`StorageError::Io`], [`StorageError::Closed`], [`StorageError::OutOfRange`]. `buf` then holds anything.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), StorageError>;
 
     /// As [`Store::read_at`], for bytes that others are likely to ask for again soon: a store that keeps nothing of
@@ -85,8 +92,8 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StorageError::Full`], [`StorageError::Io`], [`StorageError::Short`], [`StorageError::Closed`]. The kernel
     /// forgets the pages it couldn't write, so after a failure nothing that was written since the last success can
-    /// be believed, whatever a read gives: the caller has to take it for missing. What is written afterwards is
-    /// covered by the next call.
+    /// be believed, whatever a read gives: the caller has to take it for missing, with all that was written before
+    /// this returned. A write under way then fails too. What is written afterwards is covered by the next call.
     fn sync(&self) -> Result<(), StorageError>;
 
     /// Gives the room of `range` back: its bytes read as anything from then on. `around` contains it and has nothing
@@ -283,6 +290,14 @@ mod tests {
             (
                 StorageError::from_io(&path, "writing", io::Error::from_raw_os_error(libc::EDQUOT)),
                 "no space left to write /cache/x; free some there, or choose another disk with --cache-dir",
+            ),
+            (
+                StorageError::Changed { path: path.clone() },
+                "/cache/x was changed from outside; what is in it is checked, and what is wrong is fetched again",
+            ),
+            (
+                StorageError::ReadOnly { path: path.clone() },
+                "/cache/x isn't to be written to: its data was adopted with --read-only",
             ),
             (
                 StorageError::Short { path, expected: 10, found: 3 },

@@ -3,38 +3,105 @@
 //! **Goal.** What was fetched once is there after a crash, without hashing it all again, and nothing is ever
 //! remembered that isn't so.
 //!
-//! **Parts.** [`ResumeData`] with [`save`] and [`load`]; [`believable`] drops bits whose data can't be there;
-//! [`persist`] is the only right order: data first, then the bits. [`save_metadata`] and [`load_metadata`] keep
-//! what came through a magnet link, so that a known one mounts without a network.
+//! **Parts.** [`ResumeData`] with [`save`] and [`load`]; [`believable`] drops bits whose data can't be there, and
+//! doubts those of files that somebody else changed; [`persist`] is the only right order: data first, then the bits.
+//! [`save_metadata`] and [`load_metadata`] keep what came through a magnet link, so that a known one mounts without a
+//! network.
 //!
 //! **Flow.** Both are files in the torrent's folder of the cache: `resume` and `torrent`, written aside,
 //! checksummed and renamed. A damaged or newer one is set aside as `.bad` with a warning: the pieces are then
 //! unknown, not complete, and settled on demand.
 //!
+//! **Format.** The body of `resume` is a bencoded dictionary, version 2. Keys that aren't known are passed over. Version
+//! 1 is still read: it has the info-hash, the number of pieces, the clean mark and the complete pieces, nothing else.
+//!
 //! **Not here.** When to persist, and whether to trust what was loaded: that is the torrent owner's.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 pub use super::sealed::ResumeProblem;
 use super::sealed::{self, Kind};
-use super::{StorageError, Store};
+use super::{FileState, StorageError, Store};
+use crate::metainfo::bencode::{self, Encoder, Limits, Value};
 use crate::metainfo::geometry::Geometry;
+use crate::metainfo::info::Info;
 
-const RESUME: Kind = Kind { name: "resume", magic: *b"TFresume", version: 1 };
+const RESUME: Kind = Kind { name: "resume", magic: *b"TFresume", version: 2 };
 const METADATA: Kind = Kind { name: "torrent", magic: *b"TFtorren", version: 1 };
 
+/// What a record may cost to read: three strings of bits of the largest torrent, and no more structure than it
+/// has, with room for what later versions add.
+const LIMITS: Limits = Limits { size: 1 << 30, depth: 8, tokens: 4096 };
+
+/// Bytes of a [`FileMark`] in a record: length and time, eight each, little-endian.
+const MARK: usize = 16;
+/// The length of a file that isn't there.
+const NO_FILE: u64 = u64::MAX;
+
 /// What is remembered of a torrent's pieces.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Bits are one per piece, the first in the highest bit of the first byte (as BEP 3 orders them); bits beyond the last
+/// piece are 0.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResumeData {
     /// The torrent, in hex, as its folder is called.
     pub info_hash: String,
+    /// Its name, as it is shown; empty when it isn't known.
+    pub name: String,
     /// Number of its pieces.
     pub pieces: u32,
-    /// One bit per piece, the first in the highest bit of the first byte (as BEP 3 orders them); bits beyond
-    /// the last piece are 0. Set: its data was synced before this was written.
+    /// Bytes in a piece; 0 when that isn't known.
+    pub piece_length: u32,
+    /// Bytes of all its files; 0 when that isn't known.
+    pub size: u64,
+    /// Pieces that are complete: their data was synced before this was written.
     pub complete: Vec<u8>,
+    /// Pieces that have data which nobody has looked at; none of them is complete. Empty stands for none at all.
+    pub unknown: Vec<u8>,
     /// Whether the program ended in good order after this was written. No bit depends on it.
     pub clean: bool,
+    /// What its files were then, in the torrent's order; empty when that isn't known, and without the clean mark.
+    pub files: Vec<FileMark>,
+    /// The data of somebody else that is used in place of our own.
+    pub adopted: Option<Adopted>,
+    /// When the torrent was used last, in seconds since the epoch; 0 when that isn't known.
+    pub last_used: i64,
+}
+
+/// By what a file is recognized that somebody changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileMark {
+    /// Its length in bytes; `None` when it wasn't there.
+    pub len: Option<u64>,
+    /// When its content was changed last, in nanoseconds since the epoch; 0 when that means nothing.
+    pub modified: i64,
+}
+
+impl From<FileState> for FileMark {
+    fn from(state: FileState) -> Self {
+        Self { len: state.len, modified: state.modified }
+    }
+}
+
+impl FileMark {
+    /// Whether the file is another one by now, or has another content.
+    fn differs(self, state: FileState) -> bool {
+        let timed = self.modified != 0 && state.modified != 0;
+        self.len != state.len || timed && self.modified != state.modified
+    }
+}
+
+/// Data that another client downloaded and that is used where it lies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// The folder that the torrent's files lie in, each at its path. Absolute.
+    pub path: PathBuf,
+    /// Whether nothing may be written there: what is fetched then lies in our own folder.
+    pub read_only: bool,
+    /// When read-only: the pieces that are read from there; all others are read from our own folder. Empty otherwise.
+    pub below: Vec<u8>,
 }
 
 /// Bytes that the bits of so many pieces take.
@@ -42,32 +109,125 @@ fn bitfield_len(pieces: u32) -> usize {
     pieces.div_ceil(8) as usize
 }
 
+/// Whether these are bits of so many pieces, none set beyond the last.
+fn is_bitfield(bits: &[u8], pieces: u32) -> bool {
+    let spare = bitfield_len(pieces) as u32 * 8 - pieces;
+    bits.len() == bitfield_len(pieces) && bits.last().is_none_or(|last| last.trailing_zeros() >= spare)
+}
+
 impl ResumeData {
-    fn encode(&self) -> Option<Vec<u8>> {
-        let hash_len = u8::try_from(self.info_hash.len()).ok()?;
-        if self.complete.len() != bitfield_len(self.pieces) {
-            return None;
+    /// A record of a torrent of which nothing is here; `info_hash` in hex, as its folder is called.
+    pub fn new(info_hash: &str, info: &Info) -> Self {
+        let pieces = info.geometry.pieces();
+        Self {
+            info_hash: info_hash.to_owned(),
+            name: info.name.clone(),
+            pieces,
+            piece_length: info.geometry.piece_length(),
+            size: size(&info.geometry),
+            complete: vec![0; bitfield_len(pieces)],
+            ..Self::default()
         }
-        let mut body = Vec::with_capacity(self.complete.len() + 128);
-        body.push(hash_len);
-        body.extend_from_slice(self.info_hash.as_bytes());
-        body.extend_from_slice(&self.pieces.to_le_bytes());
-        body.push(u8::from(self.clean));
-        body.extend_from_slice(&self.complete);
-        Some(body)
     }
 
+    /// Whether this is a record of this torrent, as far as it tells. One that isn't is of no use.
+    pub fn is_of(&self, info_hash: &str, geometry: &Geometry) -> bool {
+        self.info_hash == info_hash
+            && self.pieces == geometry.pieces()
+            && (self.piece_length == 0 || self.piece_length == geometry.piece_length())
+            && (self.size == 0 || self.size == size(geometry))
+    }
+
+    fn encode(&self) -> Option<Vec<u8>> {
+        let absent = |bits: &[u8]| bits.is_empty() || is_bitfield(bits, self.pieces);
+        let below = self.adopted.as_ref().map_or(&[][..], |adopted| &adopted.below);
+        if !is_bitfield(&self.complete, self.pieces) || !absent(&self.unknown) || !absent(below) {
+            return None;
+        }
+        let mut out = Encoder::new();
+        out.dict_begin();
+        if let Some(adopted) = &self.adopted {
+            out.key("adopted").dict_begin();
+            if !adopted.below.is_empty() {
+                out.key("below").bytes(&adopted.below);
+            }
+            out.key("path").bytes(adopted.path.as_os_str().as_bytes());
+            out.key("read-only").int(adopted.read_only.into());
+            out.end();
+        }
+        out.key("clean").int(self.clean.into());
+        out.key("complete").bytes(&self.complete);
+        if self.clean && !self.files.is_empty() {
+            let marks = self.files.iter().flat_map(|mark| {
+                [mark.len.unwrap_or(NO_FILE).to_le_bytes(), mark.modified.to_le_bytes()].concat()
+            });
+            out.key("files").bytes(marks.collect::<Vec<u8>>());
+        }
+        out.key("info-hash").bytes(&self.info_hash);
+        out.key("last-use").int(self.last_used);
+        out.key("name").bytes(&self.name);
+        out.key("piece-length").int(self.piece_length.into());
+        out.key("pieces").int(self.pieces.into());
+        out.key("size").int(i64::try_from(self.size).ok()?);
+        if self.unknown.iter().any(|byte| *byte != 0) {
+            out.key("unknown").bytes(&self.unknown);
+        }
+        out.end();
+        Some(out.finish())
+    }
+
+    /// Either version: the first byte of version 1 is the length of an info-hash, which no dictionary begins with.
     fn decode(body: &[u8]) -> Option<Self> {
+        match body.first()? {
+            b'd' => Self::decode_dict(bencode::parse_with(body, LIMITS).ok()?),
+            _ => Self::decode_first(body),
+        }
+    }
+
+    fn decode_dict(dict: Value<'_>) -> Option<Self> {
+        let text = |key| dict.get(key).map(|v| v.as_str().map(str::to_owned));
+        let number = |key| dict.get(key).map_or(Some(0), Value::as_int);
+        let pieces = u32::try_from(number("pieces")?).ok()?;
+        let bits = |dict: Value<'_>, key| match dict.get(key) {
+            Some(bits) => bits.as_bytes().filter(|bits| is_bitfield(bits, pieces)).map(<[u8]>::to_vec),
+            None => Some(Vec::new()),
+        };
+        let adopted = match dict.get("adopted") {
+            Some(adopted) => Some(Adopted {
+                path: PathBuf::from(OsStr::from_bytes(adopted.get("path")?.as_bytes()?)),
+                read_only: flag(adopted.get("read-only")?)?,
+                below: bits(adopted, "below")?,
+            }),
+            None => None,
+        };
+        let clean = flag(dict.get("clean")?)?;
+        let files = match dict.get("files").filter(|_| clean) {
+            Some(files) => marks(files.as_bytes()?)?,
+            None => Vec::new(),
+        };
+        let data = Self {
+            info_hash: text("info-hash")??,
+            name: text("name").unwrap_or_else(|| Some(String::new()))?,
+            pieces,
+            piece_length: u32::try_from(number("piece-length")?).ok()?,
+            size: u64::try_from(number("size")?).ok()?,
+            complete: bits(dict, "complete")?,
+            unknown: bits(dict, "unknown")?,
+            clean,
+            files,
+            adopted,
+            last_used: number("last-use")?,
+        };
+        is_bitfield(&data.complete, pieces).then_some(data)
+    }
+
+    fn decode_first(body: &[u8]) -> Option<Self> {
         let (hash_len, rest) = body.split_first()?;
         let (info_hash, rest) = rest.split_at_checked(usize::from(*hash_len))?;
         let (pieces, rest) = rest.split_first_chunk::<4>()?;
         let (clean, complete) = rest.split_first()?;
         let pieces = u32::from_le_bytes(*pieces);
-        if complete.len() != bitfield_len(pieces) || *clean > 1 {
-            return None;
-        }
-        let spare = (complete.len() * 8) as u32 - pieces;
-        if complete.last().is_some_and(|last| last.trailing_zeros() < spare) {
+        if !is_bitfield(complete, pieces) || *clean > 1 {
             return None;
         }
         Some(Self {
@@ -75,8 +235,32 @@ impl ResumeData {
             pieces,
             complete: complete.to_vec(),
             clean: *clean == 1,
+            ..Self::default()
         })
     }
+}
+
+fn size(geometry: &Geometry) -> u64 {
+    geometry.files().iter().map(|extent| extent.len).sum()
+}
+
+fn flag(value: Value<'_>) -> Option<bool> {
+    match value.as_int()? {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+fn marks(bytes: &[u8]) -> Option<Vec<FileMark>> {
+    let (marks, rest) = bytes.as_chunks::<MARK>();
+    let mark = |mark: &[u8; MARK]| {
+        let (len, modified) = mark.split_at(MARK / 2);
+        let len = u64::from_le_bytes(*len.first_chunk()?);
+        let modified = i64::from_le_bytes(*modified.first_chunk()?);
+        Some(FileMark { len: (len != NO_FILE).then_some(len), modified })
+    };
+    if rest.is_empty() { marks.iter().map(mark).collect() } else { None }
 }
 
 /// Syncs the store, then saves the bits: in that order, so that no bit is ever recorded whose data isn't safe.
@@ -105,8 +289,16 @@ pub fn save(dir: &Path, data: &ResumeData) -> Result<(), StorageError> {
     sealed::write(dir, &RESUME, &body).map_err(|e| StorageError::from_io(&path, "saving", e))
 }
 
+/// Removes the torrent's resume data from its folder `dir`, durably. Waits for the disk.
+///
+/// # Errors
+/// [`StorageError::Io`]; nothing is an error when there are none.
+pub fn remove(dir: &Path) -> Result<(), StorageError> {
+    sealed::remove(dir, &RESUME).map_err(|e| StorageError::from_io(&dir.join(RESUME.name), "removing", e))
+}
+
 /// The torrent's resume data from its folder `dir`, or `None` if there are none. Waits for the disk. The caller
-/// compares info-hash and number of pieces, and lets [`believable`] look at the bits.
+/// asks [`ResumeData::is_of`], and lets [`believable`] look at the bits.
 ///
 /// # Errors
 /// [`ResumeProblem`], for which a warning was logged already; the torrent goes on as if there were none.
@@ -161,33 +353,97 @@ pub fn load_metadata(dir: &Path) -> Result<Option<Vec<u8>>, ResumeProblem> {
     sealed::read(dir, &METADATA)
 }
 
-/// The bits of `complete` that the files are long enough for: each file that is missing (`None`) or shorter
-/// than it should be takes the bits of the pieces in its missing part. `lens` is what [`Store::files`]
-/// gave. Bits that don't belong to a piece, or are too few, come back as 0. Pure.
-pub fn believable(complete: &[u8], geometry: &Geometry, lens: &[Option<u64>]) -> Vec<u8> {
+/// What can be believed of a record.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Believed {
+    /// Pieces that are complete.
+    pub complete: Vec<u8>,
+    /// Pieces that may have data; none of them is complete.
+    pub unknown: Vec<u8>,
+}
+
+/// What can be believed of a record, with `files` as they are now ([`Store::files`]).
+///
+/// Each file that is missing or shorter than it should be takes the pieces in its missing part, always. With
+/// the clean mark, a file whose length or time isn't what was recorded was changed by somebody else: its complete pieces
+/// are unknown. Without that mark lengths and times mean nothing, since they weren't recorded after the last write.
+/// Takes time for each piece and each file once. Pure.
+pub fn believable(data: &ResumeData, geometry: &Geometry, files: &[FileState]) -> Believed {
     let pieces = geometry.pieces();
-    let mut bits = complete.to_vec();
-    bits.resize(bitfield_len(pieces), 0);
-    let spare = (bits.len() * 8) as u32 - pieces;
-    if let Some(last) = bits.last_mut() {
-        *last &= 0xff << spare;
-    }
-    for (index, extent) in geometry.files().iter().enumerate() {
-        let len = lens.get(index).copied().flatten().unwrap_or(0);
-        let Some(missing) = extent.len.checked_sub(len) else { continue };
-        for piece in geometry.pieces_of(extent.offset + len, missing) {
-            if let Some(byte) = bits.get_mut((piece / 8) as usize) {
-                *byte &= !(0x80 >> (piece % 8));
+    let mut complete = fitted(&data.complete, pieces);
+    let mut unknown = fitted(&data.unknown, pieces);
+    let marks = if data.clean { &data.files[..] } else { &[] };
+    for ((index, extent), state) in geometry.files().iter().enumerate().zip(stated(files)) {
+        let len = state.len.unwrap_or(0);
+        if let Some(missing) = extent.len.checked_sub(len) {
+            let lost = geometry.pieces_of(extent.offset + len, missing);
+            clear(&mut complete, lost.clone());
+            clear(&mut unknown, lost);
+        }
+        if marks.get(index).is_some_and(|mark| mark.differs(state)) {
+            for piece in geometry.pieces_of(extent.offset, extent.len).filter(|p| bit(&complete, *p)) {
+                set(&mut unknown, piece);
             }
         }
     }
+    for (complete, unknown) in complete.iter_mut().zip(&unknown) {
+        *complete &= !unknown;
+    }
+    Believed { complete, unknown }
+}
+
+/// The pieces that may have data, for all that `files` tell: those that lie in files that are there, and long
+/// enough for them. Pure.
+pub fn with_data(geometry: &Geometry, files: &[FileState]) -> Vec<u8> {
+    let mut bits = fitted(&vec![0xff; bitfield_len(geometry.pieces())], geometry.pieces());
+    for (extent, state) in geometry.files().iter().zip(stated(files)) {
+        let len = state.len.unwrap_or(0);
+        if let Some(missing) = extent.len.checked_sub(len) {
+            clear(&mut bits, geometry.pieces_of(extent.offset + len, missing));
+        }
+    }
     bits
+}
+
+/// The states of files, and after them those of files that nothing was said of.
+fn stated(files: &[FileState]) -> impl Iterator<Item = FileState> {
+    files.iter().copied().chain(std::iter::repeat(FileState::default()))
+}
+
+/// Bits of so many pieces: those that are too many are gone, those that are too few are 0.
+fn fitted(bits: &[u8], pieces: u32) -> Vec<u8> {
+    let mut bits = bits.to_vec();
+    bits.resize(bitfield_len(pieces), 0);
+    let spare = bitfield_len(pieces) as u32 * 8 - pieces;
+    if let Some(last) = bits.last_mut() {
+        *last &= 0xff << spare;
+    }
+    bits
+}
+
+fn bit(bits: &[u8], piece: u32) -> bool {
+    bits.get(piece as usize / 8).is_some_and(|byte| byte & (0x80 >> (piece % 8)) != 0)
+}
+
+fn set(bits: &mut [u8], piece: u32) {
+    if let Some(byte) = bits.get_mut(piece as usize / 8) {
+        *byte |= 0x80 >> (piece % 8);
+    }
+}
+
+fn clear(bits: &mut [u8], pieces: std::ops::Range<u32>) {
+    for piece in pieces {
+        if let Some(byte) = bits.get_mut(piece as usize / 8) {
+            *byte &= !(0x80 >> (piece % 8));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use proptest::prelude::*;
     use std::io::IoSlice;
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -196,7 +452,28 @@ mod tests {
         if let Some(last) = complete.last_mut() {
             *last &= 0xff << (complete_spare(pieces));
         }
-        ResumeData { info_hash: "ab".repeat(20), pieces, complete, clean: pieces.is_multiple_of(2) }
+        let others: Vec<u8> = complete.iter().map(|byte| !byte).collect();
+        let unknown = if pieces == 9 { fitted(&others, pieces) } else { Vec::new() };
+        let clean = pieces.is_multiple_of(2);
+        let mark = |n: u32| FileMark { len: (n != 1).then_some(n.into()), modified: i64::from(n) - 1 };
+        let adopted = Adopted {
+            path: OsStr::from_bytes(b"/data/\xff odd").into(),
+            read_only: pieces == 7,
+            below: if pieces == 7 { vec![0x80] } else { Vec::new() },
+        };
+        ResumeData {
+            info_hash: "ab".repeat(20),
+            name: "naïve [x]".into(),
+            pieces,
+            piece_length: 1 << 20,
+            size: u64::from(pieces) << 20,
+            complete,
+            unknown,
+            clean,
+            files: if clean { (0..5).map(mark).collect() } else { Vec::new() },
+            adopted: (pieces < 9).then_some(adopted),
+            last_used: 1_700_000_000,
+        }
     }
 
     fn complete_spare(pieces: u32) -> u32 {
@@ -237,8 +514,32 @@ mod tests {
             sealed::write(dir.path(), &RESUME, body).unwrap();
             assert!(matches!(load(dir.path()), Err(ResumeProblem::Damaged { .. })), "{body:?}");
         }
-        sealed::write(dir.path(), &Kind { version: 2, ..RESUME }, b"new").unwrap();
-        assert!(matches!(load(dir.path()), Err(ResumeProblem::Newer { version: 2, .. })));
+        let dict = |inner: &str| format!("d5:cleani1e8:complete1:\u{7f}9:info-hash2:ab{inner}e").into_bytes();
+        sealed::write(dir.path(), &RESUME, &dict("6:piecesi8e1:zd1:ai1ee")).unwrap();
+        let expected = ResumeData {
+            info_hash: "ab".into(),
+            pieces: 8,
+            complete: vec![0x7f],
+            clean: true,
+            ..ResumeData::default()
+        };
+        assert_eq!(load(dir.path()).unwrap(), Some(expected), "what isn't known is passed over");
+        for inner in [
+            "6:piecesi7e",
+            "6:piecesi9e",
+            "6:piecesi-8e",
+            "6:piecesi8e4:sizei-1e",
+            "6:piecesi8e7:unknown2:ab",
+            "5:files3:abc6:piecesi8e",
+            "7:adoptedd4:path1:/e6:piecesi8e",
+            "7:adoptedd4:path1:/9:read-onlyi2ee6:piecesi8e",
+            "",
+        ] {
+            sealed::write(dir.path(), &RESUME, &dict(inner)).unwrap();
+            assert!(matches!(load(dir.path()), Err(ResumeProblem::Damaged { .. })), "{inner:?}");
+        }
+        sealed::write(dir.path(), &Kind { version: 3, ..RESUME }, b"new").unwrap();
+        assert!(matches!(load(dir.path()), Err(ResumeProblem::Newer { version: 3, .. })));
         assert!(dir.path().join("resume.bad").exists());
     }
 
@@ -253,12 +554,59 @@ mod tests {
     }
 
     #[test]
+    fn version_1_is_still_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut body = vec![40];
+        body.extend_from_slice("ab".repeat(20).as_bytes());
+        body.extend_from_slice(&9u32.to_le_bytes());
+        body.extend_from_slice(&[1, 0xff, 0x80]);
+        sealed::write(dir.path(), &Kind { version: 1, ..RESUME }, &body).unwrap();
+        let expected = ResumeData {
+            info_hash: "ab".repeat(20),
+            pieces: 9,
+            complete: vec![0xff, 0x80],
+            clean: true,
+            ..ResumeData::default()
+        };
+        assert_eq!(load(dir.path()).unwrap().as_ref(), Some(&expected));
+        let geometry = |piece: u32, size: u64| Geometry::contiguous(piece, &[size]);
+        // It tells neither the length of a piece nor the size.
+        assert!(expected.is_of(&"ab".repeat(20), &geometry(16, 9 * 16)));
+        save(dir.path(), &expected).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), Some(expected), "and written anew as the version of now");
+    }
+
+    #[test]
+    fn a_record_of_something_else_is_told() {
+        let info_hash = "ab".repeat(20);
+        let data = ResumeData {
+            info_hash: info_hash.clone(),
+            pieces: 9,
+            piece_length: 16,
+            size: 140,
+            complete: vec![0; 2],
+            ..ResumeData::default()
+        };
+        let of = |hash: &str, piece, size| data.is_of(hash, &Geometry::contiguous(piece, &[size]));
+        assert!(of(&info_hash, 16, 140));
+        assert!(!of("ab", 16, 140) && !of(&info_hash, 16, 160) && !of(&info_hash, 16, 141));
+        assert!(!of(&info_hash, 17, 140));
+    }
+
+    fn state(len: Option<u64>, modified: i64) -> FileState {
+        FileState { len, modified, ..FileState::default() }
+    }
+
+    fn word(bits: &[u8]) -> u16 {
+        u16::from_be_bytes([bits[0], bits[1]])
+    }
+
+    #[test]
     fn s1_missing_or_short_files_lose_their_bits() {
         // v1: files of 40, 0, 100 and 20 bytes in pieces of 16: 160 bytes, 10 pieces.
         let v1 = Geometry::contiguous(16, &[40, 0, 100, 20]);
         // v2: pieces 0-2 | 3-9 | 10-11.
         let v2 = Geometry::aligned(16, &[40, 0, 100, 20]);
-        let all = [0xff; 2];
         let full = [Some(40), Some(0), Some(100), Some(20)];
         let rows: &[(&Geometry, [Option<u64>; 4], u16)] = &[
             (&v1, full, 0b1111_1111_1100_0000),
@@ -273,13 +621,110 @@ mod tests {
             (&v2, [None; 4], 0),
         ];
         for (geometry, lens, expected) in rows {
-            let bits = believable(&all, geometry, lens);
-            assert_eq!(u16::from_be_bytes([bits[0], bits[1]]), *expected, "{lens:?}");
+            let files = lens.map(|len| state(len, 5));
+            for clean in [false, true] {
+                // Whole or unknown, there is nothing where nothing is.
+                for (complete, unknown) in [(0xffff_u16, 0_u16), (0, 0xffff), (0xf0f0, 0x0f0f)] {
+                    let data = ResumeData {
+                        pieces: geometry.pieces(),
+                        complete: complete.to_be_bytes().to_vec(),
+                        unknown: unknown.to_be_bytes().to_vec(),
+                        clean,
+                        ..ResumeData::default()
+                    };
+                    let believed = believable(&data, geometry, &files);
+                    assert_eq!(word(&believed.complete), complete & expected, "{lens:?}");
+                    assert_eq!(word(&believed.unknown), unknown & expected, "{lens:?}");
+                }
+            }
+            assert_eq!(word(&with_data(geometry, &files)), *expected, "{lens:?}");
         }
-        assert_eq!(believable(&[0xff], &v1, &full), [0xff, 0], "too few bits");
-        assert_eq!(believable(&[0xff; 9], &v1, &full), [0xff, 0xc0], "too many");
-        assert_eq!(believable(&all, &v1, &[]), [0, 0], "lengths of nothing");
-        assert!(believable(&[], &Geometry::contiguous(16, &[]), &[]).is_empty());
+        let of = |complete: &[u8]| ResumeData { complete: complete.to_vec(), ..ResumeData::default() };
+        let files = full.map(|len| state(len, 5));
+        assert_eq!(believable(&of(&[0xff]), &v1, &files).complete, [0xff, 0], "too few bits");
+        assert_eq!(believable(&of(&[0xff; 9]), &v1, &files).complete, [0xff, 0xc0], "too many");
+        assert_eq!(believable(&of(&[0xff; 2]), &v1, &[]).complete, [0, 0], "states of nothing");
+        assert!(believable(&of(&[]), &Geometry::contiguous(16, &[]), &[]).complete.is_empty());
+    }
+
+    #[test]
+    fn s1_files_changed_by_others_are_doubted_after_a_clean_end_only() {
+        // Pieces 0-2 (the last shared), 2-8, 8-9.
+        let geometry = Geometry::contiguous(16, &[40, 0, 100, 20]);
+        let was = [state(Some(40), 7), state(Some(0), 0), state(Some(100), 7), state(Some(20), 7)];
+        let with = |at: usize, len, modified| {
+            let mut files = was;
+            files[at] = state(len, modified);
+            files
+        };
+        // The files now, and the pieces that are unknown then; all the others stay complete, but for `gone`.
+        let rows: &[([FileState; 4], u16, u16)] = &[
+            (was, 0, 0),
+            (with(0, Some(40), 8), 0b1110_0000_0000_0000, 0),
+            (with(0, Some(40), 6), 0b1110_0000_0000_0000, 0),
+            (with(0, Some(41), 7), 0b1110_0000_0000_0000, 0),
+            (with(0, Some(40), 0), 0, 0),
+            (with(1, Some(9), 9), 0, 0),
+            (with(2, Some(100), 8), 0b0011_1111_1000_0000, 0),
+            // Bytes 0-19 of it are there: pieces 2 and most of 3.
+            (with(2, Some(20), 7), 0b0010_0000_0000_0000, 0b0001_1111_1000_0000),
+            (with(3, None, 0), 0, 0b0000_0000_1100_0000),
+        ];
+        for (files, doubted, gone) in rows {
+            for clean in [true, false] {
+                let data = ResumeData {
+                    pieces: 10,
+                    complete: vec![0xff, 0xc0],
+                    clean,
+                    files: was.map(FileMark::from).to_vec(),
+                    ..ResumeData::default()
+                };
+                let believed = believable(&data, &geometry, files);
+                let doubted = if clean { *doubted } else { 0 };
+                assert_eq!(word(&believed.unknown), doubted, "{files:?}");
+                assert_eq!(word(&believed.complete), 0xffc0 & !doubted & !gone, "{files:?}");
+                // A record of no files compares none.
+                let bare = ResumeData { files: Vec::new(), ..data };
+                assert_eq!(word(&believable(&bare, &geometry, files).complete), 0xffc0 & !gone);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_believed_was_recorded_and_can_be_there(
+            sizes in proptest::collection::vec(0u64..60, 0..12),
+            aligned in any::<bool>(),
+            lens in proptest::collection::vec(proptest::option::of(0u64..70), 12),
+            times in proptest::collection::vec(1i64..3, 12),
+            (complete, unknown) in (any::<[u8; 6]>(), any::<[u8; 6]>()),
+            clean in any::<bool>(),
+        ) {
+            let geometry = if aligned { Geometry::aligned(16, &sizes) } else { Geometry::contiguous(16, &sizes) };
+            let pieces = geometry.pieces();
+            let files: Vec<_> = sizes.iter().zip(&lens).zip(&times).map(|((_, l), t)| state(*l, *t)).collect();
+            let was = sizes.iter().map(|len| FileMark { len: Some(*len), modified: 1 }).collect();
+            let (complete, unknown) = (complete.to_vec(), unknown.to_vec());
+            let data = ResumeData { pieces, complete, unknown, clean, files: was, ..ResumeData::default() };
+            let believed = believable(&data, &geometry, &files);
+            prop_assert!(is_bitfield(&believed.complete, pieces) && is_bitfield(&believed.unknown, pieces));
+            for piece in geometry.all_pieces() {
+                let spans = || geometry.spans(geometry.piece_offset(piece), geometry.piece_len(piece).into());
+                let there = spans().all(|s| {
+                    files[s.file.0 as usize].len.is_some_and(|len| len >= s.offset + s.len)
+                });
+                let changed = clean && spans().any(|s| {
+                    let (state, size) = (files[s.file.0 as usize], sizes[s.file.0 as usize]);
+                    state.len != Some(size) || state.modified != 1
+                });
+                let (was_complete, was_unknown) = (bit(&data.complete, piece.0), bit(&data.unknown, piece.0));
+                let complete = there && was_complete && !was_unknown && !changed;
+                let unknown = there && (was_unknown || was_complete && changed);
+                prop_assert_eq!(bit(&believed.complete, piece.0), complete, "piece {}", piece.0);
+                prop_assert_eq!(bit(&believed.unknown, piece.0), unknown, "piece {}", piece.0);
+                prop_assert_eq!(bit(&with_data(&geometry, &files), piece.0), there);
+            }
+        }
     }
 
     /// Counts syncs and fails them on demand.

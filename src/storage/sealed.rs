@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::volume::{Access, Flags, OsVolume, Volume, VolumeFile};
 use crate::hash::sha256;
 
-/// What a file of this kind is called, and which version is written and read.
+/// What a file of this kind is called, and which version is written; older ones are read, too.
 #[derive(Debug)]
 pub(super) struct Kind {
     pub(super) name: &'static str,
@@ -177,6 +177,15 @@ pub(super) fn set_aside(path: &Path, problem: ResumeProblem) -> ResumeProblem {
     }
 }
 
+/// Removes `<kind.name>` from a folder of the system, durably; nothing is done when it isn't there.
+pub(super) fn remove(dir: &Path, kind: &Kind) -> io::Result<()> {
+    let volume = OsVolume::open(dir)?;
+    match volume.remove(Path::new(kind.name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| volume.sync_folder(Path::new(""))),
+    }
+}
+
 /// Logs the problem and renames the file in the root of a volume to `.bad`, unless it just couldn't be read. For
 /// callers who find fault with the body.
 pub(super) fn set_aside_in(volume: &dyn Volume, name: &Path, problem: ResumeProblem) -> ResumeProblem {
@@ -221,7 +230,8 @@ fn read_file(volume: &dyn Volume, kind: &Kind) -> Result<Option<Vec<u8>>, Resume
         return Err(damaged("its checksum is wrong"));
     }
     let version = u32::from_le_bytes(*version);
-    if version != kind.version {
+    // Older bodies are for the caller to tell apart.
+    if version > kind.version {
         return Err(ResumeProblem::Newer { path: path.to_path_buf(), version });
     }
     Ok(Some(body.to_vec()))

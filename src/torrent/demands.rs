@@ -217,6 +217,11 @@ impl Demands {
         }
     }
 
+    /// Whether a piece is being checked that may be on the disk.
+    pub(super) fn is_checked(&self, piece: PieceIndex) -> bool {
+        self.checks.contains_key(&piece)
+    }
+
     /// Somebody no longer wants a piece.
     pub(super) fn unwant(
         &mut self,

@@ -144,8 +144,15 @@ pub enum Effect {
         /// Whether to return the digests of its blocks when it is right.
         digests: bool,
     },
-    /// Hash a piece that may be on disk.
+    /// Hash a piece that may be on disk, and that somebody wants.
     Check(PieceIndex),
+    /// Hash a piece that may be on disk, when nothing else is to be done.
+    Sweep {
+        /// The piece.
+        piece: PieceIndex,
+        /// Whether it counts as complete meanwhile, and may go.
+        recorded: bool,
+    },
     /// Files of which nothing is certain, and no piece complete any more: they are to be taken as they are now.
     Mend(Vec<FileIndex>),
     /// Pieces that no record is to call complete, until they are complete again.

@@ -17,7 +17,7 @@ use super::crowd::Crowd;
 use super::effects::{Blocked, Effect, Event, Verdict};
 use super::inbox::Inbox;
 use super::memory::Memory;
-use super::prepare::Home;
+use super::prepare::{Home, Means, Opening};
 use super::rate::Rate;
 use super::reads::{ReadError, Shared};
 use super::recent::Recent;
@@ -49,6 +49,8 @@ use crate::sync::tasks::TaskScope;
 /// quick and a crash costs little.
 const DIRTY_MAX: u64 = 64 << 20;
 const DIRTY_AGE: Duration = Duration::from_secs(5);
+/// After a while without a record the next one comes sooner: who fetches little now and then loses little.
+const DIRTY_SOON: Duration = Duration::from_secs(1);
 /// How soon a record is tried again that could not be written.
 const RECORD_PAUSE: Duration = Duration::from_secs(2);
 /// What a reader learns when the owner's task died of a bug.
@@ -83,8 +85,8 @@ pub struct Plan {
     pub charged: u64,
     /// Where its data is kept.
     pub home: Home,
-    /// Whether what an earlier run recorded as complete is believed.
-    pub trust: bool,
+    /// How its storage is opened.
+    pub opening: Opening,
     /// What doesn't change.
     pub settings: Settings,
 }
@@ -133,7 +135,9 @@ struct Owner {
     settings: Settings,
     charged: u64,
     home: Home,
-    trust: bool,
+    opening: Opening,
+    /// The storage is being opened, or is open.
+    preparing: bool,
     inbox: Arc<Inbox>,
     links: HashMap<PeerKey, Link>,
     work: mpsc::Sender<Work>,
@@ -153,12 +157,14 @@ struct Owner {
     /// Bytes written since the last record, and since when.
     dirty: u64,
     dirty_since: Option<Instant>,
+    /// When a record was begun last.
+    last_record: Option<Instant>,
     /// What is recorded; known with the metadata.
     records: Option<Records>,
     /// When something failed to be recorded.
     record_failed: Option<Instant>,
-    /// Pieces that are being hashed or written.
-    writing: usize,
+    /// Pieces that are being hashed or written, and whether a sync has failed meanwhile: it may have lost them.
+    writing: HashMap<PieceIndex, bool>,
     /// Files that are being opened anew: nothing is written or checked meanwhile.
     mending: usize,
     /// What waits for room.
@@ -214,7 +220,8 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         settings: plan.settings,
         charged: plan.charged,
         home: plan.home,
-        trust: plan.trust,
+        opening: plan.opening,
+        preparing: false,
         inbox: Arc::default(),
         links: HashMap::new(),
         work,
@@ -230,9 +237,10 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         rates: (Rate::new(now), Rate::new(now)),
         dirty: 0,
         dirty_since: None,
+        last_record: None,
         records: None,
         record_failed: None,
-        writing: 0,
+        writing: HashMap::new(),
         mending: 0,
         crowd: Crowd::new(plan.slot, &env.room),
         undiscarded: Vec::new(),
@@ -302,7 +310,7 @@ impl Owner {
 
     fn next_chore(&self, now: Instant) -> Duration {
         let again = self.record_failed.map(|at| at + RECORD_PAUSE);
-        let persist = self.dirty_since.map(|since| since + DIRTY_AGE).into_iter().chain(again).min();
+        let persist = self.record_due().into_iter().chain(again).min();
         let persist = persist.map(|at| at.saturating_duration_since(now));
         let publish = if self.stale { PUBLISH } else { Duration::from_secs(60) };
         let backlog = if self.backlog.is_empty() { publish } else { BACKLOG };
@@ -371,7 +379,9 @@ impl Owner {
             }
             Effect::Dial(addr) => self.torrent.sessions.dial(addr),
             Effect::Verify { buffer, digests } => self.verify(buffer, digests),
-            Effect::Check(piece) => self.check(piece),
+            Effect::Check(piece) => self.check(piece, work::Check::Wanted),
+            Effect::Sweep { piece, recorded: true } => self.check(piece, work::Check::Recorded),
+            Effect::Sweep { piece, recorded: false } => self.check(piece, work::Check::Unknown),
             Effect::Mend(files) => self.mend(files),
             Effect::Discard(pieces) => {
                 if let Some(records) = &mut self.records {
@@ -436,7 +446,7 @@ impl Owner {
             return self.crowd.wait(buffer, digests, shared.cost(piece), since);
         };
         if work::verify(shared, &buffer, digests, room, &self.work) {
-            self.writing += 1;
+            self.writing.insert(piece, false);
         } else {
             self.backlog.push_back(Effect::Verify { buffer, digests });
         }
@@ -454,12 +464,16 @@ impl Owner {
         }
     }
 
-    fn check(&mut self, piece: PieceIndex) {
+    fn check(&mut self, piece: PieceIndex, why: work::Check) {
         let Some(shared) = self.torrent.live() else { return };
-        if self.mending == 0 && work::check(shared, piece, &self.work) {
+        if self.mending == 0 && work::check(shared, piece, why, &self.work) {
             self.checking += 1;
         } else {
-            self.backlog.push_back(Effect::Check(piece));
+            self.backlog.push_back(match why {
+                work::Check::Wanted => Effect::Check(piece),
+                work::Check::Unknown => Effect::Sweep { piece, recorded: false },
+                work::Check::Recorded => Effect::Sweep { piece, recorded: true },
+            });
         }
     }
 
@@ -496,9 +510,19 @@ impl Owner {
         }
     }
 
+    /// Opens the storage, once: metadata may be found in the cache and come from peers at the same time.
     fn prepare(&mut self, info: Arc<Info>) {
+        if std::mem::replace(&mut self.preparing, true) {
+            return;
+        }
         let env = &self.env;
-        if !work::prepare(&env.workers, &self.home, self.trust, info, &self.inbox, &env.recent, &self.work) {
+        let means = Means {
+            workers: env.workers.clone(),
+            inbox: self.inbox.clone(),
+            recent: env.recent.clone(),
+            clock: env.clock.clone(),
+        };
+        if !work::prepare(&self.home, self.opening, info, means, &self.work) {
             self.fail("the storage workers take no more work".into());
         }
     }
@@ -528,7 +552,13 @@ impl Owner {
                 self.torrent.settled.send_replace(true);
             }
             Work::Verified { piece, verdict, digests } => {
-                self.writing = self.writing.saturating_sub(1);
+                let lost = self.writing.remove(&piece) == Some(true) && verdict == Verdict::Good;
+                let verdict = match lost {
+                    true => {
+                        Verdict::Unwritten(ReadError::Io("the disk failed to keep what was written".into()))
+                    }
+                    false => verdict,
+                };
                 if verdict == Verdict::Unwritten(ReadError::Full) {
                     // Before anything is asked for again, which there is no room for either.
                     self.env.room.disk_full();
@@ -538,6 +568,9 @@ impl Owner {
                     })));
                 }
                 self.apply(Event::Verified { piece, verdict, digests });
+                if lost {
+                    self.carry_out(Effect::Discard(vec![piece]));
+                }
                 self.record();
             }
             Work::Checked { piece, good } => {
@@ -551,6 +584,7 @@ impl Owner {
                 let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live()) else { return };
                 let lost = records.synced(result.is_ok(), &shared.table);
                 if !matches!(result, Ok(()) | Err(StorageError::Closed)) {
+                    self.writing.values_mut().for_each(|lost| *lost = true);
                     self.apply(Event::Lost(lost));
                 }
                 self.record();
@@ -597,7 +631,7 @@ impl Owner {
         }
         self.env.room.quota().recount(self.charged, ready.kept);
         self.membership = Some(self.env.room.join(self.torrent.slot, shared.clone()));
-        self.records = Some(Records::new(shared.store.is_durable(), shared.table.bitfield(), false));
+        self.records = Some(Records::new(shared.store.is_durable(), ready.recorded, ready.clean));
         let geometry = Arc::new(shared.info.geometry.clone());
         let source = Arc::new(Serving(shared.clone()));
         let _ = self.torrent.sessions.known().set(Known { geometry, source });
@@ -678,8 +712,15 @@ impl Owner {
         }
     }
 
+    /// When what was written is to be recorded, if anything was.
+    fn record_due(&self) -> Option<Instant> {
+        let since = self.dirty_since?;
+        let soon = self.last_record.map_or(since, |last| last + DIRTY_AGE).max(since + DIRTY_SOON);
+        Some(soon.min(since + DIRTY_AGE))
+    }
+
     fn record_if_due(&mut self, now: Instant) {
-        let old = self.dirty_since.is_some_and(|since| now.saturating_duration_since(since) >= DIRTY_AGE);
+        let old = self.record_due().is_some_and(|at| now >= at);
         let again = self.record_failed.is_some_and(|at| now.saturating_duration_since(at) >= RECORD_PAUSE);
         if let Some(records) = &mut self.records {
             if again {
@@ -689,6 +730,7 @@ impl Owner {
             if old || self.dirty >= DIRTY_MAX {
                 self.dirty = 0;
                 self.dirty_since = None;
+                self.last_record = Some(now);
                 records.want(false);
             } else if !again {
                 return;
@@ -701,7 +743,7 @@ impl Owner {
     fn record(&mut self) {
         let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live().cloned()) else { return };
         let mut discard = Vec::new();
-        for step in records.next(&shared.table, self.writing) {
+        for step in records.next(&shared.table, self.writing.len()) {
             match step {
                 Step::Sync => {
                     let last = records.is_closed();

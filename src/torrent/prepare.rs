@@ -1,8 +1,19 @@
-//! Opens the storage of a torrent whose metadata is known, and finds out which of its pieces are here.
-//! Waits for the disk: runs on a storage worker.
+//! Opens the storage of a torrent whose metadata is known, and finds out which of its pieces are here; writes the record
+//! of them. Waits for the disk: runs on a storage worker.
+//!
+//! **Flow.** The record says whose files are used: our own, or some that were adopted. What of it can be believed is
+//! settled without reading a byte of data ([`settle`]): with trust, what was recorded as complete is complete, as
+//! far as files are there, and long enough; without trust, or without a record, what has data is unknown, and is looked
+//! at when somebody wants it. If the record on the disk says anything else than that, it is written anew before
+//! anything else happens: what it calls complete must never be written to. Then what an earlier run left half done is
+//! put in order: files that are whole get their names, and after an end that wasn't clean the room of missing
+//! pieces is given back, since it may hold what was written and not recorded.
+//!
+//! **Not here.** Hashing anything. What to do about pieces that are unknown.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
@@ -10,15 +21,20 @@ use super::inbox::Inbox;
 use super::reads::Shared;
 use super::recent::Recent;
 use super::records::Record;
-use super::table::{PieceState, PieceTable, bit};
-use crate::metainfo::geometry::PieceIndex;
-use crate::metainfo::info::{FileKind, Info};
+use super::table::{PieceState, PieceTable, ReadClock, bit};
+use crate::metainfo::geometry::{FileIndex, Geometry, PieceIndex};
+use crate::metainfo::info::Info;
+use crate::storage::adopt::{self, Opened};
 use crate::storage::file::{FileStore, StoredFile};
+use crate::storage::memory::MemoryStore;
+use crate::storage::mmap::MmapStore;
+use crate::storage::overlay::Overlay;
 use crate::storage::pool::Workers;
+use crate::storage::resume::{self, Adopted, Believed, FileMark, ResumeData};
 use crate::storage::spare::Spare;
-use crate::storage::{StorageError, resume};
+use crate::storage::{FileState, StorageError, StorageKind, Store};
 
-/// The folder of a torrent below the cache folder, and its key in it.
+/// The folder of a torrent below the cache folder, and its key in it. Clones share what is kept there.
 #[derive(Debug, Clone)]
 pub struct Home {
     /// The folder.
@@ -27,64 +43,275 @@ pub struct Home {
     pub key: String,
     /// What is put by for records on a full disk.
     pub spare: Arc<Spare>,
+    /// Known once the storage is open.
+    kept: Arc<OnceLock<Kept>>,
 }
 
-/// Opens the storage and, with `trust`, believes what was recorded, as far as the files are long enough for it.
-/// Without a record, or without trust, pieces that may have data are unknown: they are looked at when somebody wants them.
+impl Home {
+    /// Looks at nothing.
+    pub fn new(dir: PathBuf, key: String, spare: Arc<Spare>) -> Self {
+        Self { dir, key, spare, kept: Arc::default() }
+    }
+}
+
+/// What every record of the torrent has.
+struct Kept {
+    /// All that isn't about pieces and files.
+    record: ResumeData,
+    /// Where adopted data lies below our own.
+    overlay: Option<Arc<Overlay>>,
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kept").field("adopted", &self.record.adopted).finish_non_exhaustive()
+    }
+}
+
+/// How the storage of a torrent is to be opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening {
+    /// Whether what an earlier run recorded as complete is believed.
+    pub trust: bool,
+    /// Where data is kept.
+    pub kind: StorageKind,
+    /// Bytes that a store in memory takes at most.
+    pub capacity: u64,
+}
+
+/// What reading a torrent takes besides its storage.
+pub struct Means {
+    /// Who reads.
+    pub workers: Arc<Workers>,
+    /// What readers want.
+    pub inbox: Arc<Inbox>,
+    /// The pieces kept in memory.
+    pub recent: Arc<Recent>,
+    /// What counts reads.
+    pub clock: ReadClock,
+}
+
+/// A torrent whose storage is open.
+pub struct Prepared {
+    /// All that is shared of it.
+    pub shared: Arc<Shared>,
+    /// What the record on the disk calls complete; the same as the table does.
+    pub recorded: Vec<u8>,
+    /// Whether that record tells sizes and times of files, which hold until the first write.
+    pub clean: bool,
+    /// Where adopted data lies below our own: a piece of it that is bad is to be taken from above from then on
+    /// ([`Overlay::set_above`]).
+    pub overlay: Option<Arc<Overlay>>,
+}
+
+/// Opens the storage and settles the state of each piece; see the module.
 ///
 /// # Errors
 /// When the disk says no.
-pub fn prepare(
-    home: &Home,
-    trust: bool,
-    info: Arc<Info>,
-    workers: Arc<Workers>,
-    inbox: Arc<Inbox>,
-    recent: &Arc<Recent>,
-) -> Result<Arc<Shared>, StorageError> {
-    let files: Vec<StoredFile> = info
-        .files
-        .iter()
-        .map(|f| StoredFile { path: f.path.clone(), pad: !matches!(f.kind, FileKind::Regular) })
-        .collect();
+pub fn prepare(home: &Home, how: Opening, info: Arc<Info>, means: Means) -> Result<Prepared, StorageError> {
+    let files = adopt::stored_files(&info);
     let geometry = Arc::new(info.geometry.clone());
-    let store = FileStore::open(&home.dir, geometry.clone(), &files)?;
-    let lens: Vec<Option<u64>> = crate::storage::Store::files(&store)?.iter().map(|f| f.len).collect();
-    let pieces = geometry.pieces();
-    let recorded = match resume::load(&home.dir) {
-        Ok(_) if !trust => None,
-        Ok(Some(data)) if data.pieces == pieces && data.info_hash == home.key => Some(data.complete),
-        Ok(_) => None,
-        Err(problem) => {
-            tracing::warn!(torrent = %info.name, "{problem}");
+    let blank = ResumeData::new(&home.key, &info);
+    let opened = match how.kind {
+        StorageKind::Memory => {
+            let store = Arc::new(MemoryStore::new(geometry.clone(), &files, how.capacity)?);
+            Open { store, overlay: None, record: blank, clean: false }
+        }
+        StorageKind::File | StorageKind::Mmap => open(home, how, &info, &geometry, &files)?,
+    };
+    let table = PieceTable::with_clock(geometry.pieces(), PieceState::Missing, means.clock);
+    for piece in geometry.all_pieces() {
+        if bit(&opened.record.complete, piece.0) {
+            table.set(piece, PieceState::Complete);
+        } else if bit(&opened.record.unknown, piece.0) {
+            table.set(piece, PieceState::Unknown);
+        }
+    }
+    let Open { store, overlay, record, clean } = opened;
+    let recorded = record.complete.clone();
+    let kept = Kept { record: ResumeData { files: Vec::new(), ..record }, overlay: overlay.clone() };
+    if home.kept.set(kept).is_err() {
+        tracing::debug!(torrent = %info.name, "its storage was opened before");
+    }
+    let shared = Shared::new(info, Arc::new(table), store, means.workers, means.inbox);
+    Ok(Prepared { shared: Arc::new(shared.keeping(&means.recent)), recorded, clean, overlay })
+}
+
+/// A store, and the record that goes with it.
+struct Open {
+    store: Arc<dyn Store>,
+    overlay: Option<Arc<Overlay>>,
+    /// As it stands on the disk, if there is one there.
+    record: ResumeData,
+    /// Whether that one tells sizes and times of files.
+    clean: bool,
+}
+
+/// Opens a store on a disk, and sees to it that the record says what can be believed.
+fn open(
+    home: &Home,
+    how: Opening,
+    info: &Info,
+    geometry: &Arc<Geometry>,
+    files: &[StoredFile],
+) -> Result<Open, StorageError> {
+    let name = &info.name;
+    let found = match resume::load(&home.dir) {
+        Ok(Some(data)) if data.is_of(&home.key, geometry) => Some(data),
+        Ok(Some(_)) => {
+            tracing::warn!(torrent = %name, "what is recorded is of another torrent, and isn't used");
             None
         }
+        // A problem was logged already.
+        Ok(None) | Err(_) => None,
     };
-    let table = match recorded {
-        Some(bits) => {
-            let bits = resume::believable(&bits, &geometry, &lens);
-            let table = PieceTable::new(pieces, PieceState::Missing);
-            for piece in (0..pieces).filter(|p| bit(&bits, *p)) {
-                table.set(PieceIndex(piece), PieceState::Complete);
-            }
-            table
+    let (store, overlay, adopted) = stores(home, how.kind, found.as_ref(), geometry, files)?;
+    // What was adopted and isn't there any more took its pieces along.
+    let usable = found.as_ref().map(|data| match (&data.adopted, &adopted) {
+        (Some(lost), None) => without(data, lost),
+        _ => data.clone(),
+    });
+    let states = store.files()?;
+    let Believed { complete, unknown } = settle(usable.as_ref(), how.trust, geometry, &states);
+    if let Some(overlay) = &overlay {
+        let here = |p: &PieceIndex| bit(&complete, p.0) || bit(&unknown, p.0);
+        geometry.all_pieces().filter(|p| !here(p)).for_each(|p| overlay.set_above(p));
+    }
+    let mut record = ResumeData { complete, unknown, adopted, ..ResumeData::new(&home.key, info) };
+    let says_so = |data: &ResumeData| {
+        let unknown = |p: PieceIndex| bit(&data.unknown, p.0) == bit(&record.unknown, p.0);
+        data.complete == record.complete
+            && data.adopted == record.adopted
+            && geometry.all_pieces().all(unknown)
+    };
+    let mut clean = found.as_ref().is_some_and(|data| data.clean);
+    if found.as_ref().is_some_and(|data| !says_so(data)) {
+        rewrite(home, &mut record, name)?;
+        clean = false;
+    }
+    // Nothing to tidy up after an end in good order, or without a record: then nothing is missing that has data.
+    let unclean = found.as_ref().is_some_and(|data| !data.clean);
+    tidy(&*store, geometry, &states, &record, unclean, name);
+    Ok(Open { store, overlay, record, clean })
+}
+
+/// Stores of our own, or those of the adopted data that a record names, with what is adopted indeed.
+#[allow(clippy::type_complexity, reason = "three things that belong together for the one caller")]
+fn stores(
+    home: &Home,
+    kind: StorageKind,
+    found: Option<&ResumeData>,
+    geometry: &Arc<Geometry>,
+    files: &[StoredFile],
+) -> Result<(Arc<dyn Store>, Option<Arc<Overlay>>, Option<Adopted>), StorageError> {
+    let read = |store: FileStore| -> Arc<dyn Store> {
+        match kind {
+            StorageKind::Mmap => Arc::new(MmapStore::over(store, geometry.clone())),
+            StorageKind::File | StorageKind::Memory => Arc::new(store),
         }
+    };
+    let own = || FileStore::open(&home.dir, geometry.clone(), files).map(read);
+    let Some(adopted) = found.and_then(|data| data.adopted.clone()) else { return Ok((own()?, None, None)) };
+    match adopt::open(&adopted, geometry, files, own)? {
+        Some(Opened::Plain(store)) => Ok((read(*store), None, Some(adopted))),
+        Some(Opened::Overlay(overlay)) => Ok((overlay.clone(), Some(overlay), Some(adopted))),
         None => {
-            let table = PieceTable::new(pieces, PieceState::Missing);
-            for (index, extent) in geometry.files().iter().enumerate() {
-                // A file that isn't there has nothing to look at.
-                let stored = files.get(index).is_some_and(|f| !f.pad) && extent.len > 0;
-                if stored && lens.get(index).copied().flatten().is_some_and(|len| len > 0) {
-                    for piece in geometry.pieces_of(extent.offset, extent.len) {
-                        table.set(PieceIndex(piece), PieceState::Unknown);
-                    }
-                }
-            }
-            table
+            tracing::warn!(
+                "the adopted data in {} isn't there any more: what is missing is fetched into the cache; when it is \
+                 back, take it over again with torrentfs verify --data",
+                adopted.path.display()
+            );
+            Ok((own()?, None, None))
         }
+    }
+}
+
+/// A record without the pieces that lay in adopted data.
+fn without(data: &ResumeData, lost: &Adopted) -> ResumeData {
+    let own = |bits: &[u8]| -> Vec<u8> {
+        let below = lost.below.iter().copied().chain(std::iter::repeat(0));
+        // What may be written lies there, all of it.
+        bits.iter().zip(below).map(|(bits, below)| if lost.read_only { bits & !below } else { 0 }).collect()
     };
-    let shared = Shared::new(info, Arc::new(table), Arc::new(store), workers, inbox);
-    Ok(Arc::new(shared.keeping(recent)))
+    // What the files were was said of both together.
+    let files = Vec::new();
+    ResumeData { complete: own(&data.complete), unknown: own(&data.unknown), files, ..data.clone() }
+}
+
+/// Which pieces are complete, and which are unknown; all others are missing. Reads no data. Pure.
+fn settle(record: Option<&ResumeData>, trust: bool, geometry: &Geometry, files: &[FileState]) -> Believed {
+    match record.filter(|_| trust) {
+        Some(record) => resume::believable(record, geometry, files),
+        None => Believed {
+            complete: vec![0; geometry.pieces().div_ceil(8) as usize],
+            unknown: resume::with_data(geometry, files),
+        },
+    }
+}
+
+/// Puts a record in place of one that says too much. If there is no room for it, there is none at all from now on: then
+/// everything is unknown after a kill, which is slow and right.
+fn rewrite(home: &Home, record: &mut ResumeData, name: &str) -> Result<(), StorageError> {
+    record.last_used = now();
+    let Err(error) = put(home, record) else { return Ok(()) };
+    tracing::warn!(torrent = %name, "its record could not be written anew, and is removed: {error}");
+    resume::remove(&home.dir)
+}
+
+/// Puts in order what an earlier run left half done. What fails at it costs room, nothing else.
+fn tidy(
+    store: &dyn Store,
+    geometry: &Geometry,
+    states: &[FileState],
+    record: &ResumeData,
+    unclean: bool,
+    name: &str,
+) {
+    let whole = |file| geometry.file_pieces(file).all(|p| bit(&record.complete, p));
+    for (file, state) in (0..).map(FileIndex).zip(states) {
+        if state.len.is_some()
+            && !state.finished
+            && !geometry.file_pieces(file).is_empty()
+            && whole(file)
+            && let Err(error) = store.finish(file)
+        {
+            tracing::warn!(torrent = %name, "a file is whole, and can't be given its name: {error}");
+        }
+    }
+    if !unclean {
+        return;
+    }
+    for run in missing_runs(record) {
+        let (start, last) = (geometry.piece_offset(PieceIndex(run.start)), PieceIndex(run.end - 1));
+        let end = geometry.piece_offset(last) + u64::from(geometry.piece_len(last));
+        let there = |file: FileIndex| states.get(file.0 as usize).filter(|state| state.len.is_some());
+        let touched = || geometry.spans(start, end - start).filter_map(|s| Some((s.file, there(s.file)?)));
+        if touched().next().is_none() {
+            continue;
+        }
+        let finished = touched().filter(|(_, state)| state.finished);
+        let done = finished.map(|(file, _)| file).try_for_each(|file| store.reopen(file));
+        match done.and_then(|()| store.discard(start..end, start..end)) {
+            Ok(()) => {}
+            Err(StorageError::Unsupported { .. }) => return,
+            Err(error) => {
+                tracing::warn!(torrent = %name, "what an earlier run left can't be given back: {error}");
+                return;
+            }
+        }
+    }
+}
+
+/// The missing pieces, in runs that are as long as can be.
+fn missing_runs(record: &ResumeData) -> Vec<std::ops::Range<u32>> {
+    let mut runs: Vec<std::ops::Range<u32>> = Vec::new();
+    for piece in (0..record.pieces).filter(|p| !bit(&record.complete, *p) && !bit(&record.unknown, *p)) {
+        match runs.last_mut().filter(|run| run.end == piece) {
+            Some(run) => run.end += 1,
+            None => runs.push(piece..piece + 1),
+        }
+    }
+    runs
 }
 
 /// Writes a record.
@@ -92,17 +319,51 @@ pub fn prepare(
 /// # Errors
 /// As [`resume::save`].
 pub(super) fn save(shared: &Shared, home: &Home, record: &Record) -> Result<(), StorageError> {
-    let data = resume::ResumeData {
-        info_hash: home.key.clone(),
-        pieces: shared.table.len(),
-        complete: record.complete.clone(),
-        clean: record.clean,
+    let kept = home.kept.get();
+    let base = kept.map_or_else(|| ResumeData::new(&home.key, &shared.info), |kept| kept.record.clone());
+    let complete = record.complete.clone();
+    // What is written and not recorded yet is here, too, as far as anybody knows after a kill.
+    let unknown = |piece: &PieceIndex| match shared.table.state(*piece) {
+        PieceState::Unknown | PieceState::Verifying | PieceState::Complete => !bit(&complete, piece.0),
+        PieceState::Missing | PieceState::Requested => false,
     };
-    match resume::save(&home.dir, &data) {
+    let unknown = bits(shared.table.len(), unknown);
+    let mut adopted = base.adopted.clone();
+    if let (Some(adopted), Some(overlay)) = (&mut adopted, kept.and_then(|kept| kept.overlay.as_ref())) {
+        adopted.below = bits(shared.table.len(), |piece| overlay.below(*piece));
+    }
+    let files = match record.clean {
+        // Without them nothing is compared.
+        true => shared.store.files().unwrap_or_default().into_iter().map(FileMark::from).collect(),
+        false => Vec::new(),
+    };
+    let (clean, last_used) = (record.clean, now());
+    put(home, &ResumeData { complete, unknown, adopted, files, clean, last_used, ..base })
+}
+
+/// Saves a record, on a full disk with what is put by for that.
+fn put(home: &Home, data: &ResumeData) -> Result<(), StorageError> {
+    match resume::save(&home.dir, data) {
         // With what goes by it there is room again.
-        Err(StorageError::Full { .. }) if home.spare.give_up() => resume::save(&home.dir, &data),
+        Err(StorageError::Full { .. }) if home.spare.give_up() => resume::save(&home.dir, data),
         saved => saved,
     }
+}
+
+fn bits(pieces: u32, is_set: impl Fn(&PieceIndex) -> bool) -> Vec<u8> {
+    let mut bits = vec![0u8; pieces.div_ceil(8) as usize];
+    for piece in (0..pieces).map(PieceIndex).filter(is_set) {
+        if let Some(byte) = bits.get_mut(piece.0 as usize / 8) {
+            *byte |= 0x80 >> (piece.0 % 8);
+        }
+    }
+    bits
+}
+
+/// Seconds since the epoch.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// The metadata that was kept when this torrent was known before.
@@ -115,3 +376,7 @@ pub fn kept_metadata(dir: &Path) -> Option<Bytes> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "prepare_tests.rs"]
+mod tests;

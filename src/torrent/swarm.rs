@@ -5,7 +5,7 @@
 //! ([`super::background`]); the [`Picker`]; who is to blame for bad pieces; the addresses to connect to; the metadata while it is still being fetched
 //! ([`super::resolve`]); and the [`super::relations`] with peers.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use super::picker::{DemandId, Picker};
 use super::reads::ReadError;
 use super::resolve::Resolve;
 use super::table::{PieceState, PieceTable};
+use super::verdicts::Sweep;
 use crate::discovery::PeerSource;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::info::Info;
@@ -114,12 +115,10 @@ pub(super) struct Live {
     pub(super) demands: Demands,
     pub(super) background: Background,
     pub(super) blame: Blame,
-    /// The next piece that the full check looks at, while there is one going on.
-    pub(super) sweep: Option<u32>,
+    /// The full check.
+    pub(super) sweep: Sweep,
     /// When a reader last wanted anything, or the torrent began.
     pub(super) wanted: Instant,
-    /// Pieces of the full check that are being hashed.
-    pub(super) sweeping: BTreeSet<PieceIndex>,
 }
 
 /// See the module's text.
@@ -270,10 +269,9 @@ impl Swarm {
             table,
             picker,
             wanted: now,
-            sweep: self.settings.check_all.then_some(0),
-            sweeping: BTreeSet::new(),
+            sweep: Sweep::new(self.settings.check_all),
         });
-        self.sweep(fx);
+        self.sweep(now, fx);
         for (key, peer) in self.peers.iter().filter(|(_, p)| p.who.extensions) {
             // Now we have the metadata too, for who lacks it (BEP 10 allows a further handshake).
             fx.push(Effect::Extended(*key, extension::HANDSHAKE_ID, self.hello(peer)));
@@ -579,6 +577,7 @@ impl Swarm {
             });
             live.demands.time_out(why.as_ref(), &live.table, &mut live.picker, now, fx);
         }
+        self.sweep(now, fx);
         if self.resolve.is_wanted() {
             self.resolve.ask(now, fx);
         }
@@ -616,7 +615,8 @@ impl Swarm {
 
     /// In how long [`Event::Tick`] should come next, from `now` on.
     pub fn next_tick(&self, now: Instant) -> Duration {
-        let next = [self.next_look, self.next_dial, self.next_round].into_iter().flatten().min();
+        let sweep = self.live.as_ref().and_then(|live| live.sweep.resumes());
+        let next = [self.next_look, self.next_dial, self.next_round, sweep].into_iter().flatten().min();
         let next = next.unwrap_or(now + choker::ROUND);
         // Never a spin, whatever the parts say.
         let soonest = self.last_look.map_or(now, |last| last + LOOK_PAUSE);

@@ -113,7 +113,7 @@ impl World {
                     }
                 }
                 Effect::Verify { buffer, digests } => self.hashing.push((buffer, digests)),
-                Effect::Check(piece) => self.checking.push(piece),
+                Effect::Check(piece) | Effect::Sweep { piece, .. } => self.checking.push(piece),
                 other => self.fx.push(other),
             }
         }
@@ -556,17 +556,42 @@ fn a_full_check_that_finds_bad_data_makes_it_fetchable() {
     world.go_live();
     world.seed(1);
     world.open(1);
-    let mut looked = 0;
-    while let Some(piece) = world.checking.pop() {
-        looked += 1;
-        world.apply(Event::Checked { piece, good: piece.0 != 1 });
+    for piece in 0..3 {
+        assert_eq!(world.checking, [PieceIndex(piece)], "one at a time");
+        world.now += S;
+        assert!(world.check_one(piece != 1));
+        assert!(world.checking.is_empty(), "a pause");
+        world.tick(2 * S + S / 2);
+        assert!(world.checking.is_empty());
+        assert!(piece == 2 || world.swarm.next_tick(world.now) <= S / 2);
+        world.tick(S / 2);
     }
-    assert_eq!(looked, 3);
+    assert!(world.checking.is_empty());
     world.want(7, &[1]);
     assert!(world.swarm.peers[&PeerKey(1)].interested, "the seed is of use again");
     world.deliver_all(&[]);
     world.hash_one(true);
     assert_eq!(world.table.complete_count(), 3);
+}
+
+#[test]
+fn what_a_check_says_of_a_piece_that_went_meanwhile_changes_nothing() {
+    for good in [true, false] {
+        let mut world = World::resolving(3, Settings { check_all: true, ..settings() });
+        world.table = Arc::new(PieceTable::new(3, PieceState::Complete));
+        world.go_live();
+        world.seed(1);
+        world.open(1);
+        world.apply(Event::Evict { pieces: vec![PieceIndex(0)], younger_than: None });
+        world.want(7, &[0]);
+        world.take();
+        assert!(world.check_one(good));
+        assert_eq!(world.table.state(PieceIndex(0)), PieceState::Requested);
+        assert_eq!(world.count(|e| matches!(e, Effect::Wake(_) | Effect::Discard(_))), 0);
+        world.deliver_all(&[]);
+        world.hash_one(true);
+        assert!(world.table.is_complete(PieceIndex(0)));
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::blame::Digest;
 use super::effects::{Effect, Verdict};
@@ -14,12 +14,63 @@ use super::table::PieceState;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::peer::PeerKey;
 
-/// Pieces of a full check hashed at a time: one keeps the disk busy while the other is hashed.
-const SWEEPING: usize = 2;
+/// The full check pauses when it has worked this long, for [`SWEEP_PAUSE`] times as long as it has: long enough that
+/// small pieces aren't each followed by a pause that is shorter than the torrent's clock can tell…
+const SWEEP_SLICE: Duration = Duration::from_millis(25);
+/// …and with it a quarter of one thread and of a disk's time: who reads hardly notices.
+const SWEEP_PAUSE: u32 = 3;
 /// Pieces that may fail to be written one after another; then the torrent is at fault, and nothing more is fetched.
 pub(super) const FAULTS: u32 = 3;
 /// Banned addresses shown. Each took a bad piece, so it isn't reached unless somebody works at it.
 const BANNED_MAX: usize = 1024;
+
+/// How far the full check is, and when it goes on. One piece is hashed at a time, in order.
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    /// The piece to look at next; `None` when there is no full check, or no piece left.
+    at: Option<u32>,
+    /// The piece that is being hashed, and since when.
+    under_way: Option<(PieceIndex, Instant)>,
+    /// Time worked since the last pause. What a piece waited for a free worker counts: that means load.
+    worked: Duration,
+    /// The end of the pause.
+    resumes: Option<Instant>,
+}
+
+impl Sweep {
+    /// From the first piece on, if there is to be one.
+    pub(super) fn new(all: bool) -> Self {
+        Self { at: all.then_some(0), ..Self::default() }
+    }
+
+    /// When it is to be looked at again, if time is all it waits for.
+    pub(super) fn resumes(&self) -> Option<Instant> {
+        self.resumes.filter(|_| self.at.is_some() && self.under_way.is_none())
+    }
+
+    /// The next of `pieces` pieces, if one is to be looked at now.
+    fn next(&mut self, pieces: u32, now: Instant) -> Option<PieceIndex> {
+        if self.under_way.is_some() || self.resumes.is_some_and(|at| now < at) {
+            return None;
+        }
+        self.resumes = None;
+        let next = self.at.take().filter(|next| *next < pieces)?;
+        self.at = Some(next + 1);
+        Some(PieceIndex(next))
+    }
+
+    fn begins(&mut self, piece: PieceIndex, now: Instant) {
+        self.under_way = Some((piece, now));
+    }
+
+    fn ended(&mut self, piece: PieceIndex, now: Instant) {
+        let Some((_, since)) = self.under_way.take_if(|(under_way, _)| *under_way == piece) else { return };
+        self.worked += now.saturating_duration_since(since);
+        if self.worked >= SWEEP_SLICE {
+            self.resumes = Some(now + std::mem::take(&mut self.worked) * SWEEP_PAUSE);
+        }
+    }
+}
 
 impl Swarm {
     pub(super) fn verified(
@@ -154,14 +205,14 @@ impl Swarm {
 
     pub(super) fn checked(&mut self, piece: PieceIndex, good: bool, now: Instant, fx: &mut Vec<Effect>) {
         let Some(live) = &mut self.live else { return };
-        live.sweeping.remove(&piece);
-        if good && live.table.is_complete(piece) {
-            // As recorded.
+        live.sweep.ended(piece, now);
+        let recorded = live.table.is_complete(piece);
+        if good && recorded || !recorded && !live.demands.is_checked(piece) {
+            // As recorded; or it has gone meanwhile, and what was looked at is no more.
         } else if good {
             live.demands.check_ended(piece);
             self.complete(piece, now, fx);
         } else {
-            let recorded = live.table.is_complete(piece);
             if recorded {
                 tracing::warn!(torrent = %live.info.name, piece = piece.0, "recorded as complete, and its data is wrong: it is fetched again when wanted");
             }
@@ -178,27 +229,24 @@ impl Swarm {
             // What it may take on the disk is of no use.
             fx.push(Effect::Discard(vec![piece]));
         }
-        self.sweep(fx);
+        self.sweep(now, fx);
     }
 
-    /// Has the next pieces of the full check hashed, a few at a time, so that readers come first.
-    pub(super) fn sweep(&mut self, fx: &mut Vec<Effect>) {
+    /// Has the next piece of the full check hashed, if it is time for it.
+    pub(super) fn sweep(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         let Some(live) = &mut self.live else { return };
-        while live.sweeping.len() < SWEEPING
-            && let Some(next) = live.sweep
-        {
-            live.sweep = (next + 1 < live.table.len()).then_some(next + 1);
-            let piece = PieceIndex(next);
-            match live.table.state(piece) {
+        while let Some(piece) = live.sweep.next(live.table.len(), now) {
+            let recorded = match live.table.state(piece) {
                 PieceState::Unknown => {
                     live.demands.check_begins(piece);
                     live.table.set(piece, PieceState::Verifying);
+                    false
                 }
-                PieceState::Complete => {}
+                PieceState::Complete => true,
                 PieceState::Missing | PieceState::Requested | PieceState::Verifying => continue,
-            }
-            live.sweeping.insert(piece);
-            fx.push(Effect::Check(piece));
+            };
+            live.sweep.begins(piece, now);
+            fx.push(Effect::Sweep { piece, recorded });
         }
     }
 
@@ -244,5 +292,47 @@ impl Swarm {
                 fx.push(Effect::Disconnect(*key, "banned: it sent bad data".into()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_full_check_takes_a_quarter_of_a_thread() {
+        // A row is how long each piece takes, in milliseconds, how many of them are hashed between two pauses, and how
+        // long a pause is.
+        for (each, together, pause) in [(1, 25, 75), (10, 3, 90), (25, 1, 75), (400, 1, 1200), (0, 1000, 0)] {
+            let start = Instant::now();
+            let mut now = start;
+            let mut sweep = Sweep::new(true);
+            let (mut run, mut runs, mut pauses, mut worked) = (0, Vec::new(), Vec::new(), Duration::ZERO);
+            let mut done = 0;
+            while done < 1000 {
+                if let Some(piece) = sweep.next(1000, now) {
+                    assert_eq!(piece.0, done, "in order");
+                    sweep.begins(piece, now);
+                    assert_eq!(sweep.next(1000, now), None, "one at a time");
+                    assert_eq!(sweep.resumes(), None, "its end is what it waits for");
+                    now += Duration::from_millis(each);
+                    worked += Duration::from_millis(each);
+                    sweep.ended(PieceIndex(piece.0 + 1), now);
+                    sweep.ended(piece, now);
+                    run += 1;
+                    done += 1;
+                } else if let Some(at) = sweep.resumes() {
+                    assert!(at > now && sweep.next(1000, at - Duration::from_millis(1)).is_none());
+                    pauses.push((at - now).as_millis());
+                    runs.push(run);
+                    (run, now) = (0, at);
+                }
+            }
+            assert!(runs.iter().all(|n| *n == together) && pauses.iter().all(|p| *p == pause), "{each} ms");
+            assert!((now - start) + Duration::from_millis(1200) >= worked * 4, "{each} ms");
+            assert_eq!(sweep.next(1000, now + SWEEP_SLICE * 1000), None);
+            assert_eq!(sweep.resumes(), None, "nothing wakes for it any more");
+        }
+        assert_eq!(Sweep::new(false).next(10, Instant::now()), None);
     }
 }

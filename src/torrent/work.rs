@@ -13,10 +13,8 @@ use tokio::sync::mpsc;
 
 use super::blame::Digest;
 use super::effects::Verdict;
-use super::inbox::Inbox;
-use super::prepare::{self, Home};
+use super::prepare::{self, Home, Means, Opening, Prepared};
 use super::reads::{ReadError, Shared};
-use super::recent::Recent;
 use super::records::Record;
 use super::table::{PieceState, bit};
 use crate::hash;
@@ -37,6 +35,10 @@ pub(super) struct Ready {
     pub(super) shared: Arc<Shared>,
     /// What its pieces take that are here, or may be, in bytes.
     pub(super) kept: u64,
+    /// What the record on the disk calls complete.
+    pub(super) recorded: Vec<u8>,
+    /// Whether that record tells sizes and times of files.
+    pub(super) clean: bool,
 }
 
 /// What came of a job.
@@ -175,7 +177,13 @@ impl Write for Right {
                 Verdict::Good
             }
             Err(error) => {
-                tracing::error!(torrent = %self.shared.info.name, "a piece could not be written: {error}");
+                match error {
+                    // The keeper makes room, or says that there is none.
+                    StorageError::Full { .. } => tracing::debug!("a piece could not be written: {error}"),
+                    _ => {
+                        tracing::error!(torrent = %self.shared.info.name, "a piece could not be written: {error}");
+                    }
+                }
                 if let StorageError::Short { .. } | StorageError::Changed { .. } = error {
                     self.shared.suspect(self.offset, 1, &error);
                 }
@@ -186,14 +194,30 @@ impl Write for Right {
     }
 }
 
+/// Why a piece on the disk is hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    /// Somebody wants it, and nobody knows whether it is here.
+    Wanted,
+    /// By the full check: nobody knows whether it is here.
+    Unknown,
+    /// By the full check: it counts as complete.
+    Recorded,
+}
+
 /// Hashes a piece that may be on disk. False when the workers have no room; nothing is said then.
-pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, to: &mpsc::Sender<Work>) -> bool {
+pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, why: Check, to: &mpsc::Sender<Work>) -> bool {
     let (job_shared, job_to) = (shared.clone(), to.clone());
     let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
         let answer = Answer::new(&job_to, Work::Checked { piece, good: false });
         let info = &job_shared.info;
+        tracing::debug!(torrent = %info.name, piece = piece.0, "hashing a piece on the disk");
         // While what is recorded is looked at, it stays.
-        let _pins = job_shared.table.hold(piece.0..piece.0 + 1);
+        let pins = job_shared.table.hold(piece.0..piece.0 + 1);
+        if why == Check::Recorded && pins.is_none() {
+            // It went before its turn came. What may have come in its place was hashed then.
+            return answer.say(Work::Checked { piece, good: true });
+        }
         let hash = info.hashes.piece(piece);
         let right = |bytes: &[u8]| {
             let blocks: Vec<&[u8]> = bytes.chunks(crate::metainfo::geometry::BLOCK_LEN as usize).collect();
@@ -201,32 +225,39 @@ pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, to: &mpsc::Sender<W
         };
         let good = match check_piece(&*job_shared.store, &info.geometry, piece, scratch, right) {
             Ok(checked) => checked == Checked::Good,
+            // The end, which says nothing against it.
+            Err(StorageError::Closed) => why == Check::Recorded,
             Err(error) => {
                 tracing::warn!(torrent = %info.name, "a piece could not be checked, so it is fetched: {error}");
                 false
             }
         };
+        // Said while it is held: of what is here after it had gone, this says nothing.
         answer.say(Work::Checked { piece, good });
+        drop(pins);
     });
-    shared.workers.submit(Class::Verify, job).is_ok()
+    let class = match why {
+        Check::Wanted => Class::Verify,
+        Check::Unknown | Check::Recorded => Class::Background,
+    };
+    shared.workers.submit(class, job).is_ok()
 }
 
 /// Opens the storage. False when the workers are closed.
 pub(super) fn prepare(
-    workers: &Arc<Workers>,
     home: &Home,
-    trust: bool,
+    how: Opening,
     info: Arc<Info>,
-    inbox: &Arc<Inbox>,
-    recent: &Arc<Recent>,
+    means: Means,
     to: &mpsc::Sender<Work>,
 ) -> bool {
-    let (home, job_workers, inbox) = (home.clone(), workers.clone(), inbox.clone());
-    let recent = recent.clone();
+    let (home, workers) = (home.clone(), means.workers.clone());
     let answer = Answer::new(to, Work::Prepared(Err(StorageError::Closed)));
     let job = Box::new(move |_: &mut _| {
-        let prepared = prepare::prepare(&home, trust, info, job_workers, inbox, &recent);
-        let ready = prepared.map(|shared| Ready { kept: kept(&shared), shared });
+        let ready = prepare::prepare(&home, how, info, means).map(|prepared| {
+            let Prepared { shared, recorded, clean, .. } = prepared;
+            Ready { kept: kept(&shared), shared, recorded, clean }
+        });
         answer.say(Work::Prepared(ready));
     });
     workers.submit(Class::Read, job).is_ok()
@@ -431,6 +462,7 @@ mod tests {
     use crate::peer::PeerKey;
     use crate::storage::Store;
     use crate::storage::quota::Quota;
+    use crate::torrent::recent::Recent;
     use crate::torrent::table::{PieceState, PieceTable};
 
     fn room() -> Reservation {

@@ -7,8 +7,9 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
-use crate::common::{Behaviour, ScriptedPeer, fetch_from};
-use crate::common::{Ended, Mount, Reader, Sample, fetch, home, magnet, ran, skip};
+use crate::common::{
+    Behaviour, Ended, Mount, Reader, Sample, ScriptedPeer, Seeder, fetch, fetch_from, home, magnet, ran, skip,
+};
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);

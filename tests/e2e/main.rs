@@ -22,6 +22,7 @@ mod cache_commands;
 mod cat;
 mod command_line;
 mod copies;
+mod crash;
 mod demo;
 mod equal_names;
 mod harness;

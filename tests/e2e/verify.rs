@@ -11,8 +11,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::common::{
-    Behaviour, Ended, Mount, Proc, Reader, Sample, ScriptedPeer, Seeder, fetch, home, magnet, program, ran,
-    skip, torrentfs,
+    Behaviour, Ended, Mount, Proc, Sample, ScriptedPeer, Seeder, fetch, home, magnet, program, ran, skip,
+    torrentfs,
 };
 use crate::needs;
 

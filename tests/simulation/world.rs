@@ -350,7 +350,9 @@ impl World {
                 self.log(|| format!("read {id} failed: {error}"));
                 self.fail(id);
             }
-            Effect::Check(piece) => unreachable!("piece {} is known to be missing", piece.0),
+            Effect::Check(piece) | Effect::Sweep { piece, .. } => {
+                unreachable!("piece {} is known to be missing", piece.0)
+            }
             Effect::Mend(_) | Effect::Doubt(_) | Effect::Discard(_) => {
                 unreachable!("the disk is good and large")
             }

@@ -31,7 +31,7 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use torrentfs_fs::lock::{Rank, RankedCondvar, RankedMutex};
@@ -116,6 +116,17 @@ impl FileStore {
             table: RankedMutex::new(Rank::Leaf, "open files of a store", Table::default()),
             told: RankedCondvar::new(),
         })
+    }
+
+    /// Leaves what is written and read in the page cache from now on.
+    pub(super) fn keep_pages(&self) {
+        self.let_go.store(false, Ordering::Relaxed);
+    }
+
+    /// A file that is there, open for reading and looked at as for [`Store::read_at`], whose errors it gives. May wait
+    /// for a disk.
+    pub(super) fn reading(&self, file: u32) -> Result<Arc<dyn VolumeFile>, StorageError> {
+        self.get_to_read(file, Instant::now())
     }
 
     /// The path of a file as it is called now, for messages. Takes the table's lock.
@@ -240,7 +251,7 @@ impl FileStore {
     }
 
     /// Fills `buf` with `read` for each part of a real file and zeros for the rest, until it says false.
-    fn fill(
+    pub(super) fn fill(
         &self,
         offset: u64,
         buf: &mut [u8],

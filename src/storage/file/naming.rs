@@ -346,9 +346,11 @@ impl FileStore {
         let failed = |e| self.error(turn.file, "reopening", e);
         match self.opening(|| self.find(file, known, false)).map_err(failed)? {
             Some((Name::Own, own)) => self.rename_to_part(file, &*own).map_err(failed),
-            Some((Name::Part, _)) => {
+            Some((Name::Part, part)) => {
                 self.stands(file, Name::Part, None, false);
-                Ok(())
+                // A crash while it was being finished may have taken it.
+                let mode = part.stat().map_err(failed)?.mode;
+                set_mode(&*part, mode, mode | OWNER_WRITE).map_err(failed)
             }
             None => Ok(()),
         }

@@ -41,9 +41,9 @@ impl FileStore {
     }
 }
 
-/// The hole to make for `part` of a file of `full` bytes, if any block can be given back for it: whole blocks, outward as far as
-/// `within` allows, otherwise inward. Zeroing the rest of a block that others share would give nothing back,
-/// and would write to what is theirs. `block` is what the file system says of itself.
+/// The hole to make for `part` of a file of `full` bytes, if any block can be given back for it: whole blocks, outward
+/// as far as `within` allows, otherwise inward. Zeroing the rest of a block that others share would give nothing
+/// back, and would write to what is theirs. `block` is what the file system says of itself.
 fn hole(part: Range<u64>, within: Range<u64>, full: u64, block: u64) -> Option<Range<u64>> {
     // What a file system gives as its block may be what it likes to be read in; its real ones are then smaller.
     let blocks = [block.max(BLOCK), BLOCK];

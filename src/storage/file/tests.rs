@@ -4,7 +4,7 @@ use super::*;
 use crate::storage::suite;
 use crate::storage::volume::faulty::Faulty;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::Ordering;
 
 /// A store that looks at its files when told to, not by the clock.
@@ -388,6 +388,7 @@ fn s1_a_file_changed_from_outside_is_noticed_once_and_then_taken_as_it_is() {
         std::fs::rename(other, path).unwrap();
     }
     fn cut(path: &Path) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
         std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(30).unwrap();
     }
     fn touch(path: &Path) {

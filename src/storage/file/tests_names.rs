@@ -18,7 +18,7 @@ fn mode(path: &Path) -> u32 {
 fn plain_mode(dir: &Path) -> u32 {
     let path = dir.join("of an ordinary file");
     File::create(&path).unwrap();
-    mode(&path)
+    mode(&path) & 0o644
 }
 
 fn names_in(dir: &Path) -> Vec<String> {
@@ -127,9 +127,19 @@ fn s3_finishing_and_reopening_can_fail_or_end_at_any_call() {
                 assert_eq!(finished(store), [!back]);
                 assert_eq!(read(store, 0, 100), [7; 100]);
             }
-            // Also one that ended between the two can be written to.
+            // Also what a kill between the two steps leaves can be written to, asked for or not.
             store.reopen(A).unwrap();
-            write(&store, 0, &[1; 100]).unwrap();
+            drop(store);
+            let part = dir.path().join("data/a.part");
+            for reopened in [true, false] {
+                fs::set_permissions(&part, fs::Permissions::from_mode(0o444)).unwrap();
+                let store = make();
+                if reopened {
+                    store.reopen(A).unwrap();
+                    assert_eq!(mode(&part) & 0o200, 0o200);
+                }
+                write(&store, 0, &[1; 100]).unwrap();
+            }
         }
     }
 }

@@ -302,3 +302,100 @@ fn regular(opened: nix::Result<OwnedFd>) -> io::Result<File> {
     }
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn volume() -> (tempfile::TempDir, OsVolume) {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = OsVolume::open(dir.path()).unwrap();
+        (dir, volume)
+    }
+
+    #[test]
+    fn paths_lead_down_only() {
+        let (dir, volume) = volume();
+        std::fs::write(dir.path().join("x"), b"x").unwrap();
+        let x = Path::new("x");
+        for bad in ["..", "../x", "a/../../x", "/etc/passwd", "/"] {
+            let bad = Path::new(bad);
+            let refused = [
+                volume.open(bad, Access::Read).map(drop),
+                volume.create(bad, 0o600).map(drop),
+                volume.create_folders(bad),
+                volume.rename(x, bad),
+                volume.rename(bad, x),
+                volume.remove(bad),
+                volume.list(bad).map(drop),
+                volume.sync_folder(bad),
+                volume.stat(bad, &["x"]).map(drop),
+            ];
+            assert!(refused.iter().all(Result::is_err), "{bad:?}: {refused:?}");
+        }
+        for name in ["", ".", "..", "a/b", "/x"] {
+            assert!(!matches!(volume.stat(Path::new(""), &[name]).as_deref(), Ok([Some(_)])), "{name:?}");
+        }
+        let empty = volume.open(Path::new(""), Access::Read);
+        assert_eq!(empty.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(std::fs::read(dir.path().join("x")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn files_are_made_renamed_and_removed() {
+        let (dir, volume) = volume();
+        let (a, b) = (Path::new("d/e/a"), Path::new("d/b"));
+        assert_eq!(volume.create(a, 0o600).unwrap_err().kind(), io::ErrorKind::NotFound);
+        for _ in 0..2 {
+            volume.create_folders(Path::new("d/e")).unwrap();
+        }
+        let file = volume.create(a, 0o600).unwrap();
+        assert_eq!(volume.create(a, 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        file.write_vectored_at(&[IoSlice::new(b"he"), IoSlice::new(b"llo")], 1, Flags::default()).unwrap();
+        file.sync().unwrap();
+        file.set_mode(0o400).unwrap();
+        let mut buf = [9; 10];
+        let (first, second) = buf.split_at_mut(2);
+        let mut parts = [IoSliceMut::new(first), IoSliceMut::new(second)];
+        assert_eq!(file.read_vectored_at(&mut parts, 0, Flags::default()).unwrap(), 6);
+        assert_eq!(&buf, b"\0hello\x09\x09\x09\x09");
+        let stat = file.stat().unwrap();
+        assert_eq!((stat.len, stat.links, stat.mode), (6, 1, 0o400));
+        assert!(stat.modified > 0 && stat.block > 0);
+        volume.rename(a, b).unwrap();
+        volume.sync_folder(Path::new("d/e")).unwrap();
+        volume.sync_folder(Path::new("")).unwrap();
+        volume.sync_all().unwrap();
+        symlink("b", dir.path().join("d/link")).unwrap();
+        let found = volume.stat(Path::new("d"), &["b", "e", "link", "absent"]).unwrap();
+        assert_eq!(found, [Some(stat), None, None, None]);
+        assert_eq!(volume.stat(Path::new("none"), &["b", "c"]).unwrap(), [None, None]);
+        let mut names = volume.list(Path::new("d")).unwrap();
+        names.sort();
+        assert_eq!(names, ["b", "e", "link"]);
+        assert_eq!(volume.list(Path::new("d/e")).unwrap(), [""; 0]);
+        volume.remove(b).unwrap();
+        assert_eq!(volume.open(b, Access::Read).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(file.stat().unwrap().links, 0);
+        assert!(volume.open(Path::new("d/link"), Access::Read).unwrap_err().to_string().contains("link"));
+        assert!(volume.open(Path::new("d/e"), Access::Read).is_err());
+        assert!(volume.list(Path::new("none")).is_err());
+    }
+
+    #[test]
+    fn the_permissions_asked_for_are_given_as_far_as_the_umask_lets() {
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+        let (dir, volume) = volume();
+        let mode = |name: &str| dir.path().join(name).metadata().unwrap().permissions().mode() & 0o777;
+        volume.create_folders(Path::new("d")).unwrap();
+        std::fs::DirBuilder::new().mode(0o755).create(dir.path().join("plain")).unwrap();
+        assert_eq!(mode("d"), mode("plain"));
+        volume.create(Path::new("a"), 0o644).unwrap();
+        std::fs::write(dir.path().join("b"), b"").unwrap();
+        assert_eq!(mode("a"), mode("b") & 0o644);
+        volume.create(Path::new("c"), 0o600).unwrap();
+        assert_eq!(mode("c") & 0o077, 0);
+    }
+}
