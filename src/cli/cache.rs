@@ -167,6 +167,9 @@ pub fn json(catalog: &Catalog, cache: &Path) -> String {
             "last_used": entry.last_used,
             "state": entry.state.as_str(),
             "in_use": entry.in_use,
+            "data": entry.adopted.as_ref().map(|data| {
+                json!({ "path": data.path.to_string_lossy(), "read_only": data.read_only })
+            }),
             "path": entry.path.to_string_lossy(),
         })
     };
@@ -262,7 +265,8 @@ fn ambiguous(given: &str, found: &[&Entry]) -> Failure {
 }
 
 /// What `prune` takes, the least recently used first: those that weren't used for `older_than`, and more of them until
-/// what is left takes `to` bytes on the disk. `now` is in seconds since the epoch. Pure.
+/// what is left takes `to` bytes on the disk. Adopted data isn't ours to take, and without its record nobody would find
+/// it again: those stay. `now` is in seconds since the epoch. Pure.
 pub fn to_prune(entries: &[Entry], to: Option<u64>, older_than: Option<Duration>, now: i64) -> Vec<&Entry> {
     let mut left: u64 = entries.iter().map(|entry| entry.allocated).sum();
     let is_old = |entry: &Entry| {
@@ -270,7 +274,7 @@ pub fn to_prune(entries: &[Entry], to: Option<u64>, older_than: Option<Duration>
         older_than.is_some_and(|least| Duration::from_secs(unused) >= least)
     };
     let mut taken = Vec::new();
-    for entry in entries {
+    for entry in entries.iter().filter(|entry| entry.adopted.is_none()) {
         if is_old(entry) || to.is_some_and(|to| left > to) {
             left = left.saturating_sub(entry.allocated);
             taken.push(entry);
@@ -298,6 +302,9 @@ fn name(entry: &Entry) -> String {
 
 fn state(entry: &Entry) -> String {
     let mut words = vec![entry.state.as_str()];
+    if entry.adopted.is_some() {
+        words.push("adopted");
+    }
     if entry.in_use {
         words.push("in use");
     }
@@ -332,7 +339,7 @@ fn ago(seconds: i64) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::storage::catalog::State;
+    use crate::storage::catalog::{Elsewhere, State};
 
     const NOW: i64 = 1_800_000_000;
     const DAY: i64 = 86_400;
@@ -349,6 +356,7 @@ mod tests {
             allocated: mib * MIB,
             last_used: NOW - days * DAY,
             state: State::Partial,
+            adopted: None,
             in_use: false,
         }
     }
@@ -359,6 +367,7 @@ mod tests {
         entries[1].state = State::Complete;
         entries[1].in_use = true;
         entries[2].size = None;
+        entries[2].adopted = Some(Elsewhere { path: "/d".into(), read_only: true });
         Catalog { entries, unknown: vec!["holi\x1bdays".into(), "x".into()], owner: Some(Some(7)) }
     }
 
@@ -367,7 +376,7 @@ mod tests {
         let text = table(&sample(), Path::new("/c"), NOW);
         let want = "\
 INFO-HASH     HERE     SIZE  ON DISK      LAST USE  STATE             NAME
-cccccccc       0 B        -      0 B      just now  partial           (name not known)
+cccccccc       0 B        -      0 B      just now  partial, adopted  (name not known)
 bbbbbbbb   2.0 GiB  3.9 GiB  2.0 GiB    3 days ago  complete, in use  film.mkv
 aaaaaaaa   100 MiB  200 MiB  100 MiB  400 days ago  partial           old
 3 torrents: 2.1 GiB here, 2.1 GiB on disk, in /c
@@ -389,7 +398,8 @@ Not of torrentfs, and left alone: holi\u{fffd}days, x
         assert_eq!(film["infohash"], json!("b".repeat(40)), "whole");
         assert_eq!((&film["state"], &film["in_use"]), (&json!("complete"), &json!(true)));
         assert_eq!((&film["last_used"], &film["here"]), (&json!(NOW - 3 * DAY), &json!(2000 * MIB)));
-        assert_eq!(found["torrents"][0]["name"], json!(null));
+        assert_eq!((&found["torrents"][0]["name"], &film["data"]), (&json!(null), &json!(null)));
+        assert_eq!(found["torrents"][0]["data"], json!({ "path": "/d", "read_only": true }));
         assert_eq!(found["unknown"].as_array().unwrap().len(), 2);
         let empty: serde_json::Value =
             serde_json::from_str(&json(&Catalog::default(), Path::new("/c"))).unwrap();
@@ -488,6 +498,10 @@ Not of torrentfs, and left alone: holi\u{fffd}days, x
             let taken: String = taken.iter().map(|entry| &entry.key[..1]).collect();
             assert_eq!(taken, want, "{mib:?} {older:?}");
         }
+        let mut adopted = entries.clone();
+        adopted[0].adopted = Some(Elsewhere { path: "/d".into(), read_only: false });
+        let taken = to_prune(&adopted, Some(45 * MIB), days(0), NOW);
+        assert_eq!(taken.iter().map(|entry| &entry.key[..1]).collect::<String>(), "bcd");
         // A clock that was set back makes nothing old.
         assert!(to_prune(&entries, None, days(1), NOW - 100 * DAY).is_empty());
     }

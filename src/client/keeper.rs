@@ -428,10 +428,11 @@ impl Dormant {
         }
     }
 
-    /// The next that is to go, of those that take at least so much.
+    /// The next that is to go, of those that take at least so much. Never one with adopted data: without its record
+    /// nobody would find that data again.
     fn begin(&self, least: u64) -> Option<Entry> {
         let mut state = self.state.lock();
-        let at = state.entries.iter().position(|e| e.allocated >= least)?;
+        let at = state.entries.iter().position(|e| e.adopted.is_none() && e.allocated >= least)?;
         let entry = state.entries.remove(at)?;
         state.removing = Some(entry.key.clone());
         Some(entry)

@@ -265,6 +265,7 @@ fn entry(key: &str, allocated: u64) -> Entry {
         allocated,
         last_used: 0,
         state: catalog::State::Partial,
+        adopted: None,
         in_use: false,
     }
 }
@@ -273,11 +274,13 @@ fn entry(key: &str, allocated: u64) -> Entry {
 async fn a_torrent_that_is_opened_is_not_removed_and_one_being_removed_is_waited_for() {
     let (dormant, quota) = (Arc::new(Dormant::new()), Quota::new(None));
     assert_eq!(dormant.claim("open").await, 0);
-    let found = [entry("open", 5), entry("tiny", 1), entry("old", 7), entry("none", 0), entry("new", 9)];
-    dormant.found(found.to_vec(), &quota);
-    assert_eq!(quota.used(), 17);
+    let elsewhere = catalog::Elsewhere { path: "/d".into(), read_only: true };
+    let theirs = Entry { adopted: Some(elsewhere), ..entry("theirs", 3) };
+    let ours = [entry("open", 5), entry("tiny", 1), entry("old", 7), entry("none", 0), entry("new", 9)];
+    dormant.found(std::iter::once(theirs).chain(ours).collect(), &quota);
+    assert_eq!(quota.used(), 20);
     assert_eq!((dormant.claim("new").await, dormant.claim("new").await), (9, 0), "charged once");
-    assert_eq!(quota.used(), 17, "until its owner has counted");
+    assert_eq!(quota.used(), 20, "until its owner has counted");
     assert_eq!(dormant.begin(2).unwrap().key, "old");
     assert!(dormant.begin(2).is_none());
     let claim = dormant.claim("old");
@@ -286,4 +289,5 @@ async fn a_torrent_that_is_opened_is_not_removed_and_one_being_removed_is_waited
     dormant.end();
     assert_eq!(claim.await, 0, "released by whoever removed it");
     assert_eq!(dormant.begin(1).unwrap().key, "tiny");
+    assert!(dormant.begin(1).is_none(), "adopted data isn't forgotten");
 }

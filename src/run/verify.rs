@@ -10,21 +10,30 @@
 //! aren't whole lose their final name; data is synced; the record is written, which clears the bits of what is wrong;
 //! only then what is wrong is given back to the disk, and files that are whole get their final name.
 //!
+//! **Adopted data** is hashed where it lies. If it may be written it is all there is. If not, what it lacks is looked
+//! for in our own folder as well, and each piece is read from where it was found good. It is never renamed, given back
+//! or made read-only.
+//!
 //! **Not here.** What the user reads at the end ([`say`]).
 
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 use tokio::sync::oneshot;
 
 use super::signals::Signals;
 use super::start::{DRAW, cache_failure, cache_path, load, print};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::progress::Progress;
-use crate::cli::terminal::{self, Display};
+use crate::cli::terminal::{self, Display as Screen};
 use crate::cli::verify::{self as say, Count, Report};
 use crate::client::sources::Loaded;
 use crate::config::VerifyConfig;
@@ -32,10 +41,12 @@ use crate::metainfo::Info;
 use crate::metainfo::geometry::{FileIndex, Geometry, PieceIndex};
 use crate::metainfo::info::FileKind;
 use crate::storage::cache::CacheDir;
-use crate::storage::file::{FileStore, StoredFile};
-use crate::storage::resume::{self, ResumeData};
+use crate::storage::file::{FileStore, Layout};
+use crate::storage::overlay::Overlay;
+use crate::storage::resume::{self, Adopted, ResumeData};
 use crate::storage::verify::{self, Checked};
-use crate::storage::{StorageError, Store};
+use crate::storage::volume::OsVolume;
+use crate::storage::{FileState, StorageError, Store, adopt};
 use crate::sync::tasks::TaskScope;
 
 /// Bytes looked at at a time for zeros: what a processor's cache holds.
@@ -47,7 +58,7 @@ const BLANK: usize = 256 * 1024;
 /// What kept it from that, for the user.
 pub fn run(config: &VerifyConfig) -> Result<Exit, Failure> {
     let shown = terminal::is_live() && config.verbosity >= 0;
-    let mut display = Display::new(shown);
+    let mut display = Screen::new(shown);
     crate::cli::log::init(config.verbosity, config.log_format, display.writer(), terminal::is_live())?;
     let result = super::on_runtime(run_async(config, &mut display));
     display.finish();
@@ -66,7 +77,7 @@ struct Shared {
     total: AtomicU64,
 }
 
-async fn run_async(config: &VerifyConfig, display: &mut Display) -> Result<Exit, Failure> {
+async fn run_async(config: &VerifyConfig, display: &mut Screen) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
     let loaded = tokio::select! {
@@ -119,11 +130,15 @@ fn verify(config: &VerifyConfig, loaded: Loaded, shared: &Shared) -> Result<Repo
     let Some(info) = loaded.info.clone().or_else(kept) else {
         return Err(say::unknown_torrent(&config.source.to_string_lossy()));
     };
-    let total = info.geometry.all_pieces().map(|piece| u64::from(info.geometry.piece_len(piece))).sum();
-    shared.total.store(total, Ordering::Relaxed);
-    let _ = shared.name.set(info.name.clone());
+    // Before anything is made in the cache.
+    let given = config
+        .data
+        .as_deref()
+        .map(|data| adopted(data, config.read_only, &info, cache.path()))
+        .transpose()?;
     let dir = cache.torrent_dir(&key).map_err(|e| cache_failure(&e))?;
-    let place = Place::open(dir, key, info)?;
+    let place = Place::open(dir, &key, info.clone(), given)?;
+    let _ = shared.name.set(info.name.clone());
     let found = place.look(shared)?;
     place.keep(&found)?;
     Ok(Report { took: began.elapsed(), ..place.report(&found) })
@@ -136,6 +151,65 @@ fn kept(dir: &Path, loaded: &Loaded) -> Option<Arc<Info>> {
         return None;
     }
     Info::parse(&raw, None).ok().map(Arc::new)
+}
+
+/// The folder that the user named for another client's data, as it is to be recorded.
+fn adopted(data: &Path, read_only: bool, info: &Info, cache: &Path) -> Result<Adopted, Failure> {
+    let refused = |why: &dyn Display| Failure::new(Exit::BadInput, data.display(), why);
+    let located = adopt::locate(data, info).map_err(|error| match &error {
+        StorageError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            refused(&"there is no such folder")
+        }
+        StorageError::Io { source, .. } if source.kind() == ErrorKind::NotADirectory => {
+            refused(&"it isn't a folder").hint("give the folder that the torrent's files lie in")
+        }
+        _ => refused(&error),
+    })?;
+    let Some(path) = located else {
+        return Err(refused(&"it holds none of the torrent's files").hint(
+            "give the torrent's own folder, or the one it lies in; names must be those of the torrent",
+        ));
+    };
+    if cache.canonicalize().is_ok_and(|cache| path.starts_with(&cache) || cache.starts_with(&path)) {
+        return Err(refused(&"it lies in the cache, or has the cache in it")
+            .hint("leave --data out to verify what is in the cache"));
+    }
+    if !read_only && let Err((place, errno)) = writable(&path, info) {
+        return Err(refused(&format_args!(
+            "no permission to write to {}: {}",
+            place.display(),
+            errno.desc()
+        ))
+        .hint("add --read-only: nothing is written there then, and what is missing is kept in the cache"));
+    }
+    Ok(Adopted { path, read_only, below: Vec::new() })
+}
+
+/// Whether all files of a torrent in a folder may be written to, and those that aren't there be made.
+///
+/// # Errors
+/// The first file or folder that may not, and what the system said.
+fn writable(root: &Path, info: &Info) -> Result<(), (PathBuf, Errno)> {
+    let mut folders = HashSet::new();
+    for file in info.files.iter().filter(|file| file.kind == FileKind::Regular && file.size > 0) {
+        let mut path = root.to_path_buf();
+        path.extend(&file.path);
+        // What isn't there is made in the lowest folder that is.
+        let mut must = AccessFlags::W_OK;
+        loop {
+            if must.contains(AccessFlags::X_OK) && !folders.insert(path.clone()) {
+                break;
+            }
+            match access(&path, must) {
+                Ok(()) => break,
+                Err(Errno::ENOENT) if path != root && path.pop() => {
+                    must = AccessFlags::W_OK | AccessFlags::X_OK
+                }
+                Err(errno) => return Err((path, errno)),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What is known of a piece at the end.
@@ -154,56 +228,134 @@ enum Found {
 /// A torrent's data, and the folder of the cache that it belongs to.
 struct Place {
     dir: PathBuf,
-    key: String,
     info: Arc<Info>,
-    store: FileStore,
-    /// What was recorded as complete, if there is a record.
-    recorded: Option<Vec<u8>>,
+    /// What was recorded of just this data, if there is such a record.
+    record: Option<ResumeData>,
+    /// Where else the data lies.
+    adopted: Option<Adopted>,
+    /// Adopted data that is never written to.
+    below: Option<Arc<dyn Store>>,
+    /// Where writing is allowed: our own folder, or adopted data.
+    own: Arc<dyn Store>,
+    /// The record that is being made.
+    next: ResumeData,
+}
+
+/// What was found, and which pieces that are good are read from data that is never written to.
+struct Findings {
+    pieces: Vec<Found>,
+    below: Vec<bool>,
 }
 
 impl Place {
-    fn open(dir: PathBuf, key: String, info: Arc<Info>) -> Result<Self, Failure> {
-        let store = FileStore::open(&dir, Arc::new(info.geometry.clone()), &stored(&info)).map_err(broken)?;
+    /// `given` is what the user named; without, it is what was recorded.
+    fn open(dir: PathBuf, key: &str, info: Arc<Info>, given: Option<Adopted>) -> Result<Self, Failure> {
+        let geometry = Arc::new(info.geometry.clone());
         // What is wrong with a record was logged. It is written anew.
-        let record = resume::load(&dir).ok().flatten();
-        let recorded =
-            record.filter(|r| r.info_hash == key && r.pieces == info.geometry.pieces()).map(|r| r.complete);
-        Ok(Self { dir, key, info, store, recorded })
+        let mut record = resume::load(&dir).ok().flatten().filter(|record| record.is_of(key, &geometry));
+        if let Some(given) = &given {
+            if !given.read_only && record.as_ref().is_some_and(has_own) {
+                let why = "the cache holds data of this torrent already, which would be lost";
+                return Err(Failure::new(Exit::BadInput, given.path.display(), why).hint(format!(
+                    "use both with --read-only, or remove that first with \"torrentfs cache remove {key}\""
+                )));
+            }
+            // What was recorded tells nothing of other data.
+            record = record.filter(|r| r.adopted.as_ref().is_some_and(|old| old.path == given.path));
+        }
+        let recorded = record.as_ref().and_then(|record| record.adopted.clone());
+        if let (None, Some(lost)) = (&given, recorded.as_ref().filter(|adopted| !adopted.path.is_dir())) {
+            let why = "the torrent's data was taken over from there, and isn't there any more";
+            return Err(Failure::new(Exit::BadInput, lost.path.display(), why).hint(format!(
+                "say where it is now with --data, or forget it with \"torrentfs cache remove {key}\""
+            )));
+        }
+        let adopted = given.or(recorded);
+        let files = adopt::stored_files(&info);
+        let there = |path: &Path, writable| {
+            let failed = |e| StorageError::from_io(path, "opening the folder", e);
+            let volume = OsVolume::open(path).map_err(failed)?;
+            FileStore::on(Arc::new(volume), Layout::Plain { writable }, geometry.clone(), &files)
+        };
+        let (below, own): (Option<Arc<dyn Store>>, Arc<dyn Store>) = match &adopted {
+            Some(Adopted { path, read_only: false, .. }) => {
+                (None, Arc::new(there(path, true).map_err(broken)?))
+            }
+            Some(Adopted { path, .. }) => (
+                Some(Arc::new(there(path, false).map_err(broken)?)),
+                Arc::new(FileStore::open(&dir, geometry.clone(), &files).map_err(broken)?),
+            ),
+            None => (None, Arc::new(FileStore::open(&dir, geometry.clone(), &files).map_err(broken)?)),
+        };
+        let last_used = record.as_ref().map_or(0, |record| record.last_used);
+        let next = ResumeData {
+            clean: true,
+            last_used: if last_used > 0 { last_used } else { now_seconds() },
+            ..ResumeData::new(key, &info)
+        };
+        Ok(Self { dir, info, record, adopted, below, own, next })
     }
 
     /// Hashes what is there.
-    fn look(&self, shared: &Shared) -> Result<Vec<Found>, Failure> {
+    fn look(&self, shared: &Shared) -> Result<Findings, Failure> {
         let geometry = &self.info.geometry;
-        let progress = |so_far: verify::Progress| shared.done.store(so_far.bytes, Ordering::Relaxed);
-        let threads = verify::threads();
-        let checked =
-            verify::verify_all(&self.store, geometry, &self.info.hashes, threads, &progress, &shared.stop);
-        let checked = checked.map_err(broken)?;
-        let mut found = Vec::with_capacity(checked.len());
-        for (piece, checked) in geometry.all_pieces().zip(checked) {
-            let recorded = self.recorded.as_ref().map(|bits| bit(bits, piece));
-            found.push(match (checked, recorded) {
-                (None, recorded) => Found::Unchecked(recorded.unwrap_or(false)),
-                (Some(Checked::Good), _) => Found::Good,
-                (Some(Checked::Absent), _) => Found::Missing,
-                // What a run that was killed had begun to write, and holes.
-                (Some(Checked::Bad), Some(false)) => Found::Missing,
-                (Some(Checked::Bad), None) if self.is_blank(piece) => Found::Missing,
-                (Some(Checked::Bad | Checked::Unreadable), _) => Found::Wrong,
+        let all: u64 = geometry.all_pieces().map(|piece| u64::from(geometry.piece_len(piece))).sum();
+        let has_own = self.own.files().map_err(broken)?.iter().any(|file| file.allocated > 0);
+        // Of data that lies in two places, what is in the one and what is in the other.
+        let passes = 1 + u64::from(self.below.is_some() && has_own);
+        shared.total.store(all * passes, Ordering::Relaxed);
+        let hashed = |store: &dyn Store, before: u64| {
+            let progress =
+                |so_far: verify::Progress| shared.done.store(before + so_far.bytes, Ordering::Relaxed);
+            let threads = verify::threads();
+            verify::verify_all(store, geometry, &self.info.hashes, threads, &progress, &shared.stop)
+                .map_err(broken)
+        };
+        let mut findings = Findings { pieces: Vec::new(), below: Vec::new() };
+        let first = hashed(self.below.as_deref().unwrap_or(&*self.own), 0)?;
+        let second = match &self.below {
+            Some(_) if has_own => hashed(&*self.own, all)?,
+            _ => Vec::new(),
+        };
+        let mut second = second.into_iter();
+        for (piece, first) in geometry.all_pieces().zip(first) {
+            let above = if self.below.is_some() && has_own { second.next() } else { None };
+            let was_below = self.adopted.as_ref().is_some_and(|a| bit(&a.below, piece));
+            findings.below.push(match first {
+                Some(checked) => self.below.is_some() && checked == Checked::Good,
+                None => was_below,
+            });
+            let recorded = self.record.as_ref().map(|record| bit(&record.complete, piece));
+            findings.pieces.push(match (first, above) {
+                (Some(Checked::Good), _) | (_, Some(Some(Checked::Good))) => Found::Good,
+                (None, _) | (_, Some(None)) => Found::Unchecked(recorded == Some(true)),
+                (Some(checked), None | Some(Some(_))) => self.judge(piece, checked, recorded),
             });
         }
-        Ok(found)
+        Ok(findings)
+    }
+
+    /// What a piece is that isn't good.
+    fn judge(&self, piece: PieceIndex, checked: Checked, recorded: Option<bool>) -> Found {
+        match (checked, recorded) {
+            (Checked::Absent, _) => Found::Missing,
+            // What a run that was killed had begun to write, and holes.
+            (_, Some(false)) if self.adopted.is_none() => Found::Missing,
+            (Checked::Bad, Some(false) | None) if self.is_blank(piece) => Found::Missing,
+            _ => Found::Wrong,
+        }
     }
 
     /// Whether a piece that isn't right has nothing but zeros, as a hole reads. What can't be read isn't blank.
     fn is_blank(&self, piece: PieceIndex) -> bool {
         let (mut at, geometry) = (self.info.geometry.piece_offset(piece), &self.info.geometry);
         let end = at + u64::from(geometry.piece_len(piece));
+        let store = self.below.as_ref().unwrap_or(&self.own);
         let mut buffer = vec![0; BLANK];
         while at < end {
             let len = BLANK.min(usize::try_from(end - at).unwrap_or(BLANK));
             let Some(part) = buffer.get_mut(..len) else { return false };
-            if self.store.read_at(at, part).is_err() || part.iter().any(|byte| *byte != 0) {
+            if store.read_at(at, part).is_err() || part.iter().any(|byte| *byte != 0) {
                 return false;
             }
             at += len as u64;
@@ -212,39 +364,75 @@ impl Place {
     }
 
     /// Records what was found, and brings the files into the state that goes with it; see the module for the order.
-    fn keep(&self, found: &[Found]) -> Result<(), Failure> {
-        let states = self.store.files().map_err(broken)?;
+    fn keep(&self, findings: &Findings) -> Result<(), Failure> {
+        let (found, geometry) = (&findings.pieces, &self.info.geometry);
+        let states = self.own.files().map_err(broken)?;
         let files: Vec<_> = (0..).map(FileIndex).zip(&states).collect();
-        let geometry = &self.info.geometry;
-        for (file, _) in files.iter().filter(|(_, state)| state.finished) {
-            if side(geometry, *file, found) == Side::Lacking {
-                self.store.reopen(*file).map_err(broken)?;
+        // What is above: everything, where nothing is below.
+        let above: Vec<Found> = found
+            .iter()
+            .zip(&findings.below)
+            .map(|(found, below)| if *below { Found::Missing } else { *found })
+            .collect();
+        let ours = self.adopted.as_ref().is_none_or(|adopted| adopted.read_only);
+        if ours {
+            for (file, _) in files.iter().filter(|(_, state)| state.finished) {
+                if side(geometry, *file, &above) == Side::Lacking {
+                    self.own.reopen(*file).map_err(broken)?;
+                }
             }
         }
-        let data = ResumeData {
-            complete: bits(found, |found| matches!(found, Found::Good | Found::Unchecked(true))),
-            clean: true,
-            ..ResumeData::new(&self.key, &self.info)
+        let mut next = self.next.clone();
+        next.complete = bits(found, |found| matches!(found, Found::Good | Found::Unchecked(true)));
+        let may_have = match &self.record {
+            Some(record) => record.unknown.clone(),
+            None => resume::with_data(geometry, &self.states(findings)?),
         };
-        resume::persist(&self.store, &self.dir, &data).map_err(broken)?;
-        for (range, around) in worthless(geometry, found) {
-            match self.store.discard(range, around) {
-                // Where that can't be, it keeps its room until it is written anew.
-                Ok(()) | Err(StorageError::Unsupported { .. }) => {}
-                Err(error) => return Err(broken(error)),
+        next.unknown = bits(found, |found| *found == Found::Unchecked(false));
+        for (unknown, may_have) in
+            next.unknown.iter_mut().zip(may_have.into_iter().chain(std::iter::repeat(0)))
+        {
+            *unknown &= may_have;
+        }
+        next.adopted = self.adopted.clone();
+        if let Some(adopted) = next.adopted.as_mut().filter(|adopted| adopted.read_only) {
+            adopted.below = bits(&findings.below, |below| *below);
+        }
+        resume::persist(&*self.own, &self.dir, &next).map_err(broken)?;
+        if ours {
+            for (range, around) in worthless(geometry, &above) {
+                match self.own.discard(range, around) {
+                    // Where that can't be, it keeps its room until it is written anew.
+                    Ok(()) | Err(StorageError::Unsupported { .. }) => {}
+                    Err(error) => return Err(broken(error)),
+                }
+            }
+            let finishing =
+                files.iter().filter(|(_, state)| state.len.is_some_and(|len| len > 0) && !state.finished);
+            for (file, _) in finishing {
+                if side(geometry, *file, &above) == Side::Whole {
+                    self.own.finish(*file).map_err(broken)?;
+                }
             }
         }
-        for (file, _) in files.iter().filter(|(_, state)| state.len.is_some() && !state.finished) {
-            if side(geometry, *file, found) == Side::Whole {
-                self.store.finish(*file).map_err(broken)?;
-            }
-        }
-        Ok(())
+        // How the files are from now on, so that it is noticed when somebody changes them.
+        next.files = self.states(findings)?.into_iter().map(Into::into).collect();
+        resume::save(&self.dir, &next).map_err(broken)
     }
 
-    fn report(&self, found: &[Found]) -> Report {
-        let (info, geometry) = (&self.info, &self.info.geometry);
-        let mut report = Report { name: info.name.clone(), key: self.key.clone(), ..Report::default() };
+    /// What is there of each file, as a mount will see it.
+    fn states(&self, findings: &Findings) -> Result<Vec<FileState>, Failure> {
+        let Some(below) = &self.below else { return self.own.files().map_err(broken) };
+        let is_below = |piece: PieceIndex| findings.below.get(piece.0 as usize) == Some(&true);
+        let geometry = Arc::new(self.info.geometry.clone());
+        Overlay::new(geometry, below.clone(), self.own.clone(), is_below).files().map_err(broken)
+    }
+
+    fn report(&self, findings: &Findings) -> Report {
+        let (info, geometry, found) = (&self.info, &self.info.geometry, &findings.pieces);
+        let data = self.adopted.as_ref().map(|adopted| (adopted.path.clone(), adopted.read_only));
+        let key = self.next.info_hash.clone();
+        let mut report = Report { name: info.name.clone(), key, data, ..Report::default() };
         for (piece, found) in geometry.all_pieces().zip(found) {
             let count = match found {
                 Found::Good => &mut report.good,
@@ -266,6 +454,16 @@ impl Place {
         }
         report
     }
+}
+
+/// Whether a record tells of complete pieces in our own folder.
+fn has_own(record: &ResumeData) -> bool {
+    let elsewhere = |piece: usize| match &record.adopted {
+        Some(adopted) if adopted.read_only => adopted.below.get(piece).copied().unwrap_or(0),
+        Some(_) => 0xff,
+        None => 0,
+    };
+    record.complete.iter().enumerate().any(|(at, bits)| bits & !elsewhere(at) != 0)
 }
 
 /// How a file is, by its pieces.
@@ -296,9 +494,9 @@ fn pieces_of<'a>(geometry: &Geometry, file: FileIndex, found: &'a [Found]) -> &'
 }
 
 /// One bit for each piece, the first in the highest bit of the first byte.
-fn bits(found: &[Found], is_set: impl Fn(&Found) -> bool) -> Vec<u8> {
-    let mut bits = vec![0; found.len().div_ceil(8)];
-    for (piece, _) in found.iter().enumerate().filter(|(_, found)| is_set(found)) {
+fn bits<T>(pieces: &[T], is_set: impl Fn(&T) -> bool) -> Vec<u8> {
+    let mut bits = vec![0; pieces.len().div_ceil(8)];
+    for (piece, _) in pieces.iter().enumerate().filter(|(_, found)| is_set(found)) {
         if let Some(byte) = bits.get_mut(piece / 8) {
             *byte |= 0x80 >> (piece % 8);
         }
@@ -335,13 +533,9 @@ fn worthless(geometry: &Geometry, found: &[Found]) -> Vec<(Range<u64>, Range<u64
     ranges
 }
 
-/// The files as a store knows them.
-fn stored(info: &Info) -> Vec<StoredFile> {
-    let file = |file: &crate::metainfo::FileEntry| StoredFile {
-        path: file.path.clone(),
-        pad: file.kind != FileKind::Regular,
-    };
-    info.files.iter().map(file).collect()
+/// Seconds since the epoch.
+fn now_seconds() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }
 
 /// What kept it from reading or recording, for the user.
@@ -382,6 +576,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one range is meant")]
     fn what_is_worthless_is_given_back_in_runs() {
         let geometry = Geometry::contiguous(16, &[72]);
         let rows: &[(&str, &[Range<u64>])] = &[
@@ -398,6 +593,25 @@ mod tests {
             assert_eq!(ranges.into_iter().map(|(range, _)| range).collect::<Vec<_>>(), *want, "{text}");
         }
         assert!(worthless(&Geometry::contiguous(16, &[]), &[]).is_empty());
+    }
+
+    #[test]
+    fn what_lies_in_our_own_folder_is_told() {
+        let adopted =
+            |read_only, below: &[u8]| Some(Adopted { path: "/d".into(), read_only, below: below.to_vec() });
+        let rows = [
+            (None, [0, 0], false),
+            (None, [0, 1], true),
+            (adopted(false, &[]), [0xff, 0xff], false),
+            (adopted(true, &[0xff, 0x0f]), [0xff, 0x0f], false),
+            (adopted(true, &[0xff, 0x0f]), [0xff, 0x1f], true),
+            (adopted(true, &[]), [0, 1], true),
+        ];
+        for (adopted, complete, want) in rows {
+            let record =
+                ResumeData { pieces: 16, complete: complete.to_vec(), adopted, ..ResumeData::default() };
+            assert_eq!(has_own(&record), want, "{record:?}");
+        }
     }
 
     #[test]

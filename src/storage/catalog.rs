@@ -69,8 +69,19 @@ pub struct Entry {
     pub last_used: i64,
     /// How it is.
     pub state: State,
+    /// The data of another client that is used in place, if so: it lies outside of the cache.
+    pub adopted: Option<Elsewhere>,
     /// Whether a running program has it in hand.
     pub in_use: bool,
+}
+
+/// A folder outside of the cache that holds a torrent's data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The folder.
+    pub path: PathBuf,
+    /// Whether it is never written to.
+    pub read_only: bool,
 }
 
 /// How a torrent in the cache is.
@@ -82,7 +93,7 @@ pub enum State {
     Partial,
     /// Nothing is recorded of it: what is there is checked when somebody wants it.
     Unchecked,
-    /// Its record can't be used, or says more than its files hold: checked likewise.
+    /// Its record can't be used, or says more than its files hold, or its adopted data is gone: checked likewise.
     Damaged,
 }
 
@@ -145,30 +156,52 @@ fn look(path: PathBuf, key: &str, marks: &Marks) -> Entry {
     let record = resume::peek(&path);
     let set_aside = path.join("resume.bad").symlink_metadata().is_ok();
     let recorded = record.as_ref().ok().and_then(Option::as_ref).filter(|data| data.info_hash == key);
-    let info = metadata(&path);
     let mut entry = Entry {
         key: key.to_owned(),
-        name: info.as_ref().map(|info| info.name.clone()),
+        name: None,
         here: 0,
-        size: info.as_ref().map(total),
+        size: None,
         allocated: taken.allocated,
         last_used: taken.changed,
         state: State::Unchecked,
+        adopted: None,
         in_use: marks.in_use(key),
         path,
     };
     match recorded {
         Some(data) => {
-            entry.here = here(data, info.as_ref());
-            let complete = entry.size == Some(entry.here);
-            entry.state = if complete { State::Complete } else { State::Partial };
-            if entry.here > taken.length {
-                entry.state = State::Damaged;
+            entry.name = Some(data.name.clone()).filter(|name| !name.is_empty());
+            entry.size = Some(data.size).filter(|size| *size > 0);
+            entry.here = here(data);
+            if data.last_used > 0 {
+                entry.last_used = data.last_used;
             }
+            let complete = count(&data.complete) == data.pieces;
+            entry.state = if complete { State::Complete } else { State::Partial };
+            entry.adopted =
+                data.adopted.as_ref().map(|a| Elsewhere { path: a.path.clone(), read_only: a.read_only });
         }
         None if record.is_err() || set_aside => entry.state = State::Damaged,
         None if taken.length == 0 => entry.state = State::Partial,
         None => {}
+    }
+    // Reading that is dearer, so only where the record doesn't tell, as an old one.
+    if (entry.name.is_none() || entry.size.is_none())
+        && let Some(info) = metadata(&entry.path)
+    {
+        entry.name.get_or_insert(info.name.clone());
+        entry.size.get_or_insert(info.geometry.files().iter().map(|file| file.len).sum());
+        if let Some(data) = recorded.filter(|data| data.pieces == info.geometry.pieces()) {
+            let pieces = info.geometry.all_pieces().filter(|piece| is_set(&data.complete, *piece));
+            entry.here = pieces.map(|piece| u64::from(info.geometry.piece_len(piece))).sum();
+        }
+    }
+    let lost = match &entry.adopted {
+        Some(adopted) => !adopted.path.is_dir(),
+        None => entry.here > taken.length,
+    };
+    if lost {
+        entry.state = State::Damaged;
     }
     entry
 }
@@ -179,18 +212,25 @@ fn metadata(path: &Path) -> Option<Info> {
     Info::parse(&raw, None).ok()
 }
 
-/// Bytes of the files of a torrent.
-fn total(info: &Info) -> u64 {
-    info.files.iter().map(|file| file.size).sum()
+fn is_set(bits: &[u8], piece: PieceIndex) -> bool {
+    bits.get(piece.0 as usize / 8).is_some_and(|byte| byte & (0x80 >> (piece.0 % 8)) != 0)
 }
 
-/// Bytes of the pieces that were recorded as complete.
-fn here(data: &ResumeData, info: Option<&Info>) -> u64 {
-    let Some(info) = info.filter(|info| info.geometry.pieces() == data.pieces) else { return 0 };
-    let set =
-        |piece: u32| data.complete.get(piece as usize / 8).is_some_and(|b| b & (0x80 >> (piece % 8)) != 0);
-    let pieces = (0..data.pieces).filter(|piece| set(*piece));
-    pieces.map(|piece| u64::from(info.geometry.piece_len(PieceIndex(piece)))).sum()
+/// Set bits.
+fn count(bits: &[u8]) -> u32 {
+    bits.iter().map(|byte| byte.count_ones()).sum()
+}
+
+/// Bytes of the pieces that were recorded as complete. A record doesn't tell where files end: of a v2 torrent, whose
+/// files end with short pieces, it is an upper bound until all is here.
+fn here(data: &ResumeData) -> u64 {
+    let length = u64::from(data.piece_length);
+    let whole = u64::from(count(&data.complete)) * length;
+    let last = PieceIndex(data.pieces.saturating_sub(1));
+    let short = (u64::from(data.pieces) * length).saturating_sub(data.size);
+    // More than a piece is lacking at the ends of files, not at the end.
+    let short = if short < length && is_set(&data.complete, last) { short } else { 0 };
+    (whole - short.min(whole)).min(data.size)
 }
 
 /// What the files below a folder take.
@@ -433,6 +473,69 @@ mod tests {
         let found = scan(dir.path()).unwrap();
         assert_eq!(found.owner, None);
         assert!(found.entries.iter().all(|entry| !entry.in_use));
+    }
+
+    #[test]
+    fn what_is_here_follows_from_the_record() {
+        // Pieces, their length, the size, the bits, and the bytes.
+        let rows: &[(u32, u32, u64, &[u8], u64)] = &[
+            (4, 10, 40, &[0b1111_0000], 40),
+            (4, 10, 35, &[0b1111_0000], 35),
+            (4, 10, 35, &[0b1110_0000], 30),
+            (4, 10, 35, &[0b0001_0000], 5),
+            (4, 10, 31, &[0], 0),
+            // v2: files end with short pieces, so only the sum is known.
+            (4, 10, 12, &[0b1111_0000], 12),
+            (4, 10, 12, &[0b1000_0000], 10),
+            (4, 10, 12, &[0b1100_0000], 12),
+            (0, 10, 0, &[], 0),
+            // An old record.
+            (4, 0, 0, &[0b1111_0000], 0),
+        ];
+        for (pieces, piece_length, size, complete, want) in rows {
+            let data = ResumeData {
+                pieces: *pieces,
+                piece_length: *piece_length,
+                size: *size,
+                complete: complete.to_vec(),
+                ..ResumeData::default()
+            };
+            assert_eq!(here(&data), *want, "{data:?}");
+        }
+    }
+
+    #[test]
+    fn adopted_data_is_told_and_never_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::write(elsewhere.path().join("a"), b"x").unwrap();
+        let cache = CacheDir::open(dir.path()).unwrap();
+        let key = "a".repeat(40);
+        let top = cache.torrent_dir(&key).unwrap();
+        let adopted = resume::Adopted { path: elsewhere.path().into(), read_only: true, below: vec![0x80] };
+        let data = ResumeData {
+            info_hash: key.clone(),
+            name: "theirs".into(),
+            pieces: 1,
+            piece_length: PIECE,
+            size: 1,
+            complete: vec![0x80],
+            adopted: Some(adopted),
+            last_used: 1_234,
+            ..ResumeData::default()
+        };
+        resume::save(&top, &data).unwrap();
+        let found = entry(dir.path(), &key);
+        assert_eq!((found.name.as_deref(), found.here, found.last_used), (Some("theirs"), 1, 1_234));
+        assert_eq!(found.adopted.unwrap(), Elsewhere { path: elsewhere.path().into(), read_only: true });
+        assert_eq!(found.state, State::Complete, "though none of it is in the cache");
+        remove(dir.path(), &key).unwrap();
+        assert!(!top.exists() && elsewhere.path().join("a").exists());
+
+        std::fs::create_dir(&top).unwrap();
+        resume::save(&top, &data).unwrap();
+        drop(elsewhere);
+        assert_eq!(entry(dir.path(), &key).state, State::Damaged, "its data is gone");
     }
 
     #[test]

@@ -44,7 +44,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::metainfo::geometry::FileIndex;
+use crate::metainfo::geometry::{FileIndex, PieceIndex};
 
 /// The data of one torrent. Calls may come from several threads at once; a read that overlaps a write in
 /// progress may see part of it, so readers ask for complete pieces only.
@@ -125,6 +125,12 @@ pub trait Store: Send + Sync + 'static {
     fn reopen(&self, file: FileIndex) -> Result<(), StorageError> {
         let _ = file;
         Ok(())
+    }
+
+    /// A piece is missing from now on, wherever it lay: what is written of it next goes to where it can be given back.
+    /// Never waits.
+    fn condemn(&self, piece: PieceIndex) {
+        let _ = piece;
     }
 
     /// What is there of each file of the torrent, in its order. Pad files and empty files are always there in full

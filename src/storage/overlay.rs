@@ -263,6 +263,10 @@ impl Drop for Claim<'_> {
 }
 
 impl Store for Overlay {
+    fn condemn(&self, piece: PieceIndex) {
+        self.set_above(piece);
+    }
+
     /// Goes above. A piece that was below is above once all its bytes in `parts` are written; of one that is written
     /// in part, the other bytes are copied up first, as far as they are there.
     fn write_at(&self, offset: u64, parts: &[IoSlice<'_>]) -> Result<(), StorageError> {

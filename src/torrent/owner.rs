@@ -603,6 +603,8 @@ impl Owner {
                 records.discarded(&pieces);
                 if freed {
                     self.env.room.release(pieces.iter().map(|p| shared.cost(*p)).sum());
+                    // Not before: what is written of them next may cost something where this didn't.
+                    pieces.iter().for_each(|p| shared.store.condemn(*p));
                 } else {
                     // It takes what it took, and evicting more of it would be for nothing.
                     self.membership = None;
