@@ -182,7 +182,7 @@ fn adopted(data: &Path, read_only: bool, info: &Info, cache: &Path) -> Result<Ad
         ))
         .hint("add --read-only: nothing is written there then, and what is missing is kept in the cache"));
     }
-    Ok(Adopted { path, read_only, below: Vec::new() })
+    Ok(Adopted { path, read_only, ..Adopted::default() })
 }
 
 /// Whether all files of a torrent in a folder may be written to, and those that aren't there be made.
@@ -597,8 +597,9 @@ mod tests {
 
     #[test]
     fn what_lies_in_our_own_folder_is_told() {
-        let adopted =
-            |read_only, below: &[u8]| Some(Adopted { path: "/d".into(), read_only, below: below.to_vec() });
+        let adopted = |read_only, below: &[u8]| {
+            Some(Adopted { path: "/d".into(), read_only, below: below.to_vec(), files: Vec::new() })
+        };
         let rows = [
             (None, [0, 0], false),
             (None, [0, 1], true),

@@ -71,7 +71,18 @@ pub enum Opened {
     /// The adopted folder alone.
     Plain(Box<FileStore>),
     /// The adopted folder below, our own store above.
-    Overlay(Arc<Overlay>),
+    Layers(Layers),
+}
+
+/// Adopted data, and our own store above it.
+#[derive(Clone)]
+pub struct Layers {
+    /// The adopted folder.
+    pub below: Arc<dyn Store>,
+    /// Our own.
+    pub above: Arc<dyn Store>,
+    /// Both as one.
+    pub overlay: Arc<Overlay>,
 }
 
 /// Opens adopted data. `own` opens the store of our own that lies above it when it is read-only. `None` when its folder
@@ -100,7 +111,9 @@ pub fn open(
     let below = |piece: crate::metainfo::geometry::PieceIndex| {
         adopted.below.get(piece.0 as usize / 8).is_some_and(|byte| byte & (0x80 >> (piece.0 % 8)) != 0)
     };
-    Ok(Some(Opened::Overlay(Arc::new(Overlay::new(geometry.clone(), Arc::new(store), own()?, below)))))
+    let (lower, above): (Arc<dyn Store>, _) = (Arc::new(store), own()?);
+    let overlay = Arc::new(Overlay::new(geometry.clone(), lower.clone(), above.clone(), below));
+    Ok(Some(Opened::Layers(Layers { below: lower, above, overlay })))
 }
 
 #[cfg(test)]

@@ -512,7 +512,12 @@ mod tests {
         let cache = CacheDir::open(dir.path()).unwrap();
         let key = "a".repeat(40);
         let top = cache.torrent_dir(&key).unwrap();
-        let adopted = resume::Adopted { path: elsewhere.path().into(), read_only: true, below: vec![0x80] };
+        let adopted = resume::Adopted {
+            path: elsewhere.path().into(),
+            read_only: true,
+            below: vec![0x80],
+            files: Vec::new(),
+        };
         let data = ResumeData {
             info_hash: key.clone(),
             name: "theirs".into(),

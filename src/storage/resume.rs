@@ -62,7 +62,8 @@ pub struct ResumeData {
     pub unknown: Vec<u8>,
     /// Whether the program ended in good order after this was written. No bit depends on it.
     pub clean: bool,
-    /// What its files were then, in the torrent's order; empty when that isn't known, and without the clean mark.
+    /// What its files were then, in the torrent's order; empty when that isn't known, and without the clean mark. Of
+    /// files of our own where data was adopted to be read only.
     pub files: Vec<FileMark>,
     /// The data of somebody else that is used in place of our own.
     pub adopted: Option<Adopted>,
@@ -102,6 +103,8 @@ pub struct Adopted {
     pub read_only: bool,
     /// When read-only: the pieces that are read from there; all others are read from our own folder. Empty otherwise.
     pub below: Vec<u8>,
+    /// When read-only: as [`ResumeData::files`], of the files there.
+    pub files: Vec<FileMark>,
 }
 
 /// Bytes that the bits of so many pieces take.
@@ -151,6 +154,9 @@ impl ResumeData {
             if !adopted.below.is_empty() {
                 out.key("below").bytes(&adopted.below);
             }
+            if self.clean && !adopted.files.is_empty() {
+                out.key("files").bytes(encoded(&adopted.files));
+            }
             out.key("path").bytes(adopted.path.as_os_str().as_bytes());
             out.key("read-only").int(adopted.read_only.into());
             out.end();
@@ -158,10 +164,7 @@ impl ResumeData {
         out.key("clean").int(self.clean.into());
         out.key("complete").bytes(&self.complete);
         if self.clean && !self.files.is_empty() {
-            let marks = self.files.iter().flat_map(|mark| {
-                [mark.len.unwrap_or(NO_FILE).to_le_bytes(), mark.modified.to_le_bytes()].concat()
-            });
-            out.key("files").bytes(marks.collect::<Vec<u8>>());
+            out.key("files").bytes(encoded(&self.files));
         }
         out.key("info-hash").bytes(&self.info_hash);
         out.key("last-use").int(self.last_used);
@@ -192,18 +195,19 @@ impl ResumeData {
             Some(bits) => bits.as_bytes().filter(|bits| is_bitfield(bits, pieces)).map(<[u8]>::to_vec),
             None => Some(Vec::new()),
         };
+        let clean = flag(dict.get("clean")?)?;
+        let files = |dict: Value<'_>| match dict.get("files").filter(|_| clean) {
+            Some(files) => marks(files.as_bytes()?),
+            None => Some(Vec::new()),
+        };
         let adopted = match dict.get("adopted") {
             Some(adopted) => Some(Adopted {
                 path: PathBuf::from(OsStr::from_bytes(adopted.get("path")?.as_bytes()?)),
                 read_only: flag(adopted.get("read-only")?)?,
                 below: bits(adopted, "below")?,
+                files: files(adopted)?,
             }),
             None => None,
-        };
-        let clean = flag(dict.get("clean")?)?;
-        let files = match dict.get("files").filter(|_| clean) {
-            Some(files) => marks(files.as_bytes()?)?,
-            None => Vec::new(),
         };
         let data = Self {
             info_hash: text("info-hash")??,
@@ -214,7 +218,7 @@ impl ResumeData {
             complete: bits(dict, "complete")?,
             unknown: bits(dict, "unknown")?,
             clean,
-            files,
+            files: files(dict)?,
             adopted,
             last_used: number("last-use")?,
         };
@@ -250,6 +254,11 @@ fn flag(value: Value<'_>) -> Option<bool> {
         1 => Some(true),
         _ => None,
     }
+}
+
+fn encoded(marks: &[FileMark]) -> Vec<u8> {
+    let both = |mark: &FileMark| [mark.len.unwrap_or(NO_FILE).to_le_bytes(), mark.modified.to_le_bytes()];
+    marks.iter().flat_map(both).flatten().collect()
 }
 
 fn marks(bytes: &[u8]) -> Option<Vec<FileMark>> {
@@ -460,6 +469,7 @@ mod tests {
             path: OsStr::from_bytes(b"/data/\xff odd").into(),
             read_only: pieces == 7,
             below: if pieces == 7 { vec![0x80] } else { Vec::new() },
+            files: if pieces == 8 { vec![mark(1), mark(2)] } else { Vec::new() },
         };
         ResumeData {
             info_hash: "ab".repeat(20),

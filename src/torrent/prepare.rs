@@ -24,11 +24,10 @@ use super::records::Record;
 use super::table::{PieceState, PieceTable, ReadClock, bit};
 use crate::metainfo::geometry::{FileIndex, Geometry, PieceIndex};
 use crate::metainfo::info::Info;
-use crate::storage::adopt::{self, Opened};
+use crate::storage::adopt::{self, Layers, Opened};
 use crate::storage::file::{FileStore, StoredFile};
 use crate::storage::memory::MemoryStore;
 use crate::storage::mmap::MmapStore;
-use crate::storage::overlay::Overlay;
 use crate::storage::pool::Workers;
 use crate::storage::resume::{self, Adopted, Believed, FileMark, ResumeData};
 use crate::storage::spare::Spare;
@@ -59,7 +58,7 @@ struct Kept {
     /// All that isn't about pieces and files.
     record: ResumeData,
     /// Where adopted data lies below our own.
-    overlay: Option<Arc<Overlay>>,
+    layers: Option<Layers>,
 }
 
 impl std::fmt::Debug for Kept {
@@ -99,9 +98,6 @@ pub struct Prepared {
     pub recorded: Vec<u8>,
     /// Whether that record tells sizes and times of files, which hold until the first write.
     pub clean: bool,
-    /// Where adopted data lies below our own: a piece of it that is bad is to be taken from above from then on
-    /// ([`Overlay::set_above`]).
-    pub overlay: Option<Arc<Overlay>>,
 }
 
 /// Opens the storage and settles the state of each piece; see the module.
@@ -115,7 +111,7 @@ pub fn prepare(home: &Home, how: Opening, info: Arc<Info>, means: Means) -> Resu
     let opened = match how.kind {
         StorageKind::Memory => {
             let store = Arc::new(MemoryStore::new(geometry.clone(), &files, how.capacity)?);
-            Open { store, overlay: None, record: blank, clean: false }
+            Open { store, layers: None, record: blank, clean: false }
         }
         StorageKind::File | StorageKind::Mmap => open(home, how, &info, &geometry, &files)?,
     };
@@ -127,20 +123,20 @@ pub fn prepare(home: &Home, how: Opening, info: Arc<Info>, means: Means) -> Resu
             table.set(piece, PieceState::Unknown);
         }
     }
-    let Open { store, overlay, record, clean } = opened;
+    let Open { store, layers, record, clean } = opened;
     let recorded = record.complete.clone();
-    let kept = Kept { record: ResumeData { files: Vec::new(), ..record }, overlay: overlay.clone() };
+    let kept = Kept { record, layers };
     if home.kept.set(kept).is_err() {
         tracing::debug!(torrent = %info.name, "its storage was opened before");
     }
     let shared = Shared::new(info, Arc::new(table), store, means.workers, means.inbox);
-    Ok(Prepared { shared: Arc::new(shared.keeping(&means.recent)), recorded, clean, overlay })
+    Ok(Prepared { shared: Arc::new(shared.keeping(&means.recent)), recorded, clean })
 }
 
 /// A store, and the record that goes with it.
 struct Open {
     store: Arc<dyn Store>,
-    overlay: Option<Arc<Overlay>>,
+    layers: Option<Layers>,
     /// As it stands on the disk, if there is one there.
     record: ResumeData,
     /// Whether that one tells sizes and times of files.
@@ -165,23 +161,31 @@ fn open(
         // A problem was logged already.
         Ok(None) | Err(_) => None,
     };
-    let (store, overlay, adopted) = stores(home, how.kind, found.as_ref(), geometry, files)?;
+    let (store, layers) = stores(home, how.kind, found.as_ref(), geometry, files)?;
+    let there = found.as_ref().and_then(|data| data.adopted.as_ref());
     // What was adopted and isn't there any more took its pieces along.
-    let usable = found.as_ref().map(|data| match (&data.adopted, &adopted) {
-        (Some(lost), None) => without(data, lost),
+    let usable = found.as_ref().map(|data| match &data.adopted {
+        Some(lost) if store.is_none() => without(data, lost),
         _ => data.clone(),
     });
-    let states = store.files()?;
-    let Believed { complete, unknown } = settle(usable.as_ref(), how.trust, geometry, &states);
-    if let Some(overlay) = &overlay {
+    let adopted =
+        there.filter(|_| store.is_some()).map(|there| Adopted { files: Vec::new(), ..there.clone() });
+    let store = match store {
+        Some(store) => store,
+        None => own(home, how.kind, geometry, files)?,
+    };
+    let sides = sides(&*store, layers.as_ref(), usable.as_ref())?;
+    let Believed { complete, unknown } = settle(usable.as_ref(), how.trust, geometry, &sides);
+    if let Some(Layers { overlay, .. }) = &layers {
         let here = |p: &PieceIndex| bit(&complete, p.0) || bit(&unknown, p.0);
         geometry.all_pieces().filter(|p| !here(p)).for_each(|p| overlay.set_above(p));
     }
     let mut record = ResumeData { complete, unknown, adopted, ..ResumeData::new(&home.key, info) };
     let says_so = |data: &ResumeData| {
+        let whose = |data: &ResumeData| data.adopted.as_ref().map(|a| (a.path.clone(), a.read_only));
         let unknown = |p: PieceIndex| bit(&data.unknown, p.0) == bit(&record.unknown, p.0);
         data.complete == record.complete
-            && data.adopted == record.adopted
+            && whose(data) == whose(&record)
             && geometry.all_pieces().all(unknown)
     };
     let mut clean = found.as_ref().is_some_and(|data| data.clean);
@@ -191,39 +195,81 @@ fn open(
     }
     // Nothing to tidy up after an end in good order, or without a record: then nothing is missing that has data.
     let unclean = found.as_ref().is_some_and(|data| !data.clean);
-    tidy(&*store, geometry, &states, &record, unclean, name);
-    Ok(Open { store, overlay, record, clean })
+    let states = sides.first().map_or(&[][..], |own| &own.states);
+    tidy(&*store, geometry, states, &record, unclean, name);
+    Ok(Open { store, layers, record, clean })
 }
 
-/// Stores of our own, or those of the adopted data that a record names, with what is adopted indeed.
-#[allow(clippy::type_complexity, reason = "three things that belong together for the one caller")]
+/// A store of our own on the disk.
+fn own(
+    home: &Home,
+    kind: StorageKind,
+    geometry: &Arc<Geometry>,
+    files: &[StoredFile],
+) -> Result<Arc<dyn Store>, StorageError> {
+    FileStore::open(&home.dir, geometry.clone(), files).map(|store| read_by(kind, store, geometry))
+}
+
+/// A store of files, read as `kind` says.
+fn read_by(kind: StorageKind, store: FileStore, geometry: &Arc<Geometry>) -> Arc<dyn Store> {
+    match kind {
+        StorageKind::Mmap => Arc::new(MmapStore::over(store, geometry.clone())),
+        StorageKind::File | StorageKind::Memory => Arc::new(store),
+    }
+}
+
+/// The store of a torrent, of our own or with the adopted data that its record names, and the layers that it has then.
+/// No store when what was adopted isn't there.
+#[allow(clippy::type_complexity, reason = "two things that belong together for the one caller")]
 fn stores(
     home: &Home,
     kind: StorageKind,
     found: Option<&ResumeData>,
     geometry: &Arc<Geometry>,
     files: &[StoredFile],
-) -> Result<(Arc<dyn Store>, Option<Arc<Overlay>>, Option<Adopted>), StorageError> {
-    let read = |store: FileStore| -> Arc<dyn Store> {
-        match kind {
-            StorageKind::Mmap => Arc::new(MmapStore::over(store, geometry.clone())),
-            StorageKind::File | StorageKind::Memory => Arc::new(store),
-        }
-    };
-    let own = || FileStore::open(&home.dir, geometry.clone(), files).map(read);
-    let Some(adopted) = found.and_then(|data| data.adopted.clone()) else { return Ok((own()?, None, None)) };
-    match adopt::open(&adopted, geometry, files, own)? {
-        Some(Opened::Plain(store)) => Ok((read(*store), None, Some(adopted))),
-        Some(Opened::Overlay(overlay)) => Ok((overlay.clone(), Some(overlay), Some(adopted))),
+) -> Result<(Option<Arc<dyn Store>>, Option<Layers>), StorageError> {
+    let own = || own(home, kind, geometry, files);
+    let Some(adopted) = found.and_then(|data| data.adopted.as_ref()) else { return Ok((Some(own()?), None)) };
+    match adopt::open(adopted, geometry, files, own)? {
+        Some(Opened::Plain(store)) => Ok((Some(read_by(kind, *store, geometry)), None)),
+        Some(Opened::Layers(layers)) => Ok((Some(layers.overlay.clone()), Some(layers))),
         None => {
             tracing::warn!(
                 "the adopted data in {} isn't there any more: what is missing is fetched into the cache; when it is \
                  back, take it over again with torrentfs verify --data",
                 adopted.path.display()
             );
-            Ok((own()?, None, None))
+            Ok((None, None))
         }
     }
+}
+
+/// Files that a part of the pieces lie in.
+struct Side {
+    /// What is there of each.
+    states: Vec<FileState>,
+    /// What they were at a clean end.
+    marks: Vec<FileMark>,
+    /// The pieces, a bit for each; those that it is too short for have its `beyond`.
+    pieces: Vec<u8>,
+    beyond: u8,
+}
+
+/// Our own files first, and then, where data was adopted to be read only, that.
+fn sides(
+    store: &dyn Store,
+    layers: Option<&Layers>,
+    record: Option<&ResumeData>,
+) -> Result<Vec<Side>, StorageError> {
+    let marks = record.map(|data| data.files.clone()).unwrap_or_default();
+    let Some(layers) = layers else {
+        return Ok(vec![Side { states: store.files()?, marks, pieces: Vec::new(), beyond: 0xff }]);
+    };
+    let adopted = record.and_then(|data| data.adopted.clone()).unwrap_or_default();
+    let pieces = adopted.below.iter().map(|bits| !bits).collect();
+    let above = Side { states: layers.above.files()?, marks, pieces, beyond: 0xff };
+    let states = layers.below.files()?;
+    Ok(vec![above, Side { states, marks: adopted.files, pieces: adopted.below, beyond: 0 }])
 }
 
 /// A record without the pieces that lay in adopted data.
@@ -239,14 +285,25 @@ fn without(data: &ResumeData, lost: &Adopted) -> ResumeData {
 }
 
 /// Which pieces are complete, and which are unknown; all others are missing. Reads no data. Pure.
-fn settle(record: Option<&ResumeData>, trust: bool, geometry: &Geometry, files: &[FileState]) -> Believed {
-    match record.filter(|_| trust) {
-        Some(record) => resume::believable(record, geometry, files),
-        None => Believed {
-            complete: vec![0; geometry.pieces().div_ceil(8) as usize],
-            unknown: resume::with_data(geometry, files),
-        },
+fn settle(record: Option<&ResumeData>, trust: bool, geometry: &Geometry, sides: &[Side]) -> Believed {
+    let none = vec![0; geometry.pieces().div_ceil(8) as usize];
+    let mut all = Believed { complete: none.clone(), unknown: none.clone() };
+    for side in sides {
+        let found = match record.filter(|_| trust) {
+            Some(record) => {
+                let record = ResumeData { files: side.marks.clone(), ..record.clone() };
+                resume::believable(&record, geometry, &side.states)
+            }
+            None => Believed { complete: none.clone(), unknown: resume::with_data(geometry, &side.states) },
+        };
+        let its = side.pieces.iter().copied().chain(std::iter::repeat(side.beyond));
+        let found = found.complete.into_iter().zip(found.unknown).zip(its);
+        for ((all, unknown), ((c, u), its)) in all.complete.iter_mut().zip(&mut all.unknown).zip(found) {
+            *all |= c & its;
+            *unknown |= u & its;
+        }
     }
+    all
 }
 
 /// Puts a record in place of one that says too much. If there is no room for it, there is none at all from now on: then
@@ -328,15 +385,18 @@ pub(super) fn save(shared: &Shared, home: &Home, record: &Record) -> Result<(), 
         PieceState::Missing | PieceState::Requested => false,
     };
     let unknown = bits(shared.table.len(), unknown);
-    let mut adopted = base.adopted.clone();
-    if let (Some(adopted), Some(overlay)) = (&mut adopted, kept.and_then(|kept| kept.overlay.as_ref())) {
-        adopted.below = bits(shared.table.len(), |piece| overlay.below(*piece));
-    }
-    let files = match record.clean {
-        // Without them nothing is compared.
-        true => shared.store.files().unwrap_or_default().into_iter().map(FileMark::from).collect(),
+    // Without them nothing is compared.
+    let marks = |store: &dyn Store| match record.clean {
+        true => store.files().unwrap_or_default().into_iter().map(FileMark::from).collect(),
         false => Vec::new(),
     };
+    let layers = kept.and_then(|kept| kept.layers.as_ref());
+    let mut adopted = base.adopted.clone();
+    if let (Some(adopted), Some(Layers { below, overlay, .. })) = (&mut adopted, layers) {
+        adopted.below = bits(shared.table.len(), |piece| overlay.below(*piece));
+        adopted.files = marks(&**below);
+    }
+    let files = marks(layers.map_or(&*shared.store, |layers| &*layers.above));
     let (clean, last_used) = (record.clean, now());
     put(home, &ResumeData { complete, unknown, adopted, files, clean, last_used, ..base })
 }

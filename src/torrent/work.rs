@@ -255,7 +255,7 @@ pub(super) fn prepare(
     let answer = Answer::new(to, Work::Prepared(Err(StorageError::Closed)));
     let job = Box::new(move |_: &mut _| {
         let ready = prepare::prepare(&home, how, info, means).map(|prepared| {
-            let Prepared { shared, recorded, clean, .. } = prepared;
+            let Prepared { shared, recorded, clean } = prepared;
             Ready { kept: kept(&shared), shared, recorded, clean }
         });
         answer.say(Work::Prepared(ready));

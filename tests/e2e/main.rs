@@ -18,6 +18,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod behind_our_back;
+mod bounded;
 mod cache_commands;
 mod cat;
 mod command_line;
@@ -25,6 +27,7 @@ mod copies;
 mod crash;
 mod demo;
 mod equal_names;
+mod full_disk;
 mod harness;
 mod inspect;
 mod kinds;
