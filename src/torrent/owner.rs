@@ -77,6 +77,8 @@ pub struct Plan {
     pub trackers: Vec<Vec<String>>,
     /// Addresses known from the start.
     pub peers: Vec<FoundPeers>,
+    /// Bytes that are charged for what is kept of it, until that is known.
+    pub charged: u64,
     /// Where its data is kept.
     pub home: Home,
     /// How its storage is opened.
@@ -127,6 +129,7 @@ struct Owner {
     scope: TaskScope,
     env: Environment,
     settings: Settings,
+    charged: u64,
     home: Home,
     opening: Opening,
     /// The storage is being opened, or is open.
@@ -211,6 +214,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         swarm: Swarm::new(plan.settings.clone()),
         scope: scope.clone(),
         settings: plan.settings,
+        charged: plan.charged,
         home: plan.home,
         opening: plan.opening,
         preparing: false,
@@ -512,7 +516,7 @@ impl Owner {
         if self.torrent.live.set(shared.clone()).is_err() {
             return;
         }
-        self.env.room.quota().charge(ready.kept);
+        self.env.room.quota().recount(self.charged, ready.kept);
         self.membership = Some(self.env.room.join(self.torrent.slot, shared.clone()));
         self.records = Some(Records::new(shared.store.is_durable(), ready.recorded, ready.clean));
         let geometry = Arc::new(shared.info.geometry.clone());
