@@ -246,7 +246,7 @@ film\u{fffd}.mkv
         let text = worse.text();
         for words in [
             "wrong              1 piece    1.0 MiB    1%  fetched into the cache",
-            "unchecked        4 pieces",
+            "unchecked         4 pieces",
             "wrong in d/7",
             "and in 2 more",
             "used in place: /their/files (read only)",
