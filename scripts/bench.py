@@ -5,7 +5,8 @@ in turn, so that a busy moment of the machine hits all of them. Every run begins
 
     bench.py --program PATH [--rqbit PATH] [--btfs PATH] [--rounds N] [--rows a,c] [--size MIB] [--seeks N] [--no-write]
 
-Rows: a whole file, b first byte, c seeks, d player, e random reads, f 333,333 pieces, g 80 peers.
+Rows: a whole file, b first byte, c seeks, d player, e random reads, f 333,333 pieces, g 80 peers,
+h what is kept (checking, a bounded cache).
 """
 
 import argparse
@@ -20,14 +21,14 @@ import time
 
 import libtorrent as lt
 
-from benchmark import latency, report, volume
+from benchmark import latency, report, storage, volume
 from benchmark.clients import Btfs, Cat, Rqbit, ToDisk, Torrentfs
 from benchmark.swarm import Lights, Relays, Seeders, Swarm, Tracker, make_huge, make_random
 from benchmark.tools import MIB, ROOT, Failed, machine
 
 DOCUMENT = ROOT / "docs" / "BENCHMARKS.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-ROWS = "abcdefg"
+ROWS = "abcdefgh"
 SEEDERS = 4
 SEEK_RATE = SEEDERS * 2 * MIB
 PLAYER_SWARM = 6 * MIB
@@ -184,6 +185,18 @@ class Bench:
                 what, "many cold", kind,
                 lambda results: volume.many_peers(results, self.client(kind, swarm), self.torrent.size),
             )
+
+    def row_h(self, _number, what):
+        swarm = self.swarm("unlimited")
+        self.measure(what, "check, warm, MiB/s", Torrentfs, lambda results: storage.verify(results, self.args.program, self.torrent))
+        self.measure(what, "check, warm, MiB/s", Sha1sum, lambda results: storage.sums(results, self.torrent))
+        self.measure(
+            what, "bounded, MiB/s", Torrentfs, lambda results: storage.bounded(results, self.client(Torrentfs, swarm))
+        )
+
+
+class Sha1sum:
+    name = "sha1sum"
 
 
 def version(name, program):

@@ -162,12 +162,14 @@ class FileReader:
 
 class Torrentfs(Mounted):
     name = "torrentfs"
+    # More on the command line.
+    options = ()
 
     def command(self):
         peers = [] if self.magnet else [part for address in self.swarm.addresses for part in ("--peer", address)]
         source = self.swarm.magnet() if self.magnet else self.swarm.torrent.path
         options = ["--cache-dir", self.data, "--listen", "127.0.0.1:0", "--no-dht", "--no-lsd"]
-        options += ["--no-port-mapping", "--read-timeout", f"{READ_LIMIT}s"]
+        options += ["--no-port-mapping", "--read-timeout", f"{READ_LIMIT}s", *self.options]
         return [self.program, "mount", *options, *peers, source, self.point]
 
 

@@ -13,7 +13,7 @@ import typing
 
 OURS = "torrentfs"
 RIVALS = ("libtorrent to disk", "rqbit", "btfs")
-WHO = (OURS, "torrentfs cat", *RIVALS, "plain file")
+WHO = (OURS, "torrentfs cat", *RIVALS, "plain file", "sha1sum")
 
 
 class Results:
@@ -200,6 +200,17 @@ SECTIONS = [
             Row("cold, MiB/s", "many cold"),
             Row("anonymous memory, peak, MiB", "many memory", target=at_most(64, " MiB")),
             Row("connected peers", "many peers"),
+        ],
+    ),
+    (
+        "What is kept",
+        [
+            Row("checking what is there, warm, MiB/s", "check, warm, MiB/s"),
+            Row("the same, CPU s/GiB", "check, CPU s/GiB"),
+            Row("checking, pages dropped before, MiB/s", "check, cold, MiB/s"),
+            Row("whole file through `--cache-size 128M`, MiB/s", "bounded, MiB/s"),
+            Row("the same, CPU s/GiB", "bounded, CPU s/GiB"),
+            Row("anonymous memory, peak, MiB", "bounded, memory", target=at_most(64, " MiB")),
         ],
     ),
 ]

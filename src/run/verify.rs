@@ -2,7 +2,7 @@
 //! downloaded.
 //!
 //! **Flow.** The source is loaded, the cache locked, the metadata looked up in it if the source has none. Then one
-//! thread does all that waits for the disk, with others that hash ([`verify_all`]), while this one shows how far it
+//! thread does all that waits for the disk, with others that hash ([`verify::verify_all`]), while this one shows how far it
 //! is and waits for signals. The first signal stops the hashing after the pieces that are being read; what was found
 //! out so far is recorded as at the end. A second one leaves at once.
 //!
