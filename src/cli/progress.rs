@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::terminal::{bytes, cut, fit};
+use super::terminal::{bytes, cut, fit, text_width};
 
 /// How far a job is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,8 +19,11 @@ pub struct Progress {
     pub took: Duration,
 }
 
-/// The widest bar, in characters: more says no more.
-const BAR: usize = 30;
+/// A bar, in characters: fewer show nothing that the figure doesn't, and more say no more.
+const BAR_LEAST: usize = 8;
+const BAR_MOST: usize = 30;
+/// On a terminal of fewer columns the figures are worth more.
+const NARROW: usize = 50;
 
 impl Progress {
     /// Percent, rounded down, so that only what is done is 100.
@@ -47,31 +50,33 @@ impl Progress {
 
     /// One line in at most `width` columns. What matters least goes first when room is short.
     pub fn line(&self, width: usize) -> String {
-        let name_width = (width * 2 / 5).clamp(8, 32);
-        let percent = format!("{:>4}", format!("{}%", self.percent()));
-        let mut parts = vec![percent, format!("{}/s", bytes(self.rate()))];
-        if let Some(left) = self.left() {
-            parts.push(format!("{} left", span(left)));
-        }
-        parts.push(format!("{} of {}", bytes(self.done), bytes(self.total)));
+        let name = fit(&self.name, text_width(&self.name).min((width / 3).clamp(8, 32)));
+        let mut left = width.saturating_sub(text_width(&name));
+        // As wide as they get, so that nothing moves while they change.
+        let left_over = self.left().map_or(String::new(), |left| format!("{} left", span(left)));
+        let parts = [
+            format!("{:>4}", format!("{}%", self.percent())),
+            format!("{:>10}", format!("{}/s", bytes(self.rate()))),
+            format!("{left_over:>14}"),
+            format!("{:>8} of {}", bytes(self.done), bytes(self.total)),
+        ];
+        let reserved = if width < NARROW { 0 } else { BAR_LEAST + 4 };
         let mut tail = String::new();
         for part in parts {
-            if name_width + tail.len() + 2 + part.len() > width {
+            if part.len() + 2 + reserved > left {
                 break;
             }
+            left -= part.len() + 2;
             tail.push_str("  ");
             tail.push_str(&part);
         }
-        let room = width.saturating_sub(name_width + tail.len() + 4).min(BAR);
-        let bar = match room {
-            // A shorter one shows nothing that the figure doesn't.
-            0..5 => String::new(),
-            _ => {
-                let full = room * self.percent() as usize / 100;
-                format!("  [{}{}]", "#".repeat(full), "-".repeat(room - full))
-            }
-        };
-        cut(&format!("{}{bar}{tail}", fit(&self.name, name_width)), width).into_owned()
+        let mut bar = String::new();
+        if reserved > 0 && left >= reserved {
+            let room = (left - 4).min(BAR_MOST);
+            let full = room * self.percent() as usize / 100;
+            bar = format!("  [{}{}]", "#".repeat(full), "-".repeat(room - full));
+        }
+        cut(&format!("{name}{bar}{tail}"), width).into_owned()
     }
 
     /// For a log.
@@ -117,6 +122,9 @@ mod tests {
             wide.contains("256 MiB/s") && wide.contains("2 s left") && wide.contains("512 MiB of 1.0 GiB"),
             "{wide}"
         );
+        let usual = sample(1 << 29).line(79);
+        assert!(usual.contains("[####") && usual.contains("512 MiB of 1.0 GiB"), "{usual}");
+        assert_eq!(sample(1 << 20).line(79).find(']'), usual.find(']'), "it doesn't move");
         let bar = |line: &str, mark: char| line.chars().filter(|c| *c == mark).count();
         assert_eq!((bar(&wide, '#'), bar(&wide, '-')), (15, 15), "{wide}");
         assert_eq!(bar(&sample(0).line(120), '#'), 0);

@@ -193,7 +193,7 @@ fn char_width(c: char) -> usize {
 }
 
 /// Columns that a text takes, or more.
-fn text_width(text: &str) -> usize {
+pub(super) fn text_width(text: &str) -> usize {
     text.chars().map(char_width).sum()
 }
 

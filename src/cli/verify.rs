@@ -232,7 +232,7 @@ film\u{fffd}.mkv
   good             90 pieces   90.0 MiB   90%
   missing          10 pieces   10.0 MiB   10%
   2 of 3 files complete
-  90.0 MiB hashed in 3 s (30.0 MiB/s)
+  90.0 MiB hashed in 3.0 s (30.0 MiB/s)
 ";
         assert_eq!(sample().text(), want);
         let worse = Report {
@@ -244,9 +244,10 @@ film\u{fffd}.mkv
             ..sample()
         };
         let text = worse.text();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         for words in [
-            "wrong              1 piece    1.0 MiB    1%  fetched into the cache",
-            "unchecked         4 pieces",
+            "wrong 1 piece 1.0 MiB 1% fetched into the cache",
+            "unchecked 4 pieces 4.0 MiB 4% stopped before",
             "wrong in d/7",
             "and in 2 more",
             "used in place: /their/files (read only)",

@@ -2,13 +2,14 @@
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
 use crate::common::{
-    Behaviour, Ended, Mount, Reader, Sample, ScriptedPeer, Seeder, fetch, fetch_from, home, magnet, ran, skip,
+    Behaviour, Ended, Mount, Reader, Sample, ScriptedPeer, Seeder, fetch, fetch_from, home, magnet, ran,
+    skip, wait_until,
 };
 use crate::needs;
 
@@ -133,6 +134,25 @@ fn what_is_removed_is_fetched_again() {
     get();
     assert_eq!(peer.requests().len(), 2 * once);
     assert_eq!(listed(folder.path(), &sample)["state"].as_str(), Some("complete"));
+}
+
+#[test]
+fn what_was_used_longest_ago_goes_first() {
+    needs!(Libtorrent);
+    let folder = tempfile::tempdir().expect("a folder");
+    // By the order of their info-hashes it would be the other way round for one of the two.
+    let both = [Sample::small(), Sample::file("two.bin", 4 * MIB, 64 * KIB)];
+    for [old, new] in [[&both[0], &both[1]], [&both[1], &both[0]]] {
+        fetch(old, folder.path(), None);
+        let used = listed(folder.path(), old)["last_used"].as_u64().expect("a time");
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        wait_until("the next second", MINUTE, || now() > used);
+        fetch(new, folder.path(), None);
+        let room = (old.total.max(new.total) + MIB).to_string();
+        cache(folder.path(), &["prune", "--older-than", "1h", "--to", &room])
+            .said(0, &["removed", &old.name]);
+        assert!(!home(old, folder.path()).exists() && home(new, folder.path()).exists());
+    }
 }
 
 #[test]
