@@ -20,9 +20,11 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use super::sealed::ResumeProblem;
 use super::sealed::{self, Kind};
+use super::volume::{OsVolume, Volume};
 use super::{FileState, StorageError, Store};
 use crate::metainfo::bencode::{self, Encoder, Limits, Value};
 use crate::metainfo::geometry::Geometry;
@@ -290,12 +292,21 @@ pub fn persist(store: &dyn Store, dir: &Path, data: &ResumeData) -> Result<(), S
 /// # Errors
 /// [`StorageError::Full`] and [`StorageError::Io`]; the old data stand unless only the folder's sync failed.
 pub fn save(dir: &Path, data: &ResumeData) -> Result<(), StorageError> {
-    let path = dir.join(RESUME.name);
+    let opened = OsVolume::open(dir);
+    save_in(&opened.map_err(|e| StorageError::from_io(&dir.join(RESUME.name), "saving", e))?, data)
+}
+
+/// As [`save`], in the root of a volume.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_in(volume: &dyn Volume, data: &ResumeData) -> Result<(), StorageError> {
+    let path = volume.path().join(RESUME.name);
     let Some(body) = data.encode() else {
         let why = std::io::Error::new(std::io::ErrorKind::InvalidInput, "the bits don't match the pieces");
         return Err(StorageError::from_io(&path, "saving", why));
     };
-    sealed::write(dir, &RESUME, &body).map_err(|e| StorageError::from_io(&path, "saving", e))
+    sealed::write_in(volume, &RESUME, &body).map_err(|e| StorageError::from_io(&path, "saving", e))
 }
 
 /// Removes the torrent's resume data from its folder `dir`, durably. Waits for the disk.
@@ -312,14 +323,29 @@ pub fn remove(dir: &Path) -> Result<(), StorageError> {
 /// # Errors
 /// [`ResumeProblem`], for which a warning was logged already; the torrent goes on as if there were none.
 pub fn load(dir: &Path) -> Result<Option<ResumeData>, ResumeProblem> {
-    let Some(body) = sealed::read(dir, &RESUME)? else { return Ok(None) };
+    match OsVolume::open(dir) {
+        Ok(volume) => load_in(&volume),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            let problem = ResumeProblem::Unreadable { path: dir.join(RESUME.name), source: Arc::new(error) };
+            tracing::warn!("{problem}");
+            Err(problem)
+        }
+    }
+}
+
+/// As [`load`], from the root of a volume.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_in(volume: &dyn Volume) -> Result<Option<ResumeData>, ResumeProblem> {
+    let Some(body) = sealed::read_in(volume, &RESUME)? else { return Ok(None) };
     match ResumeData::decode(&body) {
         Some(data) => Ok(Some(data)),
         None => {
-            let path = dir.join(RESUME.name);
-            let problem =
-                ResumeProblem::Damaged { path: path.clone(), why: "its bits don't match its pieces" };
-            Err(sealed::set_aside(&path, problem))
+            let path = volume.path().join(RESUME.name);
+            let problem = ResumeProblem::Damaged { path, why: "its bits don't match its pieces" };
+            Err(sealed::set_aside_in(volume, Path::new(RESUME.name), problem))
         }
     }
 }

@@ -166,17 +166,6 @@ pub(super) fn peek(dir: &Path, kind: &Kind) -> Result<Option<Vec<u8>>, ResumePro
     }
 }
 
-/// As [`set_aside_in`], by the file's path in the system.
-pub(super) fn set_aside(path: &Path, problem: ResumeProblem) -> ResumeProblem {
-    match (path.parent().map(OsVolume::open), path.file_name()) {
-        (Some(Ok(volume)), Some(name)) => set_aside_in(&volume, Path::new(name), problem),
-        _ => {
-            tracing::warn!("{problem}");
-            problem
-        }
-    }
-}
-
 /// Removes `<kind.name>` from a folder of the system, durably; nothing is done when it isn't there.
 pub(super) fn remove(dir: &Path, kind: &Kind) -> io::Result<()> {
     let volume = OsVolume::open(dir)?;

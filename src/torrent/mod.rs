@@ -9,6 +9,8 @@
 pub mod background;
 pub mod blame;
 pub mod choker;
+#[cfg(test)]
+mod crash_tests;
 mod crowd;
 pub mod demands;
 pub mod effects;

@@ -19,6 +19,8 @@
 
 #[cfg(test)]
 pub(crate) mod faulty;
+#[cfg(test)]
+pub(crate) mod model;
 mod os;
 
 use std::fmt::Debug;
