@@ -3,8 +3,8 @@
 //! **Goal.** What was read longest ago goes first, over all torrents, and only when room is needed; and when none can
 //! be made, everybody learns why, and nothing is tried in a circle.
 //!
-//! **Parts.** [`Keeper`], one task of the client; [`Dormant`], the torrents in the cache folder that aren't open;
-//! [`floor`] and [`reason`], pure.
+//! **Parts.** [`Keeper`], one task of the client, which does what the [`super::plan`] says; [`Dormant`], the torrents
+//! in the cache folder that aren't open; [`Owners`], the way to those that are.
 //!
 //! **Flow.** The task sleeps until somebody needs room, or has used so much that the disk should be looked at. Then
 //! it looks (on a storage worker), and as long as room is lacking gives some back: first torrents that aren't open,
@@ -13,7 +13,8 @@
 //! room, so that of all who wait for each other the oldest gets on. With nothing left it says that all is stuck, and
 //! looks again soon.
 //!
-//! **Not here.** The account ([`crate::storage::quota`]), the order ([`crate::storage::lru`]).
+//! **Not here.** What is decided ([`super::plan`]), the account ([`crate::storage::quota`]), the order
+//! ([`crate::storage::lru`]).
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
+use super::plan::{Plan, Source, Step, View, floor};
 use super::{Client, Options};
 use crate::metainfo::geometry::PieceIndex;
 use crate::storage::cache::{CacheDir, CacheError, DiskSpace};
@@ -31,32 +33,18 @@ use crate::storage::pool::{Class, Workers};
 use crate::storage::quota::Quota;
 use crate::storage::spare::SPARE;
 use crate::sync::tasks::TaskScope;
-use crate::torrent::room::{Room, Stuck};
-use crate::torrent::{Command, Torrent};
+use crate::torrent::Command;
+use crate::torrent::reads::Shared;
+use crate::torrent::room::Room;
 
-/// How often the disk is looked at while nobody needs anything: others write to it, too.
-const LOOK: Duration = Duration::from_secs(10);
-/// How soon a full disk is looked at again…
-const LOOK_DISK: Duration = Duration::from_secs(1);
-/// …and how soon what is in use.
-const LOOK_USE: Duration = Duration::from_millis(250);
-/// A disk that says that it has room, and takes nothing, is tried again after a pause that doubles up to this.
-const PAUSE_MAX: Duration = Duration::from_secs(32);
-/// What is given back in one go: a sixteenth of the bound, so that records and looks are worth it, but no more than
-/// this, which is read again in a moment if it was wanted after all.
-const BATCH_MAX: u64 = 64 << 20;
-/// Pieces that go in one go at most: an owner is busy with them for a moment.
-const BATCH_PIECES: usize = 16_384;
 /// An owner answers as soon as a record is on the disk; one that is stuck must not hold all others up.
 const ANSWER: Duration = Duration::from_secs(10);
-/// What is to stay free unless `--min-free-space` says otherwise: the larger of a twentieth and this, but no more
-/// than a quarter of a small disk.
-const FLOOR: u64 = 1 << 30;
-
-/// The bytes of a disk that are to stay free. `asked` is what the user said. Pure.
-fn floor(asked: Option<u64>, total: u64) -> u64 {
-    asked.unwrap_or_else(|| (total / 20).max(FLOOR).min(total / 4))
-}
+/// What an owner hasn't answered by then isn't counted on any more.
+const LATE: Duration = Duration::from_secs(60);
+/// Pieces that go in one go at most: an owner is busy with them for a moment.
+const BATCH_PIECES: usize = 16_384;
+/// Torrents that aren't open and take less than this go last: a record and metadata are worth more than their room.
+const WORTH: u64 = 256 << 10;
 
 /// What pieces may take of what the cache may: on a disk, records and folders take some of it, and rounding to whole
 /// blocks. Pure.
@@ -66,69 +54,96 @@ pub(super) fn bound(options: &Options) -> Option<u64> {
     Some(size.saturating_sub(other))
 }
 
-/// Why no room can be made, for the user. Pure.
-fn reason(quota: &Quota, need: u64, space: Option<DiskSpace>, floor: u64) -> Stuck {
-    let bytes = |n: u64| crate::storage::size::bytes(n);
-    match (quota.bound(), space) {
-        (Some(bound), _) if quota.lacking_by_bound(need) > 0 => Stuck {
-            reason: format!(
-                "all of the {} that may be kept are in use, and {} more are waited for; close some files, or raise \
-                 --cache-size",
-                bytes(bound),
-                bytes(need)
-            )
-            .into(),
-            disk: false,
-        },
-        (_, Some(space)) => Stuck {
-            reason: format!(
-                "the disk that holds the cache is full: {} are free, of which {} are to stay free; make room there, \
-                 choose another with --cache-dir, or lower --min-free-space",
-                bytes(space.free),
-                bytes(floor)
-            )
-            .into(),
-            disk: true,
-        },
-        (_, None) => Stuck { reason: "the disk that holds the cache can't be asked for room".into(), disk: true },
+/// The way to the owners of torrents.
+pub(super) trait Owners: Send + Sync + 'static {
+    /// Tells the owner of a torrent to do something; false when there is none any more.
+    fn tell(&self, slot: u32, command: Command) -> impl Future<Output = bool> + Send;
+}
+
+impl Owners for Client {
+    async fn tell(&self, slot: u32, command: Command) -> bool {
+        let torrent = self.torrents().into_iter().find(|t| t.slot == slot);
+        match torrent {
+            Some(torrent) => torrent.command(command).await,
+            None => false,
+        }
     }
+}
+
+/// Pieces that an owner was told to evict.
+struct Order {
+    /// What they take, in bytes.
+    bytes: u64,
+    told: Instant,
+    answer: oneshot::Receiver<u64>,
 }
 
 /// See the module.
-pub(super) struct Keeper {
-    client: Arc<Client>,
+pub(super) struct Keeper<O> {
+    owners: Arc<O>,
     room: Room,
     workers: Arc<Workers>,
-    cache: Arc<CacheDir>,
+    /// Where data lies, if on a disk.
+    cache: Option<Arc<CacheDir>>,
     dormant: Arc<Dormant>,
-    /// Whether data lies on the disk.
-    disk: bool,
     min_free: Option<u64>,
+    plan: Plan,
     victims: Victims,
-    /// Writes that found the disk full, in a row, though it said that it had room.
-    fulls: u32,
+    /// Those that weren't answered in time.
+    late: Vec<Order>,
+    /// What the disk said last.
+    space: Option<DiskSpace>,
+    /// How long owners are waited for.
+    answer: Duration,
 }
 
-impl Keeper {
+impl Keeper<Client> {
     /// Starts it in a task of `scope`.
     pub(super) fn start(client: &Arc<Client>, scope: &TaskScope) {
-        let keeper = Self {
-            client: client.clone(),
-            room: client.env.room.clone(),
-            workers: client.env.workers.clone(),
-            cache: client.cache.clone(),
-            dormant: client.dormant.clone(),
-            disk: client.options.storage.is_on_disk(),
-            min_free: client.options.min_free,
-            victims: Victims::default(),
-            fulls: 0,
-        };
+        let on_disk = client.options.storage.is_on_disk();
+        let keeper = Self::new(
+            client.clone(),
+            client.env.room.clone(),
+            client.env.workers.clone(),
+            on_disk.then(|| client.cache.clone()),
+            client.dormant.clone(),
+            client.options.min_free,
+        );
         scope.spawn("keeper", keeper.run());
+    }
+}
+
+impl<O: Owners> Keeper<O> {
+    /// With a `cache`, there is no room before it has looked at the disk.
+    fn new(
+        owners: Arc<O>,
+        room: Room,
+        workers: Arc<Workers>,
+        cache: Option<Arc<CacheDir>>,
+        dormant: Arc<Dormant>,
+        min_free: Option<u64>,
+    ) -> Self {
+        if cache.is_some() {
+            // What lies there isn't counted yet.
+            room.quota().disk_is_full();
+        }
+        Self {
+            owners,
+            room,
+            workers,
+            cache,
+            dormant,
+            min_free,
+            plan: Plan::default(),
+            victims: Victims::default(),
+            late: Vec::new(),
+            space: None,
+            answer: ANSWER,
+        }
     }
 
     async fn run(mut self) {
-        if self.disk {
-            let cache = self.cache.clone();
+        if let Some(cache) = self.cache.clone() {
             let found = self.on_worker(move || catalog::scan(cache.path())).await;
             match found {
                 Some(Ok(found)) => self.dormant.found(found.entries, self.room.quota()),
@@ -145,73 +160,67 @@ impl Keeper {
         }
     }
 
-    /// Makes the room that is lacking, as far as can be; returns when to look again.
+    /// Does what is to be done; returns when to look again.
     async fn round(&mut self) -> Duration {
-        let full = self.room.was_full();
-        let mut space = self.look().await;
-        let mut freed_any = false;
+        self.plan.woken();
         loop {
-            let need = self.room.need();
-            let asked = need.map_or(0, |n| n.bytes);
-            let floor = space.map_or(0, |s| floor(self.min_free, s.total));
-            let mut lacking = self.room.quota().lacking(asked);
-            if full && !freed_any {
-                // Whatever the disk says.
-                lacking = lacking.max(1);
+            if self.room.was_full() {
+                self.plan.found_full(self.room.quota().kept(), Instant::now());
             }
-            if lacking == 0 {
-                self.fulls = 0;
-                if need.is_some() || full || self.room.stuck().is_some() {
-                    self.room.tell(None);
+            let room = self.room.clone();
+            let view = self.view(&room);
+            if self.plan.look_due(&view, room.written()) {
+                self.look().await;
+            }
+            let view = self.view(&room);
+            match self.plan.step(&view) {
+                Step::Rest(pause) => return pause,
+                Step::Offer => {
+                    if room.stuck().is_some() {
+                        tracing::info!("there is room again: fetching goes on");
+                    }
+                    room.tell(None);
                 }
-                return LOOK;
-            }
-            let batch = self.room.quota().bound().map_or(BATCH_MAX, |bound| (bound / 16).min(BATCH_MAX));
-            let target = lacking.max(batch);
-            let mut freed = self.drop_dormant().await;
-            if freed == 0 {
-                freed = self.evict(target, None).await;
-            }
-            if freed == 0
-                && let Some(since) = need.and_then(|n| n.since)
-            {
-                freed = self.evict(target, Some(since)).await;
-            }
-            if freed > 0 {
-                freed_any = true;
-                if self.room.quota().lacking_on_disk(asked) > 0 || full {
-                    space = self.look().await;
+                Step::Stick(stuck) => {
+                    tracing::warn!("nothing more is fetched for now: {}", stuck.reason);
+                    room.tell(Some(stuck));
                 }
-                continue;
+                Step::Give(source, target) => {
+                    let freed = match source {
+                        Source::Dormant => self.drop_dormant(WORTH).await,
+                        Source::Crumbs => self.drop_dormant(1).await,
+                        Source::Pieces => self.evict(target, None).await,
+                        Source::Younger(since) => self.evict(target, Some(since)).await,
+                    };
+                    self.plan.gave(freed);
+                }
             }
-            if full && self.room.quota().lacking(asked) == 0 {
-                // It has room, it says. Not at once again, and less and less often.
-                self.fulls = (self.fulls + 1).min(8);
-                let pause = LOOK_DISK * 2u32.pow(self.fulls - 1);
-                self.room.tell(Some(reason(self.room.quota(), asked, space, floor)));
-                tokio::time::sleep(pause.min(PAUSE_MAX)).await;
-                self.room.tell(None);
-                return LOOK;
-            }
-            if need.is_none() && !full {
-                return LOOK;
-            }
-            let stuck = reason(self.room.quota(), asked, space, floor);
-            let pause = if stuck.disk { LOOK_DISK } else { LOOK_USE };
-            if self.room.stuck().as_ref() != Some(&stuck) {
-                tracing::warn!("nothing more is fetched for now: {}", stuck.reason);
-                self.room.tell(Some(stuck));
-            }
-            return pause;
+        }
+    }
+
+    fn view<'a>(&mut self, room: &'a Room) -> View<'a> {
+        let now = Instant::now();
+        // Answered, or given up.
+        self.late.retain_mut(|order| {
+            matches!(order.answer.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+                && now.saturating_duration_since(order.told) < LATE
+        });
+        View {
+            now,
+            quota: room.quota(),
+            need: room.need(),
+            unit: room.unit(),
+            coming: self.late.iter().map(|order| order.bytes).sum(),
+            disk: self.space.map(|space| (space, floor(self.min_free, space.total))),
+            writing: room.written() > 0,
         }
     }
 
     /// Looks at the disk, if data lies on one; and puts a little room by, where there is plenty.
-    async fn look(&self) -> Option<DiskSpace> {
-        if !self.disk {
-            return None;
-        }
-        let (cache, min_free) = (self.cache.clone(), self.min_free);
+    async fn look(&mut self) {
+        let Some(cache) = self.cache.clone() else { return };
+        let min_free = self.min_free;
+        let mark = self.room.mark();
         let look = move || {
             let space = cache.space()?;
             let plenty = space.free > floor(min_free, space.total).saturating_add(4 * SPARE);
@@ -220,21 +229,36 @@ impl Keeper {
             }
             Ok::<_, CacheError>(space)
         };
-        let space = match self.on_worker(look).await? {
-            Ok(space) => space,
-            Err(error) => {
-                tracing::warn!("{error}");
-                return None;
+        let (now, unit, quota) = (Instant::now(), self.room.unit(), self.room.quota().clone());
+        match self.on_worker(look).await {
+            Some(Ok(space)) => {
+                self.space = Some(space);
+                quota.disk_has(mark, space.free, floor(min_free, space.total));
+                if !self.plan.looked(space, unit, now) {
+                    // Whatever it says: it took nothing.
+                    quota.disk_is_full();
+                }
             }
-        };
-        self.room.disk_has(space.free, floor(self.min_free, space.total));
-        Some(space)
+            Some(Err(error)) => {
+                tracing::warn!("{error}");
+                self.blind(now);
+            }
+            None => self.blind(now),
+        }
     }
 
-    /// Removes the torrent that isn't open and was used longest ago. Returns how many bytes that gave.
-    async fn drop_dormant(&self) -> u64 {
-        let Some(entry) = self.dormant.begin() else { return 0 };
-        let (cache, key) = (self.cache.clone(), entry.key.clone());
+    /// The disk can't be looked at: nothing is to be written to it.
+    fn blind(&mut self, now: Instant) {
+        self.space = None;
+        self.room.quota().disk_is_full();
+        self.plan.looked(DiskSpace { free: 0, total: 0 }, 1, now);
+    }
+
+    /// Removes the torrent that isn't open and was used longest ago, of those that take at least so much. Returns how
+    /// many bytes that gave.
+    async fn drop_dormant(&self, least: u64) -> u64 {
+        let (Some(cache), Some(entry)) = (self.cache.clone(), self.dormant.begin(least)) else { return 0 };
+        let key = entry.key.clone();
         let removed = self.on_worker(move || catalog::remove(cache.path(), &key)).await;
         let freed = match removed {
             Some(Ok(_)) => {
@@ -242,6 +266,7 @@ impl Keeper {
                 tracing::info!(torrent = name, "removed from the cache to make room");
                 entry.allocated
             }
+            // It takes what it took, and isn't tried again.
             Some(Err(error)) => {
                 tracing::warn!("{} can't be removed from the cache: {error}", entry.key);
                 0
@@ -249,10 +274,8 @@ impl Keeper {
             None => 0,
         };
         self.dormant.end();
-        match freed {
-            // It takes what it took, and isn't tried again.
-            0 => {}
-            freed => self.room.release(freed),
+        if freed > 0 {
+            self.room.release(freed);
         }
         freed
     }
@@ -264,9 +287,10 @@ impl Keeper {
             self.victims = Victims::default();
         }
         let members = Arc::new(self.room.members());
-        let mut looked = false;
+        // Who was asked for one doesn't get asked again: it is held, or waited for.
+        let mut asked: HashSet<(u32, PieceIndex)> = HashSet::new();
         loop {
-            let mut chosen: BTreeMap<u32, Vec<PieceIndex>> = BTreeMap::new();
+            let mut chosen: BTreeMap<u32, (u64, Vec<PieceIndex>)> = BTreeMap::new();
             let (mut bytes, mut count) = (0, 0);
             while bytes < target && count < BATCH_PIECES {
                 let stamp = |v: Victim| {
@@ -275,47 +299,57 @@ impl Keeper {
                 };
                 if let Some(victim) = self.victims.pop(stamp) {
                     let cost = members.get(&victim.slot).map_or(0, |m| m.cost(victim.piece));
-                    if cost > 0 {
-                        chosen.entry(victim.slot).or_default().push(victim.piece);
+                    if asked.insert((victim.slot, victim.piece)) && cost > 0 {
+                        let (sum, pieces) = chosen.entry(victim.slot).or_default();
+                        *sum += cost;
+                        pieces.push(victim.piece);
                         bytes += cost;
                         count += 1;
                     }
-                } else if looked {
+                    continue;
+                }
+                let (members, but) = (members.clone(), std::mem::take(&mut asked));
+                let most = usize::try_from(target >> 14).unwrap_or(usize::MAX).min(BATCH_PIECES);
+                let look = move || (oldest(&members, &but, most), but);
+                (self.victims, asked) = self.on_worker(look).await.unwrap_or_default();
+                if self.victims.is_empty() {
                     break;
-                } else {
-                    looked = true;
-                    let members = members.clone();
-                    let most = usize::try_from(target >> 14).unwrap_or(usize::MAX).min(BATCH_PIECES);
-                    self.victims = self.on_worker(move || oldest(&members, most)).await.unwrap_or_default();
                 }
             }
             if chosen.is_empty() {
                 return 0;
             }
-            let freed = self.tell_owners(chosen, younger_than).await;
-            if freed > 0 {
+            let late = self.late.len();
+            let freed = self.order(chosen, younger_than).await;
+            // What they haven't answered they may be about to give: no more goes for now.
+            if freed > 0 || self.late.len() > late {
                 return freed;
             }
         }
     }
 
-    async fn tell_owners(
-        &self,
-        chosen: BTreeMap<u32, Vec<PieceIndex>>,
+    /// Tells the owners, all at once; returns what they gave by the time that all have answered, or are late.
+    async fn order(
+        &mut self,
+        chosen: BTreeMap<u32, (u64, Vec<PieceIndex>)>,
         younger_than: Option<Instant>,
     ) -> u64 {
-        let torrents = self.client.torrents();
-        let tell = async |torrent: Arc<Torrent>, pieces: Vec<PieceIndex>| {
+        let (owners, limit) = (&self.owners, self.answer);
+        let tell = async |slot, (bytes, pieces)| {
             let (done, answer) = oneshot::channel();
-            let told = torrent.command(Command::Evict { pieces, younger_than, done });
-            let told = async { if told.await { answer.await.unwrap_or(0) } else { 0 } };
-            tokio::time::timeout(ANSWER, told).await.unwrap_or(0)
+            let mut order = Order { bytes, told: Instant::now(), answer };
+            let told = owners.tell(slot, Command::Evict { pieces, younger_than, done });
+            let told = async { if told.await { (&mut order.answer).await.unwrap_or(0) } else { 0 } };
+            match tokio::time::timeout(limit, told).await {
+                Ok(freed) => (freed, None),
+                Err(_) => (0, Some(order)),
+            }
         };
-        let all = chosen.into_iter().filter_map(|(slot, pieces)| {
-            let torrent = torrents.iter().find(|t| t.slot == slot)?;
-            Some(tell(torrent.clone(), pieces))
-        });
-        futures_util::future::join_all(all).await.into_iter().sum()
+        let all = chosen.into_iter().map(|(slot, order)| tell(slot, order));
+        let answers = futures_util::future::join_all(all).await;
+        let freed = answers.iter().map(|(freed, _)| freed).sum();
+        self.late.extend(answers.into_iter().filter_map(|(_, late)| late));
+        freed
     }
 
     /// Does something that may wait for the disk; `None` when the workers are closed or take no more.
@@ -330,20 +364,11 @@ impl Keeper {
     }
 }
 
-/// The oldest of the pieces that could go.
-fn oldest(members: &BTreeMap<u32, Arc<crate::torrent::reads::Shared>>, most: usize) -> Victims {
-    let all = members.iter().flat_map(|(slot, shared)| {
-        let table = &shared.table;
-        let pieces = (0..table.len()).map(PieceIndex).filter(move |p| table.is_evictable(*p));
-        pieces.map(move |piece| Victim {
-            // What nobody has looked at yet is worth least.
-            stamp: table.stamp(piece),
-            slot: *slot,
-            piece,
-        })
-    });
+/// The oldest of the pieces that could go, `but` some.
+fn oldest(members: &BTreeMap<u32, Arc<Shared>>, but: &HashSet<(u32, PieceIndex)>, most: usize) -> Victims {
     let mut victims = Victims::default();
-    victims.fill(all, most);
+    let all = members.iter().flat_map(|(slot, shared)| shared.table.victims(*slot));
+    victims.fill(all.filter(|v| but.is_empty() || !but.contains(&(v.slot, v.piece))), most);
     victims
 }
 
@@ -374,15 +399,16 @@ impl Dormant {
     /// These lie in the cache. What they take is charged, but for those that are open.
     fn found(&self, entries: Vec<Entry>, quota: &Quota) {
         let mut state = self.state.lock();
-        let entries: VecDeque<Entry> =
-            entries.into_iter().filter(|e| e.allocated > 0 && !state.claimed.contains(&e.key)).collect();
+        let not_open = |e: &Entry| e.allocated > 0 && !state.claimed.contains(&e.key);
+        let entries: VecDeque<Entry> = entries.into_iter().filter(not_open).collect();
         quota.charge(entries.iter().map(|e| e.allocated).sum());
         state.entries = entries;
     }
 
-    /// A torrent is about to be opened: it is dormant no longer, and not removed under its feet. Waits while it is
-    /// just being removed. Cancel-safe.
-    pub(super) async fn claim(&self, key: &str, quota: &Quota) {
+    /// A torrent is about to be opened: it is dormant no longer, and not removed under its feet. Returns what is
+    /// charged for it, until its open self says otherwise ([`Quota::recount`]). Waits while it is just being removed.
+    pub(super) async fn claim(&self, key: &str) -> u64 {
+        let mut charged = 0;
         loop {
             let ended = self.ended.notified();
             tokio::pin!(ended);
@@ -392,24 +418,22 @@ impl Dormant {
                 let mut state = self.state.lock();
                 state.claimed.insert(key.to_owned());
                 if let Some(at) = state.entries.iter().position(|e| e.key == key) {
-                    // What its open self takes is charged anew.
-                    let entry = state.entries.remove(at);
-                    quota.forget(entry.map_or(0, |e| e.allocated));
+                    charged = state.entries.remove(at).map_or(0, |e| e.allocated);
                 }
                 if state.removing.as_deref() != Some(key) {
-                    return;
+                    return charged;
                 }
             }
             ended.await;
         }
     }
 
-    /// The next that is to go. Never one with adopted data: what it takes here is little, and without its record nobody
-    /// would find that data again.
-    fn begin(&self) -> Option<Entry> {
+    /// The next that is to go, of those that take at least so much. Never one with adopted data: without its record
+    /// nobody would find that data again.
+    fn begin(&self, least: u64) -> Option<Entry> {
         let mut state = self.state.lock();
-        let next = state.entries.iter().position(|entry| entry.adopted.is_none())?;
-        let entry = state.entries.remove(next)?;
+        let at = state.entries.iter().position(|e| e.adopted.is_none() && e.allocated >= least)?;
+        let entry = state.entries.remove(at)?;
         state.removing = Some(entry.key.clone());
         Some(entry)
     }
@@ -421,77 +445,5 @@ impl Dormant {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-    use super::*;
-
-    const G: u64 = 1 << 30;
-
-    #[test]
-    fn what_stays_free_by_default_is_a_share_with_bounds() {
-        let rows = [
-            (None, 1000 * G, 50 * G),
-            (None, 10 * G, G),
-            (None, 64 << 20, 16 << 20),
-            (Some(0), 1000 * G, 0),
-            (Some(7), 64 << 20, 7),
-        ];
-        for (asked, total, expected) in rows {
-            assert_eq!(floor(asked, total), expected, "{asked:?} of {total}");
-        }
-    }
-
-    #[test]
-    fn the_reason_says_what_why_and_what_to_do() {
-        let quota = Arc::new(Quota::new(Some(100 << 20)));
-        quota.charge(100 << 20);
-        let bound = reason(&quota, 1 << 20, None, 0);
-        assert!(
-            !bound.disk && bound.reason.contains("--cache-size") && bound.reason.contains("100"),
-            "{bound:?}"
-        );
-        let quota = Arc::new(Quota::new(None));
-        let disk = reason(&quota, 1, Some(DiskSpace { free: 5 << 20, total: G }), 10 << 20);
-        assert!(
-            disk.disk && disk.reason.contains("--min-free-space") && disk.reason.contains("5.0 MiB"),
-            "{disk:?}"
-        );
-        assert!(reason(&quota, 1, None, 0).disk);
-    }
-
-    fn entry(key: &str, allocated: u64) -> Entry {
-        Entry {
-            path: key.into(),
-            key: key.to_owned(),
-            name: None,
-            here: 0,
-            size: None,
-            allocated,
-            last_used: 0,
-            state: catalog::State::Partial,
-            adopted: None,
-            in_use: false,
-        }
-    }
-
-    #[tokio::test]
-    async fn a_torrent_that_is_opened_is_not_removed_and_one_being_removed_is_waited_for() {
-        let (dormant, quota) = (Arc::new(Dormant::new()), Quota::new(None));
-        dormant.claim("open", &quota).await;
-        let elsewhere = catalog::Elsewhere { path: "/d".into(), read_only: true };
-        let theirs = Entry { adopted: Some(elsewhere), ..entry("theirs", 3) };
-        let all = vec![theirs, entry("open", 5), entry("old", 7), entry("none", 0), entry("new", 9)];
-        dormant.found(all, &quota);
-        assert_eq!(quota.used(), 19);
-        dormant.claim("new", &quota).await;
-        assert_eq!(quota.used(), 10);
-        assert_eq!(dormant.begin().unwrap().key, "old");
-        assert!(dormant.begin().is_none(), "adopted data isn't forgotten");
-        let claim = dormant.claim("old", &quota);
-        tokio::pin!(claim);
-        assert!(futures_util::poll!(&mut claim).is_pending());
-        dormant.end();
-        claim.await;
-        assert_eq!(quota.used(), 10, "released by whoever removed it");
-    }
-}
+#[path = "keeper_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@
 
 mod keeper;
 pub mod listen;
+mod plan;
 pub mod sources;
 
 use std::net::{IpAddr, SocketAddr};
@@ -210,7 +211,7 @@ impl Client {
             return Ok(known);
         }
         let key = loaded.info_hash.to_string();
-        self.dormant.claim(&key, self.env.room.quota()).await;
+        let charged = self.dormant.claim(&key).await;
         let dir = self.cache.torrent_dir(&key)?;
         let mut peers = Vec::new();
         for (source, list) in
@@ -235,6 +236,7 @@ impl Client {
             info: loaded.info,
             trackers,
             peers,
+            charged,
             home: Home::new(dir, key, self.cache.spare().clone()),
             opening: Opening {
                 trust: self.options.trust_resume,

@@ -43,9 +43,12 @@ pub struct WriteQueue<W> {
     queued: RankedMutex<Queued<W>>,
 }
 
+/// Something to be done while nothing is written.
+type Job = Box<dyn FnOnce() + Send>;
+
 /// Jobs that take a turn of their own.
 #[derive(Default)]
-struct Exclusive(Vec<Box<dyn FnOnce() + Send>>);
+struct Exclusive(Vec<Job>);
 
 impl std::fmt::Debug for Exclusive {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -127,7 +130,7 @@ impl<W: Write> WriteQueue<W> {
     }
 
     /// All that waits; with nothing left the turn is over.
-    fn take(&self) -> Option<(Vec<Box<dyn FnOnce() + Send>>, Vec<W>)> {
+    fn take(&self) -> Option<(Vec<Job>, Vec<W>)> {
         let mut queued = self.queued.lock();
         let jobs = std::mem::take(&mut queued.exclusive.0);
         let batch = std::mem::take(&mut queued.waiting);

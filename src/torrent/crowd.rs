@@ -25,6 +25,9 @@ pub(super) struct Crowd {
     room: Room,
     state: watch::Receiver<RoomState>,
     pieces: Vec<Waiting>,
+    /// Since when the read has waited that has waited longest, for whatever piece: of readers that hold what others
+    /// need, one must get on.
+    oldest: Option<Instant>,
     evictions: Vec<Eviction>,
 }
 
@@ -46,25 +49,33 @@ struct Eviction {
 impl Crowd {
     /// Nothing of the torrent with this number waits.
     pub(super) fn new(slot: u32, room: &Room) -> Self {
-        Self { slot, state: room.watch(), room: room.clone(), pieces: Vec::new(), evictions: Vec::new() }
+        Self {
+            slot,
+            state: room.watch(),
+            room: room.clone(),
+            pieces: Vec::new(),
+            oldest: None,
+            evictions: Vec::new(),
+        }
     }
 
-    /// A piece waits for `bytes` of room.
+    /// A piece waits for `bytes` of room; a read has waited for it `since` then, and for whatever piece since `oldest`.
     pub(super) fn wait(
         &mut self,
         buffer: Arc<PieceBuffer>,
         digests: bool,
         bytes: u64,
         since: Option<Instant>,
+        oldest: Option<Instant>,
     ) {
+        self.oldest = oldest;
         self.pieces.push(Waiting { buffer, digests, bytes, since });
         self.ask();
     }
 
     fn ask(&self) {
         let bytes = self.pieces.iter().map(|w| w.bytes).sum();
-        let since = self.pieces.iter().filter_map(|w| w.since).min();
-        self.room.ask(self.slot, bytes, since);
+        self.room.ask(self.slot, bytes, self.oldest);
     }
 
     /// Takes out all that waits, to be tried again: what readers have waited for longest first.

@@ -351,6 +351,11 @@ impl Demands {
         self.waits.values().filter(older).flat_map(|wait| wait.all.clone()).collect()
     }
 
+    /// Since when the read has waited that has waited longest.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.waits.values().map(|w| w.since).min()
+    }
+
     /// Since when the read has waited that has waited longest for a piece.
     pub fn waiting_for(&self, piece: PieceIndex) -> Option<Instant> {
         self.waits.values().filter(|w| w.pieces.contains(&piece)).map(|w| w.since).min()

@@ -5,6 +5,8 @@
 //! blocking work goes to the storage workers and comes back as an answer, readers are answered by workers.
 //! All its channels are bounded; what fills them up is said where they are made ([`start`]).
 
+mod keeping;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,14 +16,14 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::crowd::Crowd;
-use super::effects::{Blocked, Effect, Event, Verdict};
+use super::effects::{Effect, Event};
 use super::inbox::Inbox;
 use super::memory::Memory;
 use super::prepare::{Home, Means, Opening};
 use super::rate::Rate;
 use super::reads::{ReadError, Shared};
 use super::recent::Recent;
-use super::records::{Records, Step};
+use super::records::Records;
 use super::room::{Membership, Room};
 use super::sessions::Sessions;
 use super::status::{State, Status, Waiting};
@@ -32,16 +34,14 @@ use super::{Command, Torrent};
 use crate::discovery::dht::Dht;
 use crate::discovery::tracker::{TrackerOptions, Trackers};
 use crate::discovery::{Announce, Following, FoundPeers, PeerDiscovery, Progress};
-use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, FileIndex, Geometry, PieceIndex};
+use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
 use crate::net::limit::RateLimit;
 use crate::peer::PeerKey;
-use crate::peer::buffer::PieceBuffer;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
 use crate::peer::outbox::{Outbox, Wanted};
 use crate::peer::wire::BlockRequest;
-use crate::storage::StorageError;
 use crate::storage::pool::Workers;
 use crate::sync::tasks::TaskScope;
 
@@ -49,10 +49,6 @@ use crate::sync::tasks::TaskScope;
 /// quick and a crash costs little.
 const DIRTY_MAX: u64 = 64 << 20;
 const DIRTY_AGE: Duration = Duration::from_secs(5);
-/// After a while without a record the next one comes sooner: who fetches little now and then loses little.
-const DIRTY_SOON: Duration = Duration::from_secs(1);
-/// How soon a record is tried again that could not be written.
-const RECORD_PAUSE: Duration = Duration::from_secs(2);
 /// What a reader learns when the owner's task died of a bug.
 const PANICKED: &str =
     "an internal error stopped the fetching of this torrent; please report it, and mount again";
@@ -81,6 +77,8 @@ pub struct Plan {
     pub trackers: Vec<Vec<String>>,
     /// Addresses known from the start.
     pub peers: Vec<FoundPeers>,
+    /// Bytes that are charged for what is kept of it, until that is known.
+    pub charged: u64,
     /// Where its data is kept.
     pub home: Home,
     /// How its storage is opened.
@@ -131,6 +129,7 @@ struct Owner {
     scope: TaskScope,
     env: Environment,
     settings: Settings,
+    charged: u64,
     home: Home,
     opening: Opening,
     /// The storage is being opened, or is open.
@@ -215,6 +214,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         swarm: Swarm::new(plan.settings.clone()),
         scope: scope.clone(),
         settings: plan.settings,
+        charged: plan.charged,
         home: plan.home,
         opening: plan.opening,
         preparing: false,
@@ -305,7 +305,7 @@ impl Owner {
     }
 
     fn next_chore(&self, now: Instant) -> Duration {
-        let again = self.record_failed.map(|at| at + RECORD_PAUSE);
+        let again = self.record_failed.map(|at| at + keeping::RECORD_PAUSE);
         let persist = self.record_due().into_iter().chain(again).min();
         let persist = persist.map(|at| at.saturating_duration_since(now));
         let publish = if self.stale { PUBLISH } else { Duration::from_secs(60) };
@@ -431,65 +431,6 @@ impl Owner {
         Some(BlockRequest { piece: block.piece, begin: block.block.0 * BLOCK_LEN, len })
     }
 
-    fn verify(&mut self, buffer: Arc<PieceBuffer>, digests: bool) {
-        let (Some(shared), Some(records)) = (self.torrent.live(), &self.records) else { return };
-        let piece = buffer.piece();
-        if self.mending > 0 || !records.may_write(piece) {
-            return self.backlog.push_back(Effect::Verify { buffer, digests });
-        }
-        let Some(room) = self.env.room.try_reserve(shared.cost(piece)) else {
-            let since = self.swarm.demands().and_then(|d| d.waiting_for(piece));
-            return self.crowd.wait(buffer, digests, shared.cost(piece), since);
-        };
-        if work::verify(shared, &buffer, digests, room, &self.work) {
-            self.writing.insert(piece, false);
-        } else {
-            self.backlog.push_back(Effect::Verify { buffer, digests });
-        }
-    }
-
-    /// There may be room again, or there is none for now.
-    fn room_changed(&mut self) {
-        for (buffer, digests) in self.crowd.take() {
-            self.verify(buffer, digests);
-        }
-        let stuck = self.crowd.stuck();
-        if stuck.as_ref() != self.swarm.blocked() {
-            self.stale = true;
-            self.apply(Event::Blocked(stuck));
-        }
-    }
-
-    fn check(&mut self, piece: PieceIndex, why: work::Check) {
-        let Some(shared) = self.torrent.live() else { return };
-        if self.mending == 0 && work::check(shared, piece, why, &self.work) {
-            self.checking += 1;
-        } else {
-            self.backlog.push_back(match why {
-                work::Check::Wanted => Effect::Check(piece),
-                work::Check::Unknown => Effect::Sweep { piece, recorded: false },
-                work::Check::Recorded => Effect::Sweep { piece, recorded: true },
-            });
-        }
-    }
-
-    /// Gives back what these pieces take, which no record names any more.
-    fn discard(&mut self, pieces: Vec<PieceIndex>) {
-        let Some(shared) = self.torrent.live().filter(|_| !pieces.is_empty()) else { return };
-        if !work::discard(shared, pieces.clone(), &self.work) {
-            self.undiscarded.extend(pieces);
-        }
-    }
-
-    fn mend(&mut self, files: Vec<FileIndex>) {
-        let Some(shared) = self.torrent.live() else { return };
-        if work::mend(shared, files.clone(), &self.work) {
-            self.mending += 1;
-        } else {
-            self.backlog.push_back(Effect::Mend(files));
-        }
-    }
-
     /// Metadata kept from an earlier run: read by a worker.
     fn recall(&mut self) {
         work::recall(&self.env.workers, &self.home, &self.work);
@@ -547,66 +488,14 @@ impl Owner {
             Work::Recalled(_) => {
                 self.torrent.settled.send_replace(true);
             }
-            Work::Verified { piece, verdict, digests } => {
-                let lost = self.writing.remove(&piece) == Some(true) && verdict == Verdict::Good;
-                let verdict = match lost {
-                    true => {
-                        Verdict::Unwritten(ReadError::Io("the disk failed to keep what was written".into()))
-                    }
-                    false => verdict,
-                };
-                if verdict == Verdict::Unwritten(ReadError::Full) {
-                    // Before anything is asked for again, which there is no room for either.
-                    self.env.room.disk_full();
-                    self.apply(Event::Blocked(Some(Blocked {
-                        reason: ReadError::Full.to_string(),
-                        disk: true,
-                    })));
-                }
-                self.apply(Event::Verified { piece, verdict, digests });
-                if lost {
-                    self.carry_out(Effect::Discard(vec![piece]));
-                }
-                self.record();
-            }
+            Work::Verified { piece, verdict, digests } => self.hashed(piece, verdict, digests),
             Work::Checked { piece, good } => {
                 self.checking = self.checking.saturating_sub(1);
                 self.apply(Event::Checked { piece, good });
             }
-            Work::Synced(result) => {
-                if let Err(error) = &result {
-                    tracing::error!(torrent = %self.torrent.name(), "what was written could not be synced: {error}");
-                }
-                let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live()) else { return };
-                let lost = records.synced(result.is_ok(), &shared.table);
-                if !matches!(result, Ok(()) | Err(StorageError::Closed)) {
-                    self.writing.values_mut().for_each(|lost| *lost = true);
-                    self.apply(Event::Lost(lost));
-                }
-                self.record();
-            }
-            Work::Recorded(result) => {
-                if let Err(error) = &result {
-                    tracing::warn!(torrent = %self.torrent.name(), "what is complete could not be recorded: {error}");
-                    self.record_failed = Some(Instant::now());
-                }
-                let discard = self.records.as_mut().map(|r| r.recorded(result.is_ok()));
-                self.discard(discard.unwrap_or_default());
-                self.record();
-            }
-            Work::Discarded { pieces, freed } => {
-                let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live()) else { return };
-                records.discarded(&pieces);
-                if freed {
-                    self.env.room.release(pieces.iter().map(|p| shared.cost(*p)).sum());
-                    // Not before: what is written of them next may cost something where this didn't.
-                    pieces.iter().for_each(|p| shared.store.condemn(*p));
-                } else {
-                    // It takes what it took, and evicting more of it would be for nothing.
-                    self.membership = None;
-                }
-                self.crowd.discarded(&pieces);
-            }
+            Work::Synced(result) => self.synced(result),
+            Work::Recorded(result) => self.recorded(&result),
+            Work::Discarded { pieces, freed } => self.discarded(&pieces, freed),
             Work::Mended => self.mending = self.mending.saturating_sub(1),
         }
         self.try_backlog();
@@ -627,7 +516,7 @@ impl Owner {
         if self.torrent.live.set(shared.clone()).is_err() {
             return;
         }
-        self.env.room.quota().charge(ready.kept);
+        self.env.room.quota().recount(self.charged, ready.kept);
         self.membership = Some(self.env.room.join(self.torrent.slot, shared.clone()));
         self.records = Some(Records::new(shared.store.is_durable(), ready.recorded, ready.clean));
         let geometry = Arc::new(shared.info.geometry.clone());
@@ -689,15 +578,7 @@ impl Owner {
                 }
                 self.record();
             }
-            Command::Evict { pieces, younger_than, done } => {
-                let Some(shared) = self.torrent.live().cloned() else { return };
-                let before: Vec<PieceIndex> =
-                    pieces.iter().copied().filter(|p| shared.table.is_evictable(*p)).collect();
-                self.apply(Event::Evict { pieces, younger_than });
-                let held = |p: &PieceIndex| self.records.as_ref().is_some_and(|r| !r.may_write(*p));
-                let gone = before.into_iter().filter(|p| held(p));
-                self.crowd.evicted(gone.map(|p| (p, shared.cost(p))).collect(), done);
-            }
+            Command::Evict { pieces, younger_than, done } => self.evict(pieces, younger_than, done),
             Command::Prefetch { file, on } => self.apply(Event::Prefetch { file, on }),
             Command::Leave { limit, done } => {
                 let trackers = self.trackers.take();
@@ -708,65 +589,6 @@ impl Owner {
                     }
                     let _ = done.send(());
                 });
-            }
-        }
-    }
-
-    /// When what was written is to be recorded, if anything was.
-    fn record_due(&self) -> Option<Instant> {
-        let since = self.dirty_since?;
-        let soon = self.last_record.map_or(since, |last| last + DIRTY_AGE).max(since + DIRTY_SOON);
-        Some(soon.min(since + DIRTY_AGE))
-    }
-
-    fn record_if_due(&mut self, now: Instant) {
-        let old = self.record_due().is_some_and(|at| now >= at);
-        let again = self.record_failed.is_some_and(|at| now.saturating_duration_since(at) >= RECORD_PAUSE);
-        if let Some(records) = &mut self.records {
-            if again {
-                self.record_failed = None;
-                records.retry();
-            }
-            if old || self.dirty >= DIRTY_MAX {
-                self.dirty = 0;
-                self.dirty_since = None;
-                self.last_record = Some(now);
-                records.want(false);
-            } else if !again {
-                return;
-            }
-            self.record();
-        }
-    }
-
-    /// Goes on with what is to be recorded and given back.
-    fn record(&mut self) {
-        let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live().cloned()) else { return };
-        let mut discard = Vec::new();
-        for step in records.next(&shared.table, self.writing.len()) {
-            match step {
-                Step::Sync => {
-                    let last = records.is_closed();
-                    if !work::sync(&shared, last, &self.work) {
-                        records.synced(false, &shared.table);
-                        self.dirty_since.get_or_insert_with(Instant::now);
-                    }
-                }
-                Step::Record(record) => {
-                    let urgent = records.is_urgent();
-                    if !work::record(&shared, &self.home, &record, urgent, &self.work) {
-                        records.recorded(false);
-                        self.record_failed = Some(Instant::now());
-                    }
-                }
-                Step::Discard(pieces) => discard.extend(pieces),
-            }
-        }
-        let settled = records.is_settled();
-        self.discard(discard);
-        if settled {
-            for waiting in self.persisted.drain(..) {
-                let _ = waiting.send(());
             }
         }
     }

@@ -1,3 +1,4 @@
+//! Random histories of fetching, evicting, syncing and recording: whenever the program is killed, the record is right.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 use std::collections::BTreeMap;
 

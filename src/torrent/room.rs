@@ -17,10 +17,11 @@ use tokio::sync::{Notify, watch};
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::reads::Shared;
-use crate::storage::quota::{Quota, Reservation};
+use crate::metainfo::geometry::PieceIndex;
+use crate::storage::quota::{Mark, Quota, Reservation};
 
 /// After so many reserved bytes the disk is looked at again: others write to it, too.
-const LOOK_AFTER: u64 = 16 << 20;
+pub const LOOK_AFTER: u64 = 16 << 20;
 
 /// Why there is no room, and none can be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub struct RoomState {
 pub struct Need {
     /// Bytes.
     pub bytes: u64,
-    /// Since when the reader has waited that has waited longest for some of it.
+    /// Since when the reader has waited that has waited longest.
     pub since: Option<Instant>,
 }
 
@@ -92,7 +93,9 @@ impl Room {
     /// Takes room for `bytes`, if there is any. Never waits.
     pub fn try_reserve(&self, bytes: u64) -> Option<Reservation> {
         let room = self.0.quota.reserve(bytes)?;
-        if self.0.written.fetch_add(bytes, Ordering::Relaxed) + bytes >= LOOK_AFTER {
+        let before = self.0.written.fetch_add(bytes, Ordering::Relaxed);
+        // The first bytes start the clock of the next look, the many make it due.
+        if before == 0 && bytes > 0 || before + bytes >= LOOK_AFTER {
             self.0.wake.notify_one();
         }
         Some(room)
@@ -151,10 +154,21 @@ impl Room {
         self.0.wake.notified().await;
     }
 
-    /// The disk was looked at: it has `free` bytes, of which `floor` are to stay free.
-    pub fn disk_has(&self, free: u64, floor: u64) {
+    /// The disk is about to be looked at. For [`Quota::disk_has`].
+    pub fn mark(&self) -> Mark {
         self.0.written.store(0, Ordering::Relaxed);
-        self.0.quota.disk_has(free, floor);
+        self.0.quota.mark()
+    }
+
+    /// Bytes reserved since [`Room::mark`].
+    pub fn written(&self) -> u64 {
+        self.0.written.load(Ordering::Relaxed)
+    }
+
+    /// What a piece takes, of the torrent with the largest ones; 1 MiB at least, which makes a try worth it.
+    pub fn unit(&self) -> u64 {
+        let costs = self.members().into_values().map(|shared| shared.cost(PieceIndex(0)));
+        costs.max().unwrap_or(0).max(1 << 20)
     }
 
     /// Whether a write has found the disk full since this was last asked.
@@ -222,7 +236,24 @@ mod tests {
         room.disk_full();
         room.needed().await;
         assert!(room.was_full() && !room.was_full() && room.try_reserve(1).is_none());
-        room.disk_has(1000, 0);
+        room.quota().disk_has(room.mark(), 1000, 0);
         assert!(room.try_reserve(1).is_some());
+    }
+
+    #[tokio::test]
+    async fn the_keeper_hears_of_the_first_bytes_and_of_many() {
+        let room = Room::new(Arc::new(Quota::new(None)));
+        room.quota().disk_has(room.mark(), 1 << 40, 0);
+        let calm = async || futures_util::poll!(std::pin::pin!(room.needed())).is_pending();
+        assert!(calm().await);
+        // A row is how much is reserved, and whether the keeper hears of it.
+        for (bytes, told) in [(0, false), (5, true), (7, false), (LOOK_AFTER - 13, false), (1, true)] {
+            drop(room.try_reserve(bytes));
+            assert_eq!(calm().await, !told, "{bytes}");
+        }
+        assert_eq!(room.written(), LOOK_AFTER);
+        room.mark();
+        drop(room.try_reserve(1));
+        room.needed().await;
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::metainfo::geometry::PieceIndex;
+use crate::storage::lru::Victim;
 
 /// The state of one piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +185,12 @@ impl PieceTable {
     /// Whether a piece takes room that [`PieceTable::evict`] would give back at this moment.
     pub fn is_evictable(&self, piece: PieceIndex) -> bool {
         self.cells.get(piece.0 as usize).is_some_and(|cell| evictable(cell.load(Ordering::Relaxed)))
+    }
+
+    /// The pieces that could go at this moment, for a torrent with this number.
+    pub fn victims(&self, slot: u32) -> impl Iterator<Item = Victim> + Clone {
+        let pieces = (0..self.len()).map(PieceIndex).filter(|piece| self.is_evictable(*piece));
+        pieces.map(move |piece| Victim { stamp: self.stamp(piece), slot, piece })
     }
 
     /// Makes a piece missing whose data may be here and that nobody holds; in one step, so that nobody reads it

@@ -335,7 +335,7 @@ pub(super) fn record(
 fn finish(shared: &Shared, record: &Record) {
     let geometry = &shared.info.geometry;
     let piece = |p: &PieceIndex| geometry.spans(geometry.piece_offset(*p), geometry.piece_len(*p).into());
-    let files: BTreeSet<FileIndex> = record.new.iter().flat_map(|p| piece(p)).map(|span| span.file).collect();
+    let files: BTreeSet<FileIndex> = record.new.iter().flat_map(piece).map(|span| span.file).collect();
     for file in files {
         if geometry.file_pieces(file).all(|p| bit(&record.complete, p))
             && let Err(error) = shared.store.finish(file)

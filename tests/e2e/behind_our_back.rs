@@ -54,11 +54,12 @@ fn read(mount: &Mount, sample: &Sample) -> std::io::Result<Vec<u8>> {
 }
 
 fn start(sample: &Sample, cache: &Path, peer: Option<&ScriptedPeer>) -> Mount {
-    let mut builder = Mount::sample(sample).cache(cache).arg("--read-timeout=2s");
-    if let Some(peer) = peer {
-        builder = builder.peer(peer.addr());
+    let builder = Mount::sample(sample).cache(cache);
+    match peer {
+        Some(peer) => builder.peer(peer.addr()).start(),
+        // Nobody will send anything: no use waiting for it.
+        None => builder.arg("--read-timeout=300ms").start(),
     }
-    builder.start()
 }
 
 /// A cache with all of the sample, and a mount of it.
@@ -73,7 +74,8 @@ fn whole(sample: &Sample, peer: &ScriptedPeer, cache: &Path) -> Mount {
 #[test]
 fn s1_harmed_while_it_is_mounted() {
     needs!(Fuse, Libtorrent);
-    let sample = Sample::small();
+    // More than the program keeps in memory of what it verified last.
+    let sample = Sample::file("harmed.bin", 32 << 20, 256 * 1024);
     let truth = std::fs::read(sample.source()).expect("the source");
     for (name, harm) in HARM {
         let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
@@ -132,21 +134,24 @@ fn s1_harmed_between_two_mounts() {
             let mount = start(&sample, &cache, None);
             wait_until("the file", MINUTE, || mount.path(&sample.name).exists());
             let file = File::open(mount.path(&sample.name)).expect("it opens");
-            let mut right = 0;
-            for at in (0..sample.total).step_by(1 << 20) {
+            let (mut right, mut lost) = (0, 0);
+            // Some places, one of them where it was changed: each that is lost takes a time-out.
+            for at in [0, 1 << 20, 2_900_000, 3_100_000, 4_050_000, 8_000_000] {
+                let expected = &truth[at as usize..at as usize + 1000];
                 let mut got = vec![0; 1000];
                 match file.read_exact_at(&mut got, at) {
                     Ok(()) => {
-                        assert!(
-                            got == truth[at as usize..at as usize + 1000],
-                            "{name}, {killed}: wrong at {at}"
-                        );
+                        assert!(got == expected, "{name}, {killed}: wrong at {at}");
                         right += 1;
                     }
-                    Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{name}: {error}"),
+                    Err(error) => {
+                        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{name}: {error}");
+                        lost += 1;
+                    }
                 }
             }
-            assert!(right < 8, "{name}, {killed}: something is lost");
+            println!("{name}, {killed}: {right} places are here, {lost} are lost");
+            assert!(lost > 0, "{name}, {killed}: something is lost");
             drop(file);
             mount.stop();
             let mount = start(&sample, &cache, Some(&peer));

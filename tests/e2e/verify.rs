@@ -332,7 +332,7 @@ fn it_can_be_stopped_and_keeps_what_it_found() {
         .expect("a report");
     let [good, bad, missing] = counts(&report);
     let unchecked = report["unchecked"]["pieces"].as_u64().expect("a number");
-    assert!(good > sample.pieces / 10 && unchecked > 0, "{report}");
+    assert!(good > 0 && unchecked > 0, "{report}");
     assert_eq!((bad, missing, good + unchecked), (0, 0, sample.pieces));
     let list = ran([
         "cache".as_ref(),

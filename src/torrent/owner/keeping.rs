@@ -1,0 +1,223 @@
+//! What the owner of a torrent does about keeping its data: writing pieces when there is room for them, recording
+//! what is complete, giving back what goes, and opening files anew that somebody was at.
+//!
+//! The order of things is decided by [`super::Records`], whether there is room by the client's room; here both meet the
+//! workers. A part of [`Owner`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::{DIRTY_AGE, DIRTY_MAX, Owner};
+use crate::metainfo::geometry::{FileIndex, PieceIndex};
+use crate::peer::buffer::PieceBuffer;
+use crate::storage::StorageError;
+use crate::torrent::blame::Digest;
+use crate::torrent::demands::Demands;
+use crate::torrent::effects::{Blocked, Effect, Event, Verdict};
+use crate::torrent::reads::ReadError;
+use crate::torrent::records::Step;
+use crate::torrent::work;
+
+/// After a while without a record the next one comes sooner: who fetches little now and then loses little.
+const DIRTY_SOON: Duration = Duration::from_secs(1);
+/// How soon a record is tried again that could not be written.
+pub(super) const RECORD_PAUSE: Duration = Duration::from_secs(2);
+
+impl Owner {
+    pub(super) fn verify(&mut self, buffer: Arc<PieceBuffer>, digests: bool) {
+        let (Some(shared), Some(records)) = (self.torrent.live(), &self.records) else { return };
+        let piece = buffer.piece();
+        if self.mending > 0 || !records.may_write(piece) {
+            return self.backlog.push_back(Effect::Verify { buffer, digests });
+        }
+        let Some(room) = self.env.room.try_reserve(shared.cost(piece)) else {
+            let demands = self.swarm.demands();
+            let (since, oldest) =
+                (demands.and_then(|d| d.waiting_for(piece)), demands.and_then(Demands::oldest));
+            return self.crowd.wait(buffer, digests, shared.cost(piece), since, oldest);
+        };
+        if work::verify(shared, &buffer, digests, room, &self.work) {
+            self.writing.insert(piece, false);
+        } else {
+            self.backlog.push_back(Effect::Verify { buffer, digests });
+        }
+    }
+
+    /// There may be room again, or there is none for now.
+    pub(super) fn room_changed(&mut self) {
+        for (buffer, digests) in self.crowd.take() {
+            self.verify(buffer, digests);
+        }
+        let stuck = self.crowd.stuck();
+        if stuck.as_ref() != self.swarm.blocked() {
+            self.stale = true;
+            self.apply(Event::Blocked(stuck));
+        }
+    }
+
+    pub(super) fn check(&mut self, piece: PieceIndex, why: work::Check) {
+        let Some(shared) = self.torrent.live() else { return };
+        if self.mending == 0 && work::check(shared, piece, why, &self.work) {
+            self.checking += 1;
+        } else {
+            self.backlog.push_back(match why {
+                work::Check::Wanted => Effect::Check(piece),
+                work::Check::Unknown => Effect::Sweep { piece, recorded: false },
+                work::Check::Recorded => Effect::Sweep { piece, recorded: true },
+            });
+        }
+    }
+
+    /// Gives back what these pieces take, which no record names any more.
+    pub(super) fn discard(&mut self, pieces: Vec<PieceIndex>) {
+        let Some(shared) = self.torrent.live().filter(|_| !pieces.is_empty()) else { return };
+        if !work::discard(shared, pieces.clone(), &self.work) {
+            self.undiscarded.extend(pieces);
+        }
+    }
+
+    pub(super) fn mend(&mut self, files: Vec<FileIndex>) {
+        let Some(shared) = self.torrent.live() else { return };
+        if work::mend(shared, files.clone(), &self.work) {
+            self.mending += 1;
+        } else {
+            self.backlog.push_back(Effect::Mend(files));
+        }
+    }
+
+    /// A piece was hashed, and written if it is right.
+    pub(super) fn hashed(&mut self, piece: PieceIndex, verdict: Verdict, digests: Vec<Digest>) {
+        let lost = self.writing.remove(&piece) == Some(true) && verdict == Verdict::Good;
+        let verdict = match lost {
+            true => Verdict::Unwritten(ReadError::Io("the disk failed to keep what was written".into())),
+            false => verdict,
+        };
+        if verdict == Verdict::Unwritten(ReadError::Full) {
+            // Before anything is asked for again, which there is no room for either.
+            self.env.room.disk_full();
+            self.apply(Event::Blocked(Some(Blocked { reason: ReadError::Full.to_string(), disk: true })));
+        }
+        self.apply(Event::Verified { piece, verdict, digests });
+        if lost {
+            self.carry_out(Effect::Discard(vec![piece]));
+        }
+        self.record();
+    }
+
+    /// What was written was synced, or could not be.
+    pub(super) fn synced(&mut self, result: Result<(), StorageError>) {
+        if let Err(error) = &result {
+            tracing::error!(torrent = %self.torrent.name(), "what was written could not be synced: {error}");
+        }
+        let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live()) else { return };
+        let lost = records.synced(result.is_ok(), &shared.table);
+        if !matches!(result, Ok(()) | Err(StorageError::Closed)) {
+            self.writing.values_mut().for_each(|lost| *lost = true);
+            self.apply(Event::Lost(lost));
+        }
+        self.record();
+    }
+
+    /// A record was written, or could not be.
+    pub(super) fn recorded(&mut self, result: &Result<(), StorageError>) {
+        if let Err(error) = result {
+            tracing::warn!(torrent = %self.torrent.name(), "what is complete could not be recorded: {error}");
+            self.record_failed = Some(Instant::now());
+        }
+        let discard = self.records.as_mut().map(|r| r.recorded(result.is_ok()));
+        self.discard(discard.unwrap_or_default());
+        self.record();
+    }
+
+    /// What these pieces took was given back, or can't be.
+    pub(super) fn discarded(&mut self, pieces: &[PieceIndex], freed: bool) {
+        let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live()) else { return };
+        records.discarded(pieces);
+        if freed {
+            self.env.room.release(pieces.iter().map(|p| shared.cost(*p)).sum());
+            // Not before: what is written of them next may cost something where this didn't.
+            pieces.iter().for_each(|p| shared.store.condemn(*p));
+        } else {
+            // It takes what it took, and evicting more of it would be for nothing.
+            self.membership = None;
+        }
+        self.crowd.discarded(pieces);
+    }
+
+    /// Makes room: these pieces go, as far as nobody holds them. `done` hears how many bytes that gave.
+    pub(super) fn evict(
+        &mut self,
+        pieces: Vec<PieceIndex>,
+        younger_than: Option<Instant>,
+        done: oneshot::Sender<u64>,
+    ) {
+        let Some(shared) = self.torrent.live().cloned() else { return };
+        let before: Vec<PieceIndex> =
+            pieces.iter().copied().filter(|p| shared.table.is_evictable(*p)).collect();
+        self.apply(Event::Evict { pieces, younger_than });
+        let held = |p: &PieceIndex| self.records.as_ref().is_some_and(|r| !r.may_write(*p));
+        let gone = before.into_iter().filter(|p| held(p));
+        self.crowd.evicted(gone.map(|p| (p, shared.cost(p))).collect(), done);
+    }
+
+    /// When what was written is to be recorded, if anything was.
+    pub(super) fn record_due(&self) -> Option<Instant> {
+        let since = self.dirty_since?;
+        let soon = self.last_record.map_or(since, |last| last + DIRTY_AGE).max(since + DIRTY_SOON);
+        Some(soon.min(since + DIRTY_AGE))
+    }
+
+    pub(super) fn record_if_due(&mut self, now: Instant) {
+        let old = self.record_due().is_some_and(|at| now >= at);
+        let again = self.record_failed.is_some_and(|at| now.saturating_duration_since(at) >= RECORD_PAUSE);
+        if let Some(records) = &mut self.records {
+            if again {
+                self.record_failed = None;
+                records.retry();
+            }
+            if old || self.dirty >= DIRTY_MAX {
+                self.dirty = 0;
+                self.dirty_since = None;
+                self.last_record = Some(now);
+                records.want(false);
+            } else if !again {
+                return;
+            }
+            self.record();
+        }
+    }
+
+    /// Goes on with what is to be recorded and given back.
+    pub(super) fn record(&mut self) {
+        let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live().cloned()) else { return };
+        let mut discard = Vec::new();
+        for step in records.next(&shared.table, self.writing.len()) {
+            match step {
+                Step::Sync => {
+                    let last = records.is_closed();
+                    if !work::sync(&shared, last, &self.work) {
+                        records.synced(false, &shared.table);
+                        self.dirty_since.get_or_insert_with(Instant::now);
+                    }
+                }
+                Step::Record(record) => {
+                    let urgent = records.is_urgent();
+                    if !work::record(&shared, &self.home, &record, urgent, &self.work) {
+                        records.recorded(false);
+                        self.record_failed = Some(Instant::now());
+                    }
+                }
+                Step::Discard(pieces) => discard.extend(pieces),
+            }
+        }
+        let settled = records.is_settled();
+        self.discard(discard);
+        if settled {
+            for waiting in self.persisted.drain(..) {
+                let _ = waiting.send(());
+            }
+        }
+    }
+}
