@@ -57,7 +57,7 @@ impl Progress {
         let parts = [
             format!("{:>4}", format!("{}%", self.percent())),
             format!("{:>10}", format!("{}/s", bytes(self.rate()))),
-            format!("{left_over:>14}"),
+            format!("{left_over:>16}"),
             format!("{:>8} of {}", bytes(self.done), bytes(self.total)),
         ];
         let reserved = if width < NARROW { 0 } else { BAR_LEAST + 4 };

@@ -152,12 +152,12 @@ impl Report {
             out.push_str(&format!("  and in {} more\n", self.damaged.len() - NAMED_MAX));
         }
         if looked_at > 0 {
-            out.push_str(&format!(
-                "  {} hashed in {} ({}/s)\n",
-                bytes(looked_at),
-                span(self.took),
-                bytes(rate)
-            ));
+            let took = match self.took.as_secs() {
+                // Whole seconds would leave nothing of most of it.
+                0..10 => format!("{:.1} s", self.took.as_secs_f64()),
+                _ => span(self.took),
+            };
+            out.push_str(&format!("  {} hashed in {took} ({}/s)\n", bytes(looked_at), bytes(rate)));
         }
         if let Some((data, read_only)) = &self.data {
             let how = if *read_only { "read only" } else { "what is missing is written there" };
