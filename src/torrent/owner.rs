@@ -513,6 +513,14 @@ impl Owner {
 
     fn go_live(&mut self, ready: Ready) {
         let shared = ready.shared;
+        let piece = shared.cost(PieceIndex(0));
+        if self.env.room.quota().bound().is_some_and(|bound| piece > bound) {
+            // Nothing of it could ever be kept, and waiting for that would hold all others up.
+            return self.fail(format!(
+                "its pieces of {} don't fit into --cache-size; raise it to several of them",
+                crate::storage::size::bytes(shared.info.geometry.piece_length().into())
+            ));
+        }
         if self.torrent.live.set(shared.clone()).is_err() {
             return;
         }

@@ -48,6 +48,19 @@ fn s2_an_evicted_piece_is_missing_and_requestable_in_one_step_and_nobody_is_to_b
 }
 
 #[test]
+fn s2_what_comes_ahead_of_a_reader_is_younger_than_what_it_has_read() {
+    let mut world = World::live(4);
+    world.seed(1);
+    world.open(1);
+    world.want(7, &[0]);
+    settle(&mut world);
+    drop(world.table.pin(0..1));
+    world.want(8, &[1]);
+    settle(&mut world);
+    assert!(world.table.stamp(PieceIndex(1)) > world.table.stamp(PieceIndex(0)));
+}
+
+#[test]
 fn s2_what_is_held_read_or_waited_for_stays() {
     let mut world = whole();
     let pins = world.table.clone();

@@ -266,6 +266,8 @@ impl LongPins {
 
 impl Drop for LongPins {
     fn drop(&mut self) {
+        // Read until now, as far as anybody knows.
+        self.held.clone().for_each(|p| self.table.touch(PieceIndex(p)));
         self.table.unpin(self.held.clone());
     }
 }

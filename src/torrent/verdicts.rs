@@ -253,6 +253,8 @@ impl Swarm {
     /// A piece is here, verified and written.
     fn complete(&mut self, piece: PieceIndex, now: Instant, fx: &mut Vec<Effect>) {
         let Some(live) = &mut self.live else { return };
+        // Before it can be evicted: what was fetched ahead of a reader isn't older than what it has read.
+        live.table.touch(piece);
         live.table.set(piece, PieceState::Complete);
         live.picker.completed(piece);
         live.background.completed(piece);
