@@ -893,8 +893,9 @@ mod tests {
                 if done { return Ok(()) }
                 now += S;
             }
-            // From here on only the honest one answers.
-            for _ in 0..200 {
+            // From here on only the honest one answers. It may have had many turns already, in which it refused: then
+            // each of the others, silent by now, has as many first.
+            for _ in 0..2000 {
                 for peer in [1, 2, 3, 0] {
                     let asked = assembly.next_requests(peer, now);
                     if peer == 0 {

@@ -105,6 +105,8 @@ pub enum Verdict {
     Bad,
     /// It is right, and could not be written.
     Unwritten(ReadError),
+    /// It is right, and could not be written since somebody was at the file, which is opened anew.
+    Harmed,
 }
 
 /// Why nothing can be kept.

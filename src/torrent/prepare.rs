@@ -385,10 +385,15 @@ pub(super) fn save(shared: &Shared, home: &Home, record: &Record) -> Result<(), 
         PieceState::Missing | PieceState::Requested => false,
     };
     let unknown = bits(shared.table.len(), unknown);
-    // Without them nothing is compared.
-    let marks = |store: &dyn Store| match record.clean {
-        true => store.files().unwrap_or_default().into_iter().map(FileMark::from).collect(),
-        false => Vec::new(),
+    // What can't be told, or isn't what it was, is recognized by nothing: the next start believes nothing of it.
+    let unlike = || vec![FileMark { len: None, modified: 0 }; shared.info.geometry.files().len()];
+    let marks = |store: &dyn Store| match record.clean.then(|| store.files()) {
+        Some(Ok(states)) => states.into_iter().map(FileMark::from).collect(),
+        Some(Err(error)) => {
+            tracing::warn!(torrent = %shared.info.name, "what is here is looked at again the next time: {error}");
+            unlike()
+        }
+        None => Vec::new(),
     };
     let layers = kept.and_then(|kept| kept.layers.as_ref());
     let mut adopted = base.adopted.clone();

@@ -107,14 +107,17 @@ impl Swarm {
                     self.ban(addr, fx);
                 }
             }
-            Verdict::Unwritten(error) => {
+            Verdict::Unwritten(_) | Verdict::Harmed => {
                 live.picker.failed(piece, false);
                 live.table.set(piece, PieceState::Missing);
                 if !live.background.taken().contains(&piece) {
                     live.background.put_back(piece);
                 }
-                // A full disk is waited for; it says when there is room.
-                if error != ReadError::Full {
+                // A full disk is waited for; it says when there is room. And a file that somebody was at is opened anew:
+                // all that was to be written to it meanwhile failed at once, and none of that is the disk's fault.
+                if let Verdict::Unwritten(error) = verdict
+                    && error != ReadError::Full
+                {
                     self.fault(&error, fx);
                 }
             }

@@ -168,9 +168,9 @@ impl Write for Right {
 
     fn done(self, result: Result<(), StorageError>) {
         let piece = self.buffer.piece();
+        let len = self.shared.info.geometry.piece_len(piece) as usize;
         let verdict = match result {
             Ok(()) => {
-                let len = self.shared.info.geometry.piece_len(piece) as usize;
                 // Before the answer: who is woken by it finds the piece.
                 self.shared.recent.keep(&self.buffer, len);
                 self.room.keep();
@@ -185,9 +185,11 @@ impl Write for Right {
                     }
                 }
                 if let StorageError::Short { .. } | StorageError::Changed { .. } = error {
-                    self.shared.suspect(self.offset, 1, &error);
+                    self.shared.suspect(self.offset, len, &error);
+                    Verdict::Harmed
+                } else {
+                    Verdict::Unwritten(error.into())
                 }
-                Verdict::Unwritten(error.into())
             }
         };
         self.answer.say(Work::Verified { piece, verdict, digests: self.digests });
@@ -335,7 +337,12 @@ pub(super) fn record(
 fn finish(shared: &Shared, record: &Record) {
     let geometry = &shared.info.geometry;
     let piece = |p: &PieceIndex| geometry.spans(geometry.piece_offset(*p), geometry.piece_len(*p).into());
-    let files: BTreeSet<FileIndex> = record.new.iter().flat_map(piece).map(|span| span.file).collect();
+    let mut files: BTreeSet<FileIndex> = record.new.iter().flat_map(piece).map(|span| span.file).collect();
+    if !files.is_empty() && (0..geometry.pieces()).all(|p| bit(&record.complete, p)) {
+        // Those without a byte come with the rest.
+        let all = (0..).map(FileIndex).take(geometry.files().len());
+        files.extend(all.filter(|file| geometry.file_pieces(*file).is_empty()));
+    }
     for file in files {
         if geometry.file_pieces(file).all(|p| bit(&record.complete, p))
             && let Err(error) = shared.store.finish(file)

@@ -205,6 +205,10 @@ impl FileStore {
         let found = {
             let mut table = self.table.lock();
             table.usable()?;
+            if table.harmed.contains(&file) {
+                drop(table);
+                return Err(StorageError::Changed { path: self.path(file) });
+            }
             table.find_due(file, now, self.look_every)
         };
         let Some((open, expected)) = found else { return self.get(file, false) };
@@ -220,7 +224,7 @@ impl FileStore {
     /// Forgets what a file was, so that it is opened anew.
     fn changed(&self, file: u32) -> StorageError {
         let path = self.path(file);
-        let closing = self.table.lock().forget(file);
+        let closing = self.table.lock().harm(file);
         drop(closing);
         StorageError::Changed { path }
     }

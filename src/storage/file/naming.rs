@@ -88,10 +88,10 @@ impl FileStore {
         self.get_in(&turn, write, write)?.ok_or_else(|| self.absent(file, expected))
     }
 
-    /// A file that should be there isn't. Now that it is told, it isn't told again.
+    /// A file that should be there isn't.
     pub(super) fn absent(&self, file: u32, expected: u64) -> StorageError {
         let path = self.path(file);
-        let closing = self.table.lock().forget(file);
+        let closing = self.table.lock().harm(file);
         drop(closing);
         StorageError::Short { path, expected, found: 0 }
     }
@@ -174,6 +174,9 @@ impl FileStore {
     /// A description of the file besides the table's, for reading.
     pub(super) fn open_beside(&self, file: u32) -> Result<Arc<dyn VolumeFile>, StorageError> {
         let turn = self.turn(file)?;
+        if self.table.lock().harmed.contains(&file) {
+            return Err(StorageError::Changed { path: self.path(file) });
+        }
         match self.open_file(&turn, false, false)? {
             Some(opened) => Ok(opened.file),
             None => Err(self.absent(file, 1)),
@@ -334,6 +337,7 @@ impl FileStore {
         let known = {
             let mut table = self.table.lock();
             table.had.remove(&file);
+            table.harmed.remove(&file);
             let known = table.standing.get(&file).map(|standing| standing.name);
             let closing = table.forget(file);
             drop(table);

@@ -71,6 +71,9 @@ pub(super) struct Table {
     pub(super) turns: HashSet<u32>,
     /// Bytes that files have had since the store was opened, or since they were reopened: with fewer, they were cut.
     pub(super) had: HashMap<u32, u64>,
+    /// Files that somebody was at, which was told: nothing of them is read before they are reopened, since whoever
+    /// believes in what was in them hasn't heard of it yet.
+    pub(super) harmed: HashSet<u32>,
     /// Written since the last sync.
     pub(super) dirty: BTreeSet<u32>,
     /// Made since the last sync: the folders they lie in are to be synced too.
@@ -134,6 +137,14 @@ impl Table {
     pub(super) fn forget(&mut self, file: u32) -> Option<Open> {
         self.standing.remove(&file);
         self.open.remove(&file)
+    }
+
+    /// As [`Table::forget`], of a file that isn't what it was. One that never was here is nothing to anybody.
+    pub(super) fn harm(&mut self, file: u32) -> Option<Open> {
+        if self.standing.contains_key(&file) || self.had.get(&file).is_some_and(|had| *had > 0) {
+            self.harmed.insert(file);
+        }
+        self.forget(file)
     }
 
     /// Takes out an eighth, the least recently used, those without unsynced data first. To be dropped outside

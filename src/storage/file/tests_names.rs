@@ -441,6 +441,7 @@ fn adopted_data_is_used_as_it_lies() {
         fs::write(&path, [5; 100]).unwrap();
         File::open(&path).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         assert!(matches!(store.read_at(0, &mut [0; 10]), Err(StorageError::Changed { .. })));
+        store.reopen(A).unwrap();
         assert_eq!(read(&store, 0, 100), [5; 100]);
     }
 }
