@@ -534,23 +534,23 @@ impl FileStore {
     /// Whether a file that was looked at is what is known of it. What isn't known yet is learnt.
     fn is_as_known(&self, file: u32, found: Option<(Name, Stat)>) -> bool {
         let mut table = self.table.lock();
-        let open = table.open.get(&file).map(|open| open.inode);
+        let is_open = table.open.contains_key(&file);
         let standing = table.standing.get(&file);
+        let inode = standing.and_then(|standing| standing.inode);
         let marked = standing.and_then(|standing| standing.mark);
         match found {
             None => standing.is_none(),
             Some((name, stat)) => {
                 table.had.entry(file).or_insert(stat.len);
-                if open.is_some_and(|inode| inode != stat.inode) {
+                if inode.is_some_and(|inode| inode != stat.inode) {
                     return false;
                 }
                 if let Some(mark) = marked {
                     return name == Name::Own && mark == Mark::from(&stat);
                 }
-                if self.is_kept(name) && open.is_none() {
-                    let mark = Some(Mark::from(&stat));
-                    table.standing.entry(file).or_insert(Standing { name, mark, finished: false });
-                }
+                let mark = (self.is_kept(name) && !is_open).then(|| Mark::from(&stat));
+                let learnt = Standing { name, inode: Some(stat.inode), mark, finished: false };
+                table.standing.entry(file).or_insert(learnt).inode = Some(stat.inode);
                 true
             }
         }

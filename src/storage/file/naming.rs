@@ -145,14 +145,17 @@ impl FileStore {
         }
         table.usable()?;
         let before = table.standing.get(&file).copied();
+        // Another file under its name: what was verified isn't in that one.
+        let replaced = before.is_some_and(|before| before.inode.is_some_and(|inode| inode != stat.inode));
         let marked = before.and_then(|before| before.mark).filter(|_| !opened.writable);
-        if marked.is_some_and(|marked| marked != Mark::from(&stat)) {
+        if replaced || marked.is_some_and(|marked| marked != Mark::from(&stat)) {
             drop(table);
             return Err(self.changed(file));
         }
         mark = mark.or(marked);
         let finished = mark.is_some() && before.is_some_and(|before| before.finished);
-        table.standing.insert(file, Standing { name: opened.name, mark, finished });
+        let inode = Some(stat.inode);
+        table.standing.insert(file, Standing { name: opened.name, inode, mark, finished });
         table.had.entry(file).or_insert(stat.len);
         if table.open.len() >= self.max_open {
             closing = table.evict();
@@ -160,7 +163,6 @@ impl FileStore {
         let open = Open {
             file: opened.file.clone(),
             writable: opened.writable,
-            inode: stat.inode,
             len: stat.len,
             checked: Instant::now(),
             used: table.clock,
@@ -177,10 +179,13 @@ impl FileStore {
         if self.table.lock().harmed.contains(&file) {
             return Err(StorageError::Changed { path: self.path(file) });
         }
-        match self.open_file(&turn, false, false)? {
-            Some(opened) => Ok(opened.file),
-            None => Err(self.absent(file, 1)),
+        let Some(opened) = self.open_file(&turn, false, false)? else { return Err(self.absent(file, 1)) };
+        let stat = opened.file.stat().map_err(|e| self.error(file, "looking at", e))?;
+        let known = self.table.lock().standing.get(&file).and_then(|standing| standing.inode);
+        if known.is_some_and(|inode| inode != stat.inode) {
+            return Err(self.changed(file));
         }
+        Ok(opened.file)
     }
 
     fn open_file(&self, turn: &Turn<'_>, write: bool, create: bool) -> Result<Option<Opened>, StorageError> {
@@ -374,7 +379,9 @@ impl FileStore {
     fn stands(&self, file: u32, name: Name, mark: Option<Mark>, finished: bool) {
         let mut table = self.table.lock();
         let closing = table.open.remove(&file);
-        table.standing.insert(file, Standing { name, mark, finished });
+        // Renaming it doesn't make another file of it.
+        let inode = table.standing.get(&file).and_then(|standing| standing.inode);
+        table.standing.insert(file, Standing { name, inode, mark, finished });
         drop(table);
         drop(closing);
     }

@@ -13,8 +13,6 @@ use crate::storage::volume::{Stat, VolumeFile};
 pub(super) struct Open {
     pub(super) file: Arc<dyn VolumeFile>,
     pub(super) writable: bool,
-    /// Device and number of its inode.
-    pub(super) inode: (u64, u64),
     /// Bytes it had when it was opened, or was given since: with fewer, it was cut.
     pub(super) len: u64,
     /// When it was looked at last, whether it is still what it was.
@@ -41,6 +39,8 @@ impl From<&Stat> for Mark {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Standing {
     pub(super) name: Name,
+    /// Device and number of its inode, once it was looked at: what was verified is in that one.
+    pub(super) inode: Option<(u64, u64)>,
     /// Set while nobody is to write to it, we neither.
     pub(super) mark: Option<Mark>,
     /// Whether it was finished, and that is durable.

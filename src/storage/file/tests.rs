@@ -479,3 +479,51 @@ fn s1_a_removed_file_is_not_made_anew_as_long_as_its_pieces_count() {
         assert_eq!(lens(&store), [Some(100)]);
     }
 }
+
+#[test]
+fn s1_a_file_replaced_while_it_is_incomplete_is_noticed_by_whoever_opens_it_next() {
+    /// What opens a file anew.
+    type Opening = fn(&FileStore) -> Result<(), StorageError>;
+    let rows: &[(&str, Opening)] = &[
+        // The one it was read through can't be written to.
+        ("a write", |store| write(store, 90, &[3; 5])),
+        ("a read after its descriptor was taken away", |store| {
+            store.table.lock().open.clear();
+            store.read_at(0, &mut [0; 20])
+        }),
+        ("a look at all files", |store| store.files().map(|_| ())),
+        ("a sync after its descriptor was taken away", |store| {
+            store.table.lock().open.clear();
+            store.table.lock().dirty.insert(0);
+            store.sync()
+        }),
+    ];
+    for (what, opening) in rows {
+        for seen_by_name in [true, false] {
+            let case = format!("{what}, seen by name {seen_by_name}");
+            let dir = tempfile::tempdir().unwrap();
+            let geometry = Arc::new(Geometry::contiguous(16, &[100]));
+            write(&open(dir.path(), geometry.clone(), &named(&["a"])), 0, &[7; 100]).unwrap();
+            let mut store = open(dir.path(), geometry, &named(&["a"]));
+            // Nobody looks while it is read on.
+            store.look_every = Duration::MAX;
+            let mut buf = [0; 20];
+            match seen_by_name {
+                true => assert_eq!(lens(&store), [Some(100)]),
+                false => store.read_at(0, &mut buf).unwrap(),
+            }
+            let part = dir.path().join("data/a.part");
+            std::fs::write(part.with_extension("other"), [9; 100]).unwrap();
+            std::fs::rename(part.with_extension("other"), &part).unwrap();
+            let told = opening(&store);
+            assert!(matches!(told, Err(StorageError::Changed { .. })), "{case}: {told:?}");
+            let read = store.read_at(0, &mut buf);
+            assert!(matches!(read, Err(StorageError::Changed { .. })), "{case}: {read:?} {buf:?}");
+            // Now everybody knows.
+            store.reopen(FileIndex(0)).unwrap();
+            write(&store, 90, &[3; 5]).unwrap();
+            store.read_at(80, &mut buf).unwrap();
+            assert_eq!((&buf[..10], &buf[10..15]), (&[9; 10][..], &[3; 5][..]), "{case}");
+        }
+    }
+}
