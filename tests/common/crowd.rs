@@ -1,20 +1,26 @@
 //! Many honest seeders in one process, each at an address of its own, for what shows at scale only.
 //!
 //! [`Uniform`] is a torrent whose pieces are all alike, so that it takes no disk and no hashing to make one of
-//! any size, and its seeders serve from a single piece in memory, as fast as they are asked. [`Crowd`] is the
+//! any size, and its seeders serve from a single piece in memory, as fast as they are asked. [`Varied`] is one
+//! whose pieces all differ, so that what stands at a wrong place shows; it takes no disk either. [`Crowd`] is the
 //! seeders: a handshake, a bitfield, an unchoke, then blocks as requested, in order. They know no extension and
 //! never misbehave; [`ScriptedPeer`](super::ScriptedPeer) is for that. Dropping the crowd closes all
 //! connections and joins the threads.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use sha1::{Digest, Sha1};
 use tempfile::TempDir;
+
+use super::bytes_at;
 
 /// The largest message taken from the other side; it sends requests and a bitfield.
 const MESSAGE_MAX: usize = 1 << 20;
@@ -41,22 +47,17 @@ impl Uniform {
     /// Makes the `.torrent` file.
     pub fn new(name: &str, pieces: u64, piece: Vec<u8>) -> Self {
         let hash: [u8; 20] = Sha1::digest(&piece).into();
-        let mut info = format!(
-            "d6:lengthi{}e4:name{}:{name}12:piece lengthi{}e6:pieces{}:",
-            pieces * piece.len() as u64,
-            name.len(),
-            piece.len(),
-            pieces * 20
-        )
-        .into_bytes();
-        info.extend(hash.iter().cycle().take(20 * pieces as usize));
-        info.push(b'e');
-        let info_hash: [u8; 20] = Sha1::digest(&info).into();
-        let dir = tempfile::Builder::new().prefix("tfs-uniform-").tempdir().expect("a temporary folder");
-        let torrent = dir.path().join("torrent");
-        std::fs::write(&torrent, [b"d4:info", &info[..], b"e"].concat()).expect("room on the disk");
-        let v1 = info_hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { name: name.to_owned(), torrent, v1, pieces, piece: piece.into(), info_hash, _dir: dir }
+        let hashes = std::iter::repeat_n(hash, pieces as usize);
+        let (torrent, info_hash, dir) = make(name, pieces, piece.len(), hashes);
+        Self {
+            name: name.to_owned(),
+            torrent,
+            v1: hex(&info_hash),
+            pieces,
+            piece: piece.into(),
+            info_hash,
+            _dir: dir,
+        }
     }
 
     /// Bytes in all.
@@ -77,12 +78,143 @@ impl Uniform {
     }
 }
 
-struct Shared {
-    piece: Arc<[u8]>,
+/// A torrent of one file, no two of whose pieces hold the same bytes.
+pub struct Varied {
+    /// The file's name.
+    pub name: String,
+    /// The `.torrent` file.
+    pub torrent: PathBuf,
+    content: Content,
+    _dir: TempDir,
+}
+
+impl Varied {
+    /// Makes the `.torrent` file; its pieces have a length that is a power of two, and there are fewer of them than
+    /// that. The content follows from the name.
+    pub fn new(name: &str, pieces: u64, piece_length: usize) -> Self {
+        /// From the begin of one piece in the pattern to that of the next: odd, so that none comes twice.
+        const STEP: usize = 977;
+        assert!(piece_length.is_power_of_two() && pieces < piece_length as u64, "some pieces would be alike");
+        let seed = name.bytes().fold(7, |seed: u64, byte| seed.wrapping_mul(31) ^ u64::from(byte));
+        let pattern = bytes_at(seed, 0, 2 * piece_length).into();
+        let mut content = Content { pattern, step: STEP, length: piece_length, pieces, info_hash: [0; 20] };
+        let hashes = (0..pieces).map(|piece| Sha1::digest(content.piece(piece)).into());
+        let (torrent, info_hash, dir) = make(name, pieces, piece_length, hashes);
+        content.info_hash = info_hash;
+        Self { name: name.to_owned(), torrent, content, _dir: dir }
+    }
+
+    /// Bytes in all.
+    pub fn size(&self) -> u64 {
+        self.content.pieces * self.content.length as u64
+    }
+
+    /// Panics unless `read` is what stands at `offset`.
+    #[track_caller]
+    pub fn check(&self, mut offset: u64, mut read: &[u8]) {
+        let length = self.content.length;
+        while !read.is_empty() {
+            let begin = (offset % length as u64) as usize;
+            let (part, rest) = read.split_at(read.len().min(length - begin));
+            let piece = self.content.piece(offset / length as u64);
+            assert!(part == &piece[begin..begin + part.len()], "wrong bytes from {offset} on");
+            (offset, read) = (offset + part.len() as u64, rest);
+        }
+    }
+
+    /// Makes a file of the full size that holds the content of some pieces and holes elsewhere.
+    pub fn write(&self, path: &Path, pieces: Range<u64>) {
+        let file = File::create(path).expect("a file");
+        file.set_len(self.size()).expect("its size");
+        for piece in pieces {
+            let offset = piece * self.content.length as u64;
+            file.write_all_at(self.content.piece(piece), offset).expect("room on the disk");
+        }
+    }
+
+    /// Reads a range of the mounted file, 128 KiB at a time, and panics unless all of it comes and is right.
+    #[track_caller]
+    pub fn read(&self, path: &Path, range: Range<u64>) {
+        let file = File::open(path).expect("opens");
+        let mut buffer = vec![0; 128 << 10];
+        for offset in range.clone().step_by(buffer.len()) {
+            let part = &mut buffer[..(range.end - offset).min(128 << 10) as usize];
+            file.read_exact_at(part, offset).unwrap_or_else(|error| panic!("reading at {offset}: {error}"));
+            self.check(offset, part);
+        }
+    }
+}
+
+/// A torrent that a crowd can serve.
+pub trait Served {
+    /// What its pieces hold.
+    fn content(&self) -> Content;
+}
+
+impl Served for Uniform {
+    fn content(&self) -> Content {
+        let (pattern, pieces) = (self.piece.clone(), self.pieces);
+        Content { length: pattern.len(), pattern, step: 0, pieces, info_hash: self.info_hash }
+    }
+}
+
+impl Served for Varied {
+    fn content(&self) -> Content {
+        self.content.clone()
+    }
+}
+
+/// The bytes of a torrent: each piece is a part of a pattern.
+#[derive(Clone)]
+pub struct Content {
+    pattern: Arc<[u8]>,
+    step: usize,
+    /// Of each piece.
+    length: usize,
+    pieces: u64,
     info_hash: [u8; 20],
+}
+
+impl Content {
+    fn piece(&self, piece: u64) -> &[u8] {
+        let begin = piece as usize * self.step % self.length;
+        &self.pattern[begin..begin + self.length]
+    }
+}
+
+/// Makes a `.torrent` file of one file; returns where it is, its info-hash, and the folder that it goes with.
+fn make(
+    name: &str,
+    pieces: u64,
+    piece_length: usize,
+    hashes: impl Iterator<Item = [u8; 20]>,
+) -> (PathBuf, [u8; 20], TempDir) {
+    let mut info = format!(
+        "d6:lengthi{}e4:name{}:{name}12:piece lengthi{piece_length}e6:pieces{}:",
+        pieces * piece_length as u64,
+        name.len(),
+        pieces * 20
+    )
+    .into_bytes();
+    info.extend(hashes.flatten());
+    info.push(b'e');
+    let info_hash: [u8; 20] = Sha1::digest(&info).into();
+    let dir = tempfile::Builder::new().prefix("tfs-made-").tempdir().expect("a temporary folder");
+    let torrent = dir.path().join("torrent");
+    std::fs::write(&torrent, [b"d4:info", &info[..], b"e"].concat()).expect("room on the disk");
+    (torrent, info_hash, dir)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+struct Shared {
+    content: Content,
     bitfield: Vec<u8>,
     stop: AtomicBool,
-    served: AtomicU64,
+    /// Bytes sent of each piece.
+    sent: Vec<AtomicU64>,
     /// Connections that have sent their unchoke.
     open: Mutex<Vec<Arc<Link>>>,
 }
@@ -109,15 +241,15 @@ pub struct Crowd {
 
 impl Crowd {
     /// So many seeders, at 127.0.1.1 and on, at most 250, each on a port of the system's choice.
-    pub fn start(torrent: &Uniform, count: u8) -> Self {
-        let mut bitfield = vec![0; torrent.pieces.div_ceil(8) as usize];
-        (0..torrent.pieces).for_each(|piece| bitfield[(piece / 8) as usize] |= 0x80 >> (piece % 8));
+    pub fn start(torrent: &impl Served, count: u8) -> Self {
+        let content = torrent.content();
+        let mut bitfield = vec![0; content.pieces.div_ceil(8) as usize];
+        (0..content.pieces).for_each(|piece| bitfield[(piece / 8) as usize] |= 0x80 >> (piece % 8));
         let shared = Arc::new(Shared {
-            piece: torrent.piece.clone(),
-            info_hash: torrent.info_hash,
+            sent: (0..content.pieces).map(|_| AtomicU64::new(0)).collect(),
+            content,
             bitfield,
             stop: AtomicBool::new(false),
-            served: AtomicU64::new(0),
             open: Mutex::default(),
         });
         let (mut addrs, mut threads) = (Vec::new(), Vec::new());
@@ -151,7 +283,12 @@ impl Crowd {
 
     /// Bytes of content sent so far.
     pub fn served(&self) -> u64 {
-        self.shared.served.load(Ordering::Relaxed)
+        self.shared.sent.iter().map(|sent| sent.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Bytes sent so far of some pieces.
+    pub fn served_of(&self, pieces: Range<usize>) -> u64 {
+        self.shared.sent[pieces].iter().map(|sent| sent.load(Ordering::Relaxed)).sum()
     }
 
     /// One of them sends a keep-alive.
@@ -183,11 +320,11 @@ fn serve(stream: TcpStream, number: u8, shared: &Shared) -> std::io::Result<()> 
     let to = Arc::new(Link { stream, writing: Mutex::new(()) });
     let mut theirs = [0; 68];
     from.read_exact(&mut theirs)?;
-    if theirs[..20] != *b"\x13BitTorrent protocol" || theirs[28..48] != shared.info_hash {
+    if theirs[..20] != *b"\x13BitTorrent protocol" || theirs[28..48] != shared.content.info_hash {
         return Err(ErrorKind::InvalidData.into());
     }
     let mut hello = b"\x13BitTorrent protocol\0\0\0\0\0\0\0\0".to_vec();
-    hello.extend_from_slice(&shared.info_hash);
+    hello.extend_from_slice(&shared.content.info_hash);
     hello.extend_from_slice(format!("-XX0001-crowd-{number:06}").as_bytes());
     hello.extend_from_slice(&(shared.bitfield.len() as u32 + 1).to_be_bytes());
     hello.push(5);
@@ -223,12 +360,14 @@ fn answer(from: &mut BufReader<TcpStream>, to: &Link, shared: &Shared) -> std::i
         let Some((6, request)) = body.split_first().map(|(id, rest)| (*id, rest)) else { continue };
         let number =
             |at: usize| request.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
-        let (begin, length) = (number(4) as usize, number(8) as usize);
-        let block = shared.piece.get(begin..begin + length).ok_or(ErrorKind::InvalidData)?;
+        let (piece, begin, length) = (number(0) as usize, number(4) as usize, number(8) as usize);
+        let sent = shared.sent.get(piece).ok_or(ErrorKind::InvalidData)?;
+        let block = shared.content.piece(piece as u64).get(begin..begin + length);
+        let block = block.ok_or(ErrorKind::InvalidData)?;
         out.extend_from_slice(&(length as u32 + 9).to_be_bytes());
         out.push(7);
         out.extend_from_slice(&request[..8]);
         out.extend_from_slice(block);
-        shared.served.fetch_add(length as u64, Ordering::Relaxed);
+        sent.fetch_add(length as u64, Ordering::Relaxed);
     }
 }

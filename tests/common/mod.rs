@@ -2,7 +2,7 @@
 //!
 //! Parts: [`Mount`] runs the binary; [`Seeder`], [`Leecher`] are libtorrent; [`ScriptedPeer`] is a peer that
 //! misbehaves as told; a [`Crowd`] is many honest ones; [`Tracker`] and the dead ones; [`Sample`] is
-//! deterministic content, [`Uniform`] content of any size; [`Proc`] is any other process; [`cpu`], [`memory`] are
+//! deterministic content, [`Uniform`] and [`Varied`] content of any size; [`SmallDisk`] fills up soon; [`Proc`] is any other process; [`cpu`], [`memory`] are
 //! what one uses. Whatever a test starts ends with it, also when it panics: no process and no mount is left
 //! behind.
 //!
@@ -13,6 +13,7 @@
 
 mod command;
 mod crowd;
+mod disk;
 mod mount;
 mod peers;
 mod process;
@@ -23,7 +24,8 @@ mod tracker;
 mod usage;
 
 pub use command::{Ended, fetch, fetch_from, home, ran};
-pub use crowd::{Crowd, Uniform};
+pub use crowd::{Crowd, Uniform, Varied};
+pub use disk::{SmallDisk, allocated, forget_pages};
 pub use mount::{Mount, is_mounted, program, torrentfs};
 pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
 pub use process::{Proc, Reader};
@@ -32,7 +34,7 @@ pub use scripted::{Behaviour, ScriptedPeer};
 use support::wait_for;
 pub use support::{Need, has_tool, missing, skip, wait_until};
 pub use tracker::{DeadTracker, Tracker};
-pub use usage::{Peak, cpu, memory, wake_ups};
+pub use usage::{Peak, bytes_read, cpu, memory, wake_ups};
 
 /// Returns from the test, reported as skipped by name, unless all of what it needs is here. In CI it fails.
 #[macro_export]

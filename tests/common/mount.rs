@@ -64,6 +64,11 @@ impl MountBuilder {
         self
     }
 
+    /// More options.
+    pub fn args(self, args: &[&str]) -> Self {
+        args.iter().fold(self, |mount, arg| mount.arg(arg))
+    }
+
     /// A peer to fetch from.
     pub fn peer(self, peer: SocketAddr) -> Self {
         self.arg("--peer").arg(peer.to_string())

@@ -39,6 +39,14 @@ pub fn cpu(pid: u32) -> Duration {
     Duration::from_millis(ticks * 1000 / TICKS)
 }
 
+/// Bytes that the process has read through system calls, from wherever, since its start.
+#[track_caller]
+pub fn bytes_read(pid: u32) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).expect("the process runs");
+    let line = io.lines().find_map(|line| line.strip_prefix("rchar:"));
+    line.and_then(|line| line.trim().parse().ok()).expect("a number")
+}
+
 /// How often each of its threads has gone to sleep of its own accord, by the thread's name: the number of wake-ups.
 #[track_caller]
 pub fn wake_ups(pid: u32) -> BTreeMap<String, u64> {
@@ -52,7 +60,7 @@ pub fn wake_ups(pid: u32) -> BTreeMap<String, u64> {
     found
 }
 
-/// Watches the memory of a process; dropping it ends that.
+/// Watches a figure that comes and goes, such as the memory of a process; dropping it ends that.
 pub struct Peak {
     highest: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
@@ -62,18 +70,23 @@ pub struct Peak {
 impl Peak {
     /// Watches the process's `RssAnon` from now on.
     pub fn watch(pid: u32) -> Self {
+        Self::of(move || memory(pid, "RssAnon"))
+    }
+
+    /// Watches what a function gives from now on.
+    pub fn of(look: impl Fn() -> u64 + Send + 'static) -> Self {
         let (highest, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (to, until) = (highest.clone(), stop.clone());
         let watcher = std::thread::spawn(move || {
             while !until.load(Ordering::Relaxed) {
-                to.fetch_max(memory(pid, "RssAnon"), Ordering::Relaxed);
+                to.fetch_max(look(), Ordering::Relaxed);
                 std::thread::sleep(LOOK);
             }
         });
         Self { highest, stop, watcher: Some(watcher) }
     }
 
-    /// The highest seen so far, in bytes.
+    /// The highest seen so far.
     pub fn highest(&self) -> u64 {
         self.highest.load(Ordering::Relaxed)
     }

@@ -1,222 +1,269 @@
-//! `--cache-size`: what is kept stays within it, whatever is read, and every byte is right.
+//! `--cache-size`: right bytes through a cache much smaller than the torrent, which stays within its bound all the
+//! time, and so does the memory.
+//!
+//! What lies in the cache folder is measured as `du` does, every two milliseconds. The kernel's own copies of what
+//! was read are dropped where reading again is to reach the program.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::common::{Behaviour, Mount, Peak, Sample, ScriptedPeer, cpu, wait_until};
+use crate::common::{Crowd, Mount, Peak, Varied, allocated, bytes_at, cpu, forget_pages, memory, wait_until};
 use crate::needs;
 
-const MIB: u64 = 1 << 20;
 const MINUTE: Duration = Duration::from_secs(60);
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+/// What the program takes beside the data it keeps: at full speed, with its own code and that of libraries (a debug
+/// build's), and what the allocator doesn't give back.
+const FIXED: u64 = 96 * MIB;
 
-/// Watches what a folder takes on the disk, as `du` counts it, as fast as it can.
-struct Du {
-    most: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    watcher: Option<JoinHandle<()>>,
+/// A mount of torrents with all the seeders of a crowd, and its cache folder watched.
+struct Bounded {
+    mount: Mount,
+    size: u64,
+    taken: Peak,
+    _cache: tempfile::TempDir,
 }
 
-impl Du {
-    fn watch(folder: &Path) -> Self {
-        let (most, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (to, until, folder) = (most.clone(), stop.clone(), folder.to_owned());
-        let watcher = std::thread::spawn(move || {
-            while !until.load(Ordering::Relaxed) {
-                to.fetch_max(taken(&folder), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        });
-        Self { most, stop, watcher: Some(watcher) }
+impl Bounded {
+    fn start(torrents: &[&Varied], crowds: &[&Crowd], size: u64, args: &[&str]) -> Self {
+        let cache = tempfile::tempdir().expect("a folder");
+        let builder = torrents.iter().fold(Mount::empty(), |mount, torrent| mount.source(&torrent.torrent));
+        let peers = crowds.iter().flat_map(|crowd| crowd.addrs());
+        let builder = peers.fold(builder, |mount, peer| mount.peer(*peer)).cache(cache.path());
+        let folder = cache.path().to_owned();
+        let taken = Peak::of(move || allocated(&folder));
+        let bound = size.to_string();
+        let mount = builder.args(&["--cache-size", &bound]).args(args).start();
+        Self { mount, size, taken, _cache: cache }
     }
 
-    fn most(&self) -> u64 {
-        self.most.load(Ordering::Relaxed)
+    /// Ends it, after a look at what it took at most. `what` begins with the kind of storage.
+    #[track_caller]
+    fn stop(self, what: &str) {
+        let in_memory = what.starts_with("memory");
+        // Pages of mapped files are the kernel's to take back.
+        let kind = if what.starts_with("mmap") { "RssAnon" } else { "VmHWM" };
+        let resident = memory(self.mount.pid(), kind);
+        let taken = self.taken.highest();
+        eprintln!(
+            "{what}: at most {} MiB in the cache folder of {}, {} MiB resident",
+            taken / MIB,
+            self.size / MIB,
+            resident / MIB
+        );
+        assert!(taken <= self.size, "{what}: {taken} bytes in the cache folder");
+        assert!(!in_memory || taken < MIB, "{what}: {taken} bytes on the disk");
+        let budget = FIXED + if in_memory { self.size } else { 0 };
+        assert!(resident <= budget, "{what}: {} MiB resident", resident / MIB);
+        self.mount.stop();
     }
 }
 
-impl Drop for Du {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(watcher) = self.watcher.take() {
-            let _ = watcher.join();
+/// A GiB (or what `TORRENTFS_BOUNDED_MIB` says), twice, through 128 MiB.
+fn twice(storage: &str) {
+    let mib = std::env::var("TORRENTFS_BOUNDED_MIB").ok().and_then(|mib| mib.parse().ok()).unwrap_or(1024);
+    let torrent = Varied::new("gib.bin", mib, MIB as usize);
+    let crowd = Crowd::start(&torrent, 2);
+    let bounded = Bounded::start(&[&torrent], &[&crowd], 128 * MIB, &["--storage", storage]);
+    let path = bounded.mount.path(&torrent.name);
+    for round in 1..=2 {
+        let start = Instant::now();
+        torrent.read(&path, 0..torrent.size());
+        let rate = torrent.size() as f64 / MIB as f64 / start.elapsed().as_secs_f64();
+        eprintln!("{storage}: round {round} at {rate:.0} MiB/s");
+        forget_pages(&path);
+    }
+    // Reading in order finds nothing of the round before, and needs nothing twice.
+    let served = crowd.served() as f64 / torrent.size() as f64;
+    eprintln!("{storage}: {served:.3} times the torrent was fetched");
+    assert!((1.8..2.05).contains(&served), "{storage}: {served} times the torrent was fetched");
+    bounded.stop(storage);
+}
+
+#[test]
+fn a_gib_twice_through_files_of_128_mib() {
+    needs!(Fuse);
+    twice("file");
+}
+
+#[test]
+fn a_gib_twice_through_memory_of_128_mib() {
+    needs!(Fuse);
+    twice("memory");
+}
+
+#[test]
+fn a_gib_twice_through_mapped_files_of_128_mib() {
+    needs!(Fuse);
+    twice("mmap");
+}
+
+/// Far more readers than there is room for what they read at any moment.
+fn crowded(storage: &str) {
+    const READERS: u64 = 40;
+    const READS: u64 = 8;
+    let torrent = Varied::new("crowded.bin", 256, MIB as usize);
+    let crowd = Crowd::start(&torrent, 2);
+    let bounded = Bounded::start(&[&torrent], &[&crowd], 16 * MIB, &["--storage", storage]);
+    let path = bounded.mount.path(&torrent.name);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for reader in 0..READERS {
+            let (path, torrent) = (&path, &torrent);
+            scope.spawn(move || {
+                let file = File::open(path).expect("opens");
+                let random = bytes_at(reader, 0, 8 * READS as usize);
+                let mut buffer = vec![0; MIB as usize];
+                for word in random.chunks_exact(8) {
+                    let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+                    // Most reads reach into a second piece.
+                    let offset = word % (torrent.size() - MIB);
+                    file.read_exact_at(&mut buffer, offset).expect("reads");
+                    torrent.check(offset, &buffer);
+                }
+            });
         }
-    }
-}
-
-/// Bytes that a folder takes on the disk, with all that is in it.
-fn taken(folder: &Path) -> u64 {
-    let own = folder.symlink_metadata().map_or(0, |meta| meta.blocks() * 512);
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let inside = entries.map(|entry| match entry.file_type() {
-        Ok(kind) if kind.is_dir() => taken(&entry.path()),
-        _ => entry.path().symlink_metadata().map_or(0, |meta| meta.blocks() * 512),
     });
-    own + inside.sum::<u64>()
+    let times = crowd.served() as f64 / (READERS * READS * MIB) as f64;
+    eprintln!(
+        "{storage}: {READERS} readers in {:?}, {times:.2} times what they read was fetched",
+        start.elapsed()
+    );
+    bounded.stop(&format!("{storage}, {READERS} readers"));
 }
 
-/// Reads it all and compares; the kernel keeps nothing of it.
-fn read_through(path: &Path, source: &Path, sample: &Sample) {
-    let (file, truth) = (File::open(path).expect("it opens"), File::open(source).expect("the source"));
-    let (mut got, mut expected) = (vec![0; MIB as usize], vec![0; MIB as usize]);
-    for at in (0..sample.total).step_by(MIB as usize) {
-        let len = MIB.min(sample.total - at) as usize;
-        file.read_exact_at(&mut got[..len], at).unwrap_or_else(|error| panic!("at {at}: {error}"));
-        truth.read_exact_at(&mut expected[..len], at).expect("the source");
-        assert!(got[..len] == expected[..len], "wrong bytes at {at}");
+#[test]
+fn many_readers_at_random_places_of_a_tight_file_store_all_get_on() {
+    needs!(Fuse);
+    crowded("file");
+}
+
+#[test]
+fn many_readers_at_random_places_of_a_tight_memory_store_all_get_on() {
+    needs!(Fuse);
+    crowded("memory");
+}
+
+/// Two torrents share one bound; what is read again and again stays, whatever flows by.
+fn shared(storage: &str) {
+    let torrents = ["one.bin", "two.bin"].map(|name| Varied::new(name, 96, MIB as usize));
+    let crowds = [&torrents[0], &torrents[1]].map(|torrent| Crowd::start(torrent, 1));
+    let both = [&torrents[0], &torrents[1]];
+    let bounded = Bounded::start(&both, &[&crowds[0], &crowds[1]], 32 * MIB, &["--storage", storage]);
+    let [one, two] = [&torrents[0], &torrents[1]].map(|torrent| bounded.mount.path(&torrent.name));
+    let head = 0..4 * MIB;
+    torrents[0].read(&one, head.clone());
+    let before = crowds[0].served_of(0..4);
+    for begin in (0..torrents[1].size()).step_by(4 * MIB as usize) {
+        torrents[1].read(&two, begin..begin + 4 * MIB);
+        forget_pages(&one);
+        torrents[0].read(&one, head.clone());
     }
-    // Otherwise the second time would be read from the kernel's pages.
-    nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)
-        .expect("fadvise");
-}
-
-/// Twice through a bound of `bound` MiB.
-fn twice(sample: &Sample, bound: u64, storage: &str) {
-    let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
-    let folder = tempfile::tempdir().expect("a folder");
-    let cache = folder.path().join("cache");
-    let mount = Mount::sample(sample)
-        .cache(&cache)
-        .peer(peer.addr())
-        .arg(format!("--cache-size={bound}M"))
-        .arg(format!("--storage={storage}"))
-        .start();
-    let path = mount.path(&sample.name);
-    wait_until("the file", MINUTE, || path.exists());
-    let (du, peak) = (Du::watch(&cache), Peak::watch(mount.pid()));
-    for _ in 0..2 {
-        read_through(&path, &sample.source(), sample);
-    }
-    let (most, memory) = (du.most(), peak.highest());
-    println!("{storage}: {} MiB on disk, {} MiB of memory at most", most / MIB, memory / MIB);
-    assert!(most <= bound * MIB, "{most} bytes on disk");
-    let budget = if storage == "memory" { bound * MIB } else { 0 };
-    assert!(memory <= budget + 64 * MIB, "{memory} bytes of memory");
-    assert!(storage == "memory" || most > bound * MIB / 2, "the bound is made use of: {most}");
-    let sent = peer.served() as u64 * 16 * 1024;
-    assert!(sent <= 2 * sample.total + 64 * MIB, "{sent} bytes were fetched to read {} twice", sample.total);
-    mount.stop();
-}
-
-#[test]
-fn twice_through_a_bound_in_files() {
-    needs!(Fuse, Libtorrent);
-    twice(&Sample::file("gig.bin", 1024 * MIB, MIB), 128, "file");
-}
-
-#[test]
-fn twice_through_a_bound_in_memory() {
-    needs!(Fuse, Libtorrent);
-    twice(&Sample::file("gig.bin", 1024 * MIB, MIB), 128, "memory");
-}
-
-#[test]
-fn twice_through_a_bound_in_mapped_files() {
-    needs!(Fuse, Libtorrent);
-    twice(&Sample::big(), 64, "mmap");
-}
-
-#[test]
-fn many_readers_in_a_tight_bound_all_get_on() {
-    needs!(Fuse, Libtorrent);
-    // Pieces of 4 MiB: sixteen readers want more than the bound holds, each of them pieces on both sides of an edge.
-    let sample = Sample::file("edges.bin", 256 * MIB, 4 * MIB);
-    let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
-    let folder = tempfile::tempdir().expect("a folder");
-    let cache = folder.path().join("cache");
-    for storage in ["file", "memory"] {
-        let mount = Mount::sample(&sample)
-            .cache(&cache)
-            .peer(peer.addr())
-            .arg("--cache-size=24M")
-            .arg(format!("--storage={storage}"))
-            .start();
-        let path = mount.path(&sample.name);
-        wait_until("the file", MINUTE, || path.exists());
-        let (du, peak) = (Du::watch(&cache), Peak::watch(mount.pid()));
-        std::thread::scope(|scope| {
-            for reader in 0..16u64 {
-                let (path, sample) = (&path, &sample);
-                scope.spawn(move || {
-                    let (file, truth) =
-                        (File::open(path).expect("it opens"), File::open(sample.source()).expect("it"));
-                    for turn in 0..6u64 {
-                        let edge = (1 + (reader * 7 + turn * 11) % 62) * 4 * MIB - 2048;
-                        let (mut got, mut expected) = (vec![0; 4096], vec![0; 4096]);
-                        file.read_exact_at(&mut got, edge)
-                            .unwrap_or_else(|error| panic!("at {edge}: {error}"));
-                        truth.read_exact_at(&mut expected, edge).expect("the source");
-                        assert!(got == expected, "wrong bytes at {edge}");
-                    }
-                });
-            }
+    assert_eq!(crowds[0].served_of(0..4), before, "{storage}: what was read a moment ago was given away");
+    // Both at once.
+    std::thread::scope(|scope| {
+        scope.spawn(|| torrents[0].read(&one, 4 * MIB..torrents[0].size()));
+        scope.spawn(|| {
+            forget_pages(&two);
+            torrents[1].read(&two, 0..torrents[1].size());
         });
-        assert!(du.most() <= 24 * MIB, "{} bytes on disk", du.most());
-        assert!(peak.highest() <= 24 * MIB + 96 * MIB, "{} bytes of memory", peak.highest());
-        mount.stop();
-    }
+    });
+    bounded.stop(&format!("{storage}, two torrents"));
 }
 
 #[test]
-fn two_torrents_share_one_bound_and_what_was_read_last_stays() {
-    needs!(Fuse, Libtorrent);
-    let (one, two) =
-        (Sample::file("one.bin", 24 * MIB, 256 * 1024), Sample::file("two.bin", 24 * MIB, 256 * 1024));
-    let peers = [&one, &two].map(|s| ScriptedPeer::start(s.clone(), Behaviour::default()));
+fn two_torrents_share_one_bound_on_the_disk() {
+    needs!(Fuse);
+    shared("file");
+}
+
+#[test]
+fn two_torrents_share_one_bound_in_memory() {
+    needs!(Fuse);
+    shared("memory");
+}
+
+/// What an earlier run left of a torrent that isn't mounted now counts as well, and goes first.
+#[test]
+fn what_is_not_mounted_counts_and_goes_first() {
+    needs!(Fuse);
+    let torrents = ["one.bin", "two.bin"].map(|name| Varied::new(name, 24, MIB as usize));
+    let crowds = [&torrents[0], &torrents[1]].map(|torrent| Crowd::start(torrent, 1));
     let folder = tempfile::tempdir().expect("a folder");
-    let cache = folder.path().join("cache");
-    let start = |bound: &str| {
-        let mut builder =
-            Mount::sample(&one).source(&two.torrent).cache(&cache).arg(format!("--cache-size={bound}"));
-        for peer in &peers {
-            builder = builder.peer(peer.addr());
+    let place = folder.path().to_owned();
+    let taken = Peak::of(move || allocated(&place));
+    for (torrent, crowd) in torrents.iter().zip(&crowds) {
+        let builder = Mount::of(&torrent.torrent).cache(folder.path()).peer(crowd.addrs()[0]);
+        let mount = builder.arg("--cache-size=32M").start();
+        for _ in 0..2 {
+            torrent.read(&mount.path(&torrent.name), 0..torrent.size());
+            forget_pages(&mount.path(&torrent.name));
         }
-        builder.start()
-    };
-    let mount = start("32M");
-    let progress = |mount: &Mount, sample: &Sample| -> u64 {
-        let text = mount.xattr(&mount.path(&sample.name), "progress").expect("progress");
-        text.split('/').next().and_then(|n| n.parse().ok()).expect("a number")
-    };
-    read_through(&mount.path(&one.name), &one.source(), &one);
-    read_through(&mount.path(&two.name), &two.source(), &two);
-    assert_eq!(progress(&mount, &two), two.total, "what was read last is all here");
-    let left = progress(&mount, &one);
-    assert!(left > 0 && left < one.total, "as much of the other as there is room for: {left}");
-    mount.stop();
-    // One that isn't open counts as well, and goes first.
-    let peer = ScriptedPeer::start(one.clone(), Behaviour::default());
-    let mount = Mount::sample(&one).cache(&cache).arg("--cache-size=32M").peer(peer.addr()).start();
-    read_through(&mount.path(&one.name), &one.source(), &one);
-    assert_eq!(progress(&mount, &one), one.total);
-    assert!(taken(&cache) <= 32 * MIB, "{}", taken(&cache));
-    mount.stop();
+        mount.stop();
+        assert_eq!(crowd.served(), torrent.size(), "{}: it came once, and stayed", torrent.name);
+    }
+    assert!(taken.highest() <= 32 * MIB, "{} bytes", taken.highest());
 }
 
+/// Waits until no more comes from a crowd, and returns what came. What comes late comes within some seconds.
+fn settled(crowd: &Crowd) -> u64 {
+    const QUIET: Duration = Duration::from_secs(3);
+    let (mut served, mut since) = (crowd.served(), Instant::now());
+    wait_until("no more to be fetched", MINUTE, || {
+        let now = crowd.served();
+        if now != served {
+            (served, since) = (now, Instant::now());
+        }
+        since.elapsed() > QUIET
+    });
+    served
+}
+
+/// Fetching everything beyond what can be kept ends when the bound is reached, and readers still come first.
 #[test]
-fn prefetching_drives_nothing_out() {
-    needs!(Fuse, Libtorrent);
-    let sample = Sample::file("more.bin", 64 * MIB, 256 * 1024);
-    let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
-    let mount =
-        Mount::sample(&sample).peer(peer.addr()).arg("--cache-size=24M").arg("--prefetch=all").start();
-    let path = mount.path(&sample.name);
-    let here = || -> u64 {
-        let text = mount.xattr(&path, "progress").unwrap_or_default();
-        text.split('/').next().and_then(|n| n.parse().ok()).unwrap_or(0)
-    };
-    wait_until("the room to be used", MINUTE, || here() > 16 * MIB);
-    wait_until("it to be idle", MINUTE, || mount.xattr(&path, "state").as_deref() == Some("idle"));
-    let sent = peer.served() as u64 * 16 * 1024;
-    assert!(sent <= 26 * MIB, "{sent} bytes for a bound of 24 MiB");
-    let before = cpu(mount.pid());
-    let mut head = vec![0; 4096];
-    File::open(&path).and_then(|f| f.read_exact_at(&mut head, 63 * MIB)).expect("it is read all the same");
-    wait_until("it to be idle", MINUTE, || mount.xattr(&path, "state").as_deref() == Some("idle"));
-    assert!(cpu(mount.pid()) - before < Duration::from_secs(5));
-    mount.stop();
+fn prefetching_all_fills_the_cache_and_stops() {
+    needs!(Fuse, Attr);
+    let torrent = Varied::new("all.bin", 128, MIB as usize);
+    let crowd = Crowd::start(&torrent, 1);
+    let bounded = Bounded::start(&[&torrent], &[&crowd], 32 * MIB, &["--prefetch=all"]);
+    let path = bounded.mount.path(&torrent.name);
+    wait_until("it to begin", MINUTE, || crowd.served() > 0);
+    let served = settled(&crowd);
+    eprintln!("prefetched {} MiB of {}, with room for 32", served / MIB, torrent.size() / MIB);
+    assert!(served >= 24 * MIB, "{} MiB: the cache is made use of", served / MIB);
+    assert!(served <= 40 * MIB, "{} MiB: what was fetched was given away for more", served / MIB);
+    let (used, since) = (cpu(bounded.mount.pid()), Instant::now());
+    std::thread::sleep(Duration::from_secs(2));
+    let used = cpu(bounded.mount.pid()).saturating_sub(used);
+    eprintln!("then {used:?} of processor in {:?}", since.elapsed());
+    assert!(used < since.elapsed() / 10, "{used:?} in {:?} with nothing to do", since.elapsed());
+    assert_eq!(crowd.served(), served);
+    assert_eq!(bounded.mount.xattr(&path, "error"), None);
+
+    let before = crowd.served();
+    torrent.read(&path, 0..torrent.size());
+    let fetched = crowd.served() - before;
+    eprintln!("{} MiB fetched for a reader of {}", fetched / MIB, torrent.size() / MIB);
+    assert!(fetched <= torrent.size() * 5 / 4, "{} MiB fetched for {}", fetched / MIB, torrent.size() / MIB);
+    settled(&crowd);
+    bounded.stop("file, prefetching all");
+}
+
+/// A file that is read over and over is fetched once, if there is room for it, though the next is larger than that.
+#[test]
+fn what_fits_is_fetched_once() {
+    needs!(Fuse);
+    let torrent = Varied::new("fits.bin", 24, MIB as usize);
+    let crowd = Crowd::start(&torrent, 1);
+    let bounded = Bounded::start(&[&torrent], &[&crowd], 32 * MIB, &[]);
+    let path: &Path = &bounded.mount.path(&torrent.name);
+    for _ in 0..3 {
+        torrent.read(path, 0..torrent.size());
+        forget_pages(path);
+    }
+    assert_eq!(crowd.served_of(0..24), torrent.size(), "each piece came once");
+    bounded.stop("file, what fits");
 }
