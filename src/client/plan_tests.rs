@@ -315,3 +315,22 @@ fn when_the_disk_is_looked_at() {
         assert_eq!(world.plan.look_due(&view(&world), 0), due);
     }
 }
+
+#[test]
+fn review_a_piece_larger_than_its_torrents_first_is_made_room_for() {
+    // 63 MiB may be kept, one piece of 32 MiB is; another waits. The torrent's first piece takes next to nothing
+    // (a small first file, aligned), so `Room::unit` says 1 MiB.
+    let mut world = World::new(Some(63 * M));
+    world.quota.charge(32 * M);
+    world.need = Some(Need { bytes: 32 * M, since: None });
+    world.unit = M;
+    assert!(world.quota.clone().reserve(32 * M).is_none());
+    for _ in 0..3 {
+        // It waits again after each offer, which wakes the keeper.
+        world.plan.woken();
+        let quota = world.quota.clone();
+        let v = View { now: world.now, quota: &quota, need: world.need, unit: world.unit, coming: 0, disk: None, writing: false };
+        let step = world.plan.step(&v);
+        assert!(matches!(step, Step::Give(..)), "offered what isn't enough, for ever: {step:?}");
+    }
+}

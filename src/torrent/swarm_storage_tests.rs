@@ -233,3 +233,34 @@ fn what_nobody_reads_drives_nothing_out() {
         assert!(world.asked.iter().any(|a| a.block.piece == PieceIndex(5)), "what is read is asked for");
     }
 }
+
+#[test]
+fn review_one_failed_sync_is_one_fault() {
+    let mut world = World::live(8);
+    world.seed(1);
+    world.open(1);
+    world.want(7, &[0]);
+    settle(&mut world);
+    world.want(8, &[1, 2]);
+    world.deliver_all(&[]);
+    // What the owner does when a sync fails while two pieces are being written.
+    world.apply(Event::Lost(vec![PieceIndex(0)]));
+    while world.hash_one(false) {}
+    assert!(world.failed().is_empty(), "one failed sync broke the torrent for good");
+}
+
+#[test]
+fn review_a_piece_written_before_the_cut_is_doubtful_too() {
+    let mut world = World::live(4);
+    world.seed(1);
+    world.open(1);
+    world.want(7, &[0]);
+    settle(&mut world);
+    world.want(8, &[1]);
+    world.deliver_all(&[]);
+    assert_eq!(world.table.state(PieceIndex(1)), PieceState::Verifying);
+    // Written by a worker; its answer is on its way. A reader finds that the file was cut or replaced.
+    world.apply(Event::Demands(vec![Demand::Suspect { pieces: 0..1, files: vec![FileIndex(0)] }]));
+    while world.hash_one(true) {}
+    assert!(!world.table.is_complete(PieceIndex(1)), "complete, in a file of which nothing is certain");
+}
