@@ -261,7 +261,7 @@ fn without_a_record_what_goes_is_given_back_at_once() {
 }
 
 #[test]
-fn review_a_clean_end_stays_clean() {
+fn s3_a_clean_end_stays_clean() {
     let mut world = World::new(&[], false);
     world.fetch(0);
     world.records.want(true);
@@ -280,7 +280,7 @@ fn review_a_clean_end_stays_clean() {
 }
 
 #[test]
-fn review_a_doubt_outlives_a_failed_record() {
+fn s3_a_doubt_outlives_a_failed_record() {
     let mut world = World::new(&[0, 1], false);
     world.doubt(0);
     world.go_on();
@@ -292,7 +292,7 @@ fn review_a_doubt_outlives_a_failed_record() {
 }
 
 #[test]
-fn review_what_could_not_be_recorded_is_recorded_later() {
+fn o8_what_could_not_be_recorded_is_recorded_later() {
     let mut world = World::new(&[], false);
     world.fetch(0);
     world.records.want(false);

@@ -215,7 +215,9 @@ fn what_a_failed_sync_lost_is_fetched_again() {
     assert_eq!(world.count(|e| matches!(e, Effect::Discard(_))), 1);
     world.want(7, &[0]);
     settle(&mut world);
-    assert!(world.table.is_complete(PieceIndex(0)) && world.swarm.error().is_none());
+    assert!(world.table.is_complete(PieceIndex(0)) && world.swarm.error().is_some());
+    world.apply(Event::Synced);
+    assert_eq!(world.swarm.error(), None, "it is kept at last");
 }
 
 #[test]
@@ -235,22 +237,36 @@ fn what_nobody_reads_drives_nothing_out() {
 }
 
 #[test]
-fn review_one_failed_sync_is_one_fault() {
-    let mut world = World::live(8);
+fn failed_syncs_are_counted_by_themselves() {
+    let mut world = World::live(16);
     world.seed(1);
     world.open(1);
     world.want(7, &[0]);
     settle(&mut world);
-    world.want(8, &[1, 2]);
-    world.deliver_all(&[]);
-    // What the owner does when a sync fails while two pieces are being written.
-    world.apply(Event::Lost(vec![PieceIndex(0)]));
-    while world.hash_one(false) {}
-    assert!(world.failed().is_empty(), "one failed sync broke the torrent for good");
+    for round in 0..5u32 {
+        // What the owner does when a sync fails while pieces are being written, once for all of them.
+        let pieces = [1 + 2 * round, 2 + 2 * round];
+        world.want(8 + u64::from(round), &pieces);
+        world.deliver_all(&[]);
+        world.apply(Event::Lost(Vec::new()));
+        for piece in pieces.map(PieceIndex) {
+            world.apply(Event::Verified { piece, verdict: Verdict::Harmed, digests: Vec::new() });
+        }
+        world.hashing.clear();
+        assert!(world.failed().is_empty(), "round {round}: a failed sync is one fault");
+        settle(&mut world);
+        if round < 3 {
+            world.apply(Event::Synced);
+        }
+    }
+    // Writes were good in between, and syncs never.
+    world.apply(Event::Lost(Vec::new()));
+    world.want(99, &[12]);
+    assert_eq!(world.failed().len(), 1, "the third in a row");
 }
 
 #[test]
-fn review_a_piece_written_before_the_cut_is_doubtful_too() {
+fn s1_a_piece_written_before_the_cut_is_doubtful_too() {
     let mut world = World::live(4);
     world.seed(1);
     world.open(1);
