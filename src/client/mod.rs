@@ -23,7 +23,7 @@ use crate::discovery::{FoundPeers, PeerSource};
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
 use crate::storage::cache::{CacheDir, CacheError};
-use crate::storage::pool::Workers;
+use crate::storage::pool::{Class, Workers};
 use crate::storage::quota::Quota;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::background::Prefetch;
@@ -184,6 +184,22 @@ impl Client {
     /// The folder that holds the data.
     pub fn cache(&self) -> &Arc<CacheDir> {
         &self.cache
+    }
+
+    /// Bytes of data that are kept, of all torrents in the cache, and how many may be.
+    pub fn kept(&self) -> (u64, Option<u64>) {
+        (self.env.room.quota().used(), self.options.cache_size)
+    }
+
+    /// Bytes free on the disk of the cache. Asked on a storage worker, so it takes as long as the disk; bound it.
+    /// `None` when that can't be told. Cancel-safe.
+    pub async fn free_space(&self) -> Option<u64> {
+        let (done, answer) = oneshot::channel();
+        let cache = self.cache.clone();
+        let job = Box::new(move |_: &mut _| _ = done.send(cache.space().ok()));
+        // Somebody is looking at it: as for a peer that waits for a block.
+        self.env.workers.submit(Class::Serve, job).ok()?;
+        answer.await.ok()?.map(|space| space.free)
     }
 
     /// All torrents, in the order in which they were added.

@@ -587,7 +587,7 @@ impl Owner {
                 self.record();
             }
             Command::Evict { pieces, younger_than, done } => self.evict(pieces, younger_than, done),
-            Command::Prefetch { file, on } => self.apply(Event::Prefetch { file, on }),
+            Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
             Command::Leave { limit, done } => {
                 let trackers = self.trackers.take();
                 self.following = None;
