@@ -199,6 +199,7 @@ impl From<ReadError> for ContentErrorOf {
             ReadError::Full => ContentError::NoSpace,
             ReadError::Closed => ContentError::ShuttingDown,
             ReadError::NotHere => ContentError::NotHere,
+            ReadError::Removed => ContentError::Gone,
         })
     }
 }
@@ -225,6 +226,9 @@ impl HereStream {
 
 impl Stream for HereStream {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> TryRead {
+        if self.shared.is_removed() {
+            return TryRead::Failed(ContentError::Gone);
+        }
         let Some(at) = self.here(offset, buf.len()) else { return TryRead::Failed(ContentError::NotHere) };
         match self.shared.try_here(at, buf) {
             true => TryRead::Filled,
@@ -253,6 +257,7 @@ impl Stream for TorrentStream {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> TryRead {
         match self.0.try_read(offset, buf) {
             true => TryRead::Filled,
+            false if self.0.is_removed() => TryRead::Failed(ContentError::Gone),
             false => TryRead::NotNow,
         }
     }
