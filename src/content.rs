@@ -132,6 +132,11 @@ impl TorrentContent {
         let _ = self.socket.set(path);
     }
 
+    /// The slot of the torrent that a node is of.
+    pub fn slot(node: NodeId) -> u32 {
+        node.slot() & !RESOLVING
+    }
+
     /// All torrents with what they are called in the mount, in the order in which they were added.
     pub fn shown(&self) -> Vec<Shown> {
         let tree = self.tree.read().clone();
@@ -239,6 +244,7 @@ impl From<ReadError> for ContentErrorOf {
             ReadError::Full => ContentError::NoSpace,
             ReadError::Closed => ContentError::ShuttingDown,
             ReadError::NotHere => ContentError::NotHere,
+            ReadError::Removed => ContentError::Gone,
         })
     }
 }
@@ -265,6 +271,9 @@ impl HereStream {
 
 impl Stream for HereStream {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> TryRead {
+        if self.shared.is_removed() {
+            return TryRead::Failed(ContentError::Gone);
+        }
         let Some(at) = self.here(offset, buf.len()) else { return TryRead::Failed(ContentError::NotHere) };
         match self.shared.try_here(at, buf) {
             true => TryRead::Filled,
@@ -293,6 +302,7 @@ impl Stream for TorrentStream {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> TryRead {
         match self.0.try_read(offset, buf) {
             true => TryRead::Filled,
+            false if self.0.is_removed() => TryRead::Failed(ContentError::Gone),
             false => TryRead::NotNow,
         }
     }

@@ -2,11 +2,15 @@
 //!
 //! Under its one lock lies the table of torrents and nothing else; each torrent's state belongs to its owner
 //! task ([`crate::torrent::owner`]). Parts: [`sources`] turns what the user gave into a torrent to add;
-//! [`listen`] takes connections and hands each to the torrent it asks for.
+//! [`listen`] takes connections and hands each to the torrent it asks for; [`remove`] ends one.
 
+mod dormant;
+#[cfg(test)]
+pub(crate) mod for_tests;
 mod keeper;
 pub mod listen;
 mod plan;
+pub mod remove;
 pub mod sources;
 
 use std::net::{IpAddr, SocketAddr};
@@ -35,7 +39,8 @@ use crate::torrent::room::Room;
 use crate::torrent::swarm::Settings;
 use crate::torrent::table::ReadClock;
 use crate::torrent::{Command, Torrent, owner};
-use keeper::{Dormant, Keeper};
+use dormant::Dormant;
+use keeper::Keeper;
 use listen::Listener;
 use sources::Loaded;
 
@@ -217,17 +222,27 @@ impl Client {
         self.env.changed.notified().await;
     }
 
-    /// Adds a torrent, or returns the one that is there already. Waits for the disk, to make its folder.
+    /// Adds a torrent, or returns the one that is there already. Waits for the disk, to make its folder, and while the
+    /// same torrent is just being removed ([`Client::remove`]).
     ///
     /// # Errors
     /// When its folder in the cache can't be made.
     pub async fn add(&self, loaded: Loaded) -> Result<Arc<Torrent>, ClientError> {
         let wire = loaded.info_hash.wire().0;
-        if let Some(known) = self.find(wire) {
-            return Ok(known);
-        }
         let key = loaded.info_hash.to_string();
-        let charged = self.dormant.claim(&key).await;
+        let claim = loop {
+            if let Some(known) = self.find(wire) {
+                return Ok(known);
+            }
+            let claim = self.dormant.claim(&key).await;
+            // Somebody may have added it meanwhile, and somebody may be about to remove that one.
+            if let Some(known) = self.find(wire) {
+                return Ok(known);
+            }
+            if !self.dormant.is_closing(&key) {
+                break claim;
+            }
+        };
         let dir = self.cache.torrent_dir(&key)?;
         let mut peers = Vec::new();
         for (source, list) in
@@ -252,7 +267,7 @@ impl Client {
             info: loaded.info,
             trackers,
             peers,
-            charged,
+            charged: claim.charged(),
             home: Home::new(dir, key, self.cache.spare().clone()),
             opening: Opening {
                 trust: self.options.trust_resume,
@@ -276,6 +291,7 @@ impl Client {
         };
         let torrent = owner::start(self.scope.child(&format!("torrent {slot}")), plan, self.env.clone());
         self.torrents.write().push(torrent.clone());
+        claim.opened();
         self.env.changed.notify_one();
         Ok(torrent)
     }

@@ -30,6 +30,11 @@ pub const TRACKER_RETRY_FIRST: Duration = Duration::from_secs(5);
 pub const TRACKER_RETRY_MAX: Duration = Duration::from_secs(30 * 60);
 /// The overall deadline of the shutdown sequence, unless `--shutdown-timeout` says otherwise.
 pub const SHUTDOWN: Duration = Duration::from_secs(10);
+/// For a removed torrent to record what is complete, and for what is just being written of it: at most 64 MiB are to be
+/// synced. Who is slower has a disk that hangs.
+pub const REMOVE_RECORD: Duration = Duration::from_secs(10);
+/// For the tasks of a removed torrent to end: they are dropped at their next await.
+pub const REMOVE_TASKS: Duration = Duration::from_secs(5);
 /// Since the last block of a piece that a read waits for; see `--read-timeout`.
 pub const READ: Duration = Duration::from_secs(300);
 /// Until a magnet's metadata counts as late; see `--metadata-timeout`.

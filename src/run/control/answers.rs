@@ -15,9 +15,13 @@ use torrentfs_fs::tree::{NodeKind, Subtree};
 
 use super::Answers;
 use crate::client::Client;
+use crate::client::remove::RemoveError;
 use crate::client::sources::{self, SourceError};
 use crate::content::{Shown, TorrentContent};
-use crate::control::message::{Added, Code, Ending, Granted, NewTorrent, Prefetched, Refusal, Request};
+use crate::control::message::{
+    Added, Code, Ending, Granted, NewTorrent, Prefetched, Refusal, Removed, Request,
+};
+use crate::control::named::{self, Candidate};
 use crate::control::status::{Cache, Metadata, Status, Torrent as TorrentStatus, Waiting};
 use crate::metainfo::Source;
 use crate::metainfo::geometry::FileIndex;
@@ -52,7 +56,9 @@ impl Answers for Mounted {
         match request {
             Request::Status => Ok(Granted::Status(Box::new(self.status().await))),
             Request::Add(new) => self.add(new).await.map(Granted::Added),
-            Request::Remove { .. } => Err(Refusal::new(Code::Failed, "not possible")),
+            Request::Remove { torrent, delete_data } => {
+                self.remove(&torrent, delete_data).await.map(Granted::Removed)
+            }
             Request::Unmount => self.unmount().map(Granted::Ending),
             Request::Prefetch { path, on } => self.prefetch(&path, on).await.map(Granted::Prefetched),
         }
@@ -138,6 +144,41 @@ impl Mounted {
         };
         let shown = tokio::time::timeout(timeouts::CONTROL_SHOWN, wait).await;
         shown.unwrap_or_else(|_| torrent.name().to_owned())
+    }
+
+    async fn remove(&self, given: &str, delete_data: bool) -> Result<Removed, Refusal> {
+        self.not_ending()?;
+        let shown = self.content.shown();
+        let candidates: Vec<Candidate<'_>> = shown
+            .iter()
+            .map(|s| Candidate { shown: &s.name, own: s.torrent.name(), info_hash: s.torrent.info_hash })
+            .collect();
+        let at = named::meant(given, &candidates)?;
+        let Some(Shown { name, torrent, .. }) = shown.get(at) else { return Err(failed("it is gone")) };
+        let removed = self.client.remove(torrent, delete_data).await.map_err(|error| match error {
+            RemoveError::NotThere => Refusal::new(Code::NotFound, error.to_string()),
+            RemoveError::Closing => Refusal::new(Code::Ending, error.to_string()),
+            RemoveError::Data(_) => failed(&error.to_string())
+                .hint("what is left of it can be removed later with \"torrentfs cache remove\""),
+        })?;
+        tracing::info!("removed {name}");
+        for left in &removed.hung {
+            tracing::warn!("left behind when {name} was removed: {left}");
+        }
+        // So that who looks afterwards sees it no more.
+        let gone = async {
+            while self.content.tree().root().any(|(_, node)| TorrentContent::slot(node) == torrent.slot) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(timeouts::CONTROL_SHOWN, gone).await;
+        Ok(Removed {
+            name: name.clone(),
+            infohash: torrent.info_hash.to_string(),
+            data_deleted: delete_data,
+            freed: removed.freed,
+            data_left: removed.adopted.map(|path| path.to_string_lossy().into_owned()),
+        })
     }
 
     /// As a signal: so there is one way to end.

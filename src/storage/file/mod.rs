@@ -5,7 +5,7 @@
 //!
 //! **Parts.** [`FileStore`]; `layout` says what files are called; `table` what is open (at most [`MAX_OPEN`], the least
 //! recently used go first), written since the last sync, and under which name; `naming` opens, finishes and reopens
-//! files; `parts` moves bytes; `room` says what can be given back.
+//! files; `bytes` moves them; `room` says what can be given back.
 //!
 //! **Flow.** A file is opened for reading when it is first read, made and given its full size (sparse, it
 //! takes no room) when it is first written. A call looks its file up under a leaf lock, clones the `Arc` out
@@ -16,9 +16,9 @@
 //!
 //! **Not here.** How much may be kept, and which pieces are worth it.
 
+mod bytes;
 mod layout;
 mod naming;
-mod parts;
 mod room;
 mod table;
 #[cfg(test)]
@@ -36,12 +36,13 @@ use std::time::{Duration, Instant};
 
 use torrentfs_fs::lock::{Rank, RankedCondvar, RankedMutex};
 
+use super::parts::Parts;
 use super::volume::{OsVolume, Stat, Volume, VolumeFile};
 use super::{FileState, StorageError, Store};
 use crate::metainfo::geometry::{FileIndex, Geometry, Span};
+use bytes::{read, read_now, write};
 pub use layout::{Layout, StoredFile};
 use layout::{Name, Names};
-use parts::{Parts, read, read_now};
 use table::{Mark, Open, Standing, Table};
 
 /// Open files per store. Several stores and 80 peers each stay below the usual soft limit of descriptors once
@@ -186,7 +187,7 @@ impl FileStore {
     fn write_span(&self, span: Span, parts: &mut Parts<'_>, failures: u64) -> Result<(), StorageError> {
         let file = span.file.0;
         let open = self.get_sized(file)?;
-        let written = parts.write_to(&*open, span.offset, span.len, &self.let_go);
+        let written = write(&*open, span.offset, span.len, parts, &self.let_go);
         {
             // After the write: a sync that ran meanwhile must not take the mark away. After a failed one too.
             let mut table = self.table.lock();
