@@ -59,6 +59,11 @@ impl Exit {
         self as u8
     }
 
+    /// The one with that number; [`Exit::Internal`] for a number that isn't ours.
+    pub fn of_code(code: i32) -> Self {
+        Self::ALL.into_iter().find(|exit| i32::from(exit.code()) == code).unwrap_or(Self::Internal)
+    }
+
     /// What it means, for the help text.
     pub fn meaning(self) -> &'static str {
         match self {
@@ -73,7 +78,9 @@ impl Exit {
             Self::Data => "data didn't come in time, or can't be read or written (cat)",
             Self::Damaged => "some of what is there is wrong (verify)",
             Self::Internal => "internal error",
-            Self::Forced => "a second signal forced the end; or a signal ended cat or verify",
+            Self::Forced => {
+                "a second signal forced the end; or one ended cat, verify, or a wait for --daemon"
+            }
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`parse`] turns arguments into a [`Command`] with checked, typed settings. The flags that several commands have
 //! stand in `shared`, those of `cat` in `cat`, those of `verify` and `cache` in
-//! files of their own, with what these say. Then: [`exit`], the exit codes and the form of errors; [`log`], log
+//! files of their own, with what these say. `options` reads `-o OPTS`, [`helper`] the command line of `mount.torrentfs`;
+//! both turn it into one of `torrentfs mount`. Then: [`exit`], the exit codes and the form of errors; [`log`], log
 //! lines; [`terminal`], the live display; [`inspect`], the command of that name; [`demo`], the sample that the demo
 //! seeds.
 //!
@@ -14,23 +15,26 @@ pub mod cache;
 pub mod cat;
 pub mod demo;
 pub mod exit;
+pub mod helper;
 pub mod inspect;
 pub mod log;
+mod options;
 pub mod progress;
 mod shared;
 pub mod terminal;
 pub mod verify;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, CacheConfig, CatConfig, ClientConfig, Config, LogFormat, UserRef, VerifyConfig};
 use crate::torrent::background::Prefetch;
 use cache::CacheArgs;
 use cat::CatArgs;
-use exit::Exit;
+use exit::{Exit, Failure};
 use shared::{ClientArgs, LoggingArgs};
 use verify::VerifyArgs;
 
@@ -63,17 +67,37 @@ pub enum Command {
     },
 }
 
-/// Reads the command line; the first argument is the program's name. When it asks for help, or can't be
-/// understood, that is printed and the code to exit with returned.
+/// Reads the command line; the first argument is the program's name, and may be `mount.torrentfs`. When it asks for
+/// help, or can't be understood, that is printed and the code to exit with returned.
 ///
 /// # Errors
-/// [`Exit::Ok`] after help and version, [`Exit::Usage`] after a complaint.
+/// [`Exit::Ok`] after help and version, and when nothing is left to be done; [`Exit::Usage`] after a complaint.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> {
-    Cli::try_parse_from(args).map(Cli::wanted).map_err(|message| {
-        // Nobody is left to tell when that fails.
-        let _ = message.print();
-        if message.use_stderr() { Exit::Usage } else { Exit::Ok }
-    })
+    let args: Vec<OsString> = args.into_iter().collect();
+    let called = helper::is_called(&args);
+    let read = match called {
+        true => helper::read(&args, &mount_command()).map(|asked| (asked.args, asked.fake)),
+        false => options::expanded(args, &mount_command()).map(|args| (args, false)),
+    };
+    let (args, fake) = read.map_err(|why| {
+        let program = if called { "mount.torrentfs" } else { "the command line" };
+        // Nobody is left to tell when that fails, here and below.
+        let _ = writeln!(std::io::stderr(), "{}", Failure::new(Exit::Usage, program, why));
+        Exit::Usage
+    })?;
+    match Cli::try_parse_from(args).map(Cli::wanted) {
+        Ok(_) if fake => Err(Exit::Ok),
+        Ok(command) => Ok(command),
+        Err(message) => {
+            let _ = message.print();
+            Err(if message.use_stderr() { Exit::Usage } else { Exit::Ok })
+        }
+    }
+}
+
+/// The description of `torrentfs mount`.
+fn mount_command() -> clap::Command {
+    Cli::command().find_subcommand("mount").cloned().unwrap_or_default()
 }
 
 const EXAMPLES: &str = "\
@@ -88,6 +112,8 @@ Examples:
       One file to standard output, without a mount.
   torrentfs mount --cache-size 20G film.torrent /mnt/film
       With a bound on what is kept of it.
+  torrentfs mount --daemon --log-file /var/log/film.log film.torrent /mnt/film
+      In the background; this returns when it is ready.
   torrentfs inspect --json film.torrent
       What a torrent holds, without mounting it.
   torrentfs verify --data ~/Downloads film.torrent
@@ -134,7 +160,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Subcommands {
     /// Mount torrents as read-only files, until told to stop
-    #[command(after_help = VALUES, after_long_help = mount_notes())]
+    #[command(after_help = VALUES, after_long_help = mount_notes(), args_override_self = true)]
     Mount(Box<MountArgs>),
     /// Print one file of a torrent to standard output, without a mount
     #[command(after_help = VALUES, after_long_help = cat::notes())]
@@ -165,11 +191,26 @@ struct MountArgs {
     #[command(flatten)]
     client: ClientArgs,
 
+    /// Go into the background, and return when the metadata of every SOURCE is there, or --metadata-timeout has
+    /// passed; a start that fails is told by the exit code
+    #[arg(long)]
+    daemon: bool,
+    /// Options as mount and /etc/fstab write them: any option listed here without its dashes, as in
+    /// cache_size=20G,no_dht, and those of mount(8)
+    #[arg(short, value_name = "OPTS")]
+    options: Vec<OsString>,
+    #[arg(long, hide = true)]
+    fs_name: Option<String>,
+    #[arg(long, hide = true)]
+    mount_option: Vec<String>,
+    #[arg(long, hide = true)]
+    namespace: Option<PathBuf>,
+
     /// Let other users see the mount [default for root]
-    #[arg(long, conflicts_with = "no_allow_other", help_heading = "Files")]
+    #[arg(long, overrides_with = "no_allow_other", help_heading = "Files")]
     allow_other: bool,
     /// Keep other users out
-    #[arg(long, help_heading = "Files")]
+    #[arg(long, overrides_with = "allow_other", help_heading = "Files")]
     no_allow_other: bool,
     /// Owner of the files shown, by number [default: who runs this]
     #[arg(long, value_name = "UID", help_heading = "Files")]
@@ -187,6 +228,9 @@ struct MountArgs {
 
     #[command(flatten)]
     logging: LoggingArgs,
+    /// Add log lines to this file, instead of writing them to stderr
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    log_file: Option<PathBuf>,
 }
 
 // The torrent itself knows nothing of clap, so this stands for its type on the command line.
@@ -257,6 +301,11 @@ impl MountArgs {
             gid: self.gid,
             umask: self.umask,
             offline: self.offline_uid,
+            daemon: self.daemon,
+            log_file: self.log_file,
+            fs_name: self.fs_name,
+            mount_options: self.mount_option,
+            namespace: self.namespace,
         }
     }
 }
@@ -311,7 +360,8 @@ mod tests {
             --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s --no-upload \
             --shutdown-timeout 3s --storage mmap --cache-size 64M --min-free-space 0 --initial-check full --trust-resume false -vv --log-format json";
         let args = &format!(
-            "{shared} --prefetch file --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup a.torrent magnet:?xt=urn:btih:x /mnt/x"
+            "{shared} --prefetch file --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup --daemon --log-file /l \
+            --fs-name f --mount-option noexec --namespace /n a.torrent magnet:?xt=urn:btih:x /mnt/x"
         );
         let host = |host: &str, port| HostPort { host: host.into(), port };
         let client = ClientConfig {
@@ -351,6 +401,11 @@ mod tests {
             gid: Some(6),
             umask: Some(0o27),
             offline: vec![UserRef::Id(34), UserRef::Name("backup".into())],
+            daemon: true,
+            log_file: Some("/l".into()),
+            fs_name: Some("f".into()),
+            mount_options: vec!["noexec".into()],
+            namespace: Some("/n".into()),
         };
         assert_eq!(mount(args), want);
         // Options may stand after the mount point, too.
@@ -374,6 +429,8 @@ mod tests {
             ("", false, false),
             ("--allow-other", false, true),
             ("--no-allow-other", true, false),
+            ("--no-allow-other --allow-other", false, true),
+            ("--allow-other --no-allow-other", true, false),
         ];
         for (flag, root, want) in rows {
             assert_eq!(mount(&format!("{flag} a /m")).allow_other(root), want, "{flag}");
@@ -479,7 +536,6 @@ mod tests {
             ("cat --prefetch all a", "unexpected argument"),
             ("mount --offline-uid a:b a /m", "a number or a name"),
             ("cat --offline-uid 1 a", "unexpected argument"),
-            ("mount --allow-other --no-allow-other a /m", "cannot be used with"),
             ("mount --trust-resume maybe a /m", "[possible values: true, false]"),
             ("mount --initial-check some a /m", "[possible values: none, full]"),
             ("mount --storage tape a /m", "[possible values: file, mmap, memory]"),
