@@ -110,10 +110,13 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
 
+    /// The command line after `torrentfs mount --daemon`, and whether it is only checked; or what is complained of.
+    type Want = Result<(&'static str, bool), &'static str>;
+
     #[test]
     fn what_mount_passes_is_understood() {
         let mount = super::super::mount_command();
-        let rows: &[(&[&str], Result<(&str, bool), &str>)] = &[
+        let rows: &[(&[&str], Want)] = &[
             (
                 &["magnet:?xt=a&dn=a,b c", "/m", "-o", "rw,noexec,nosuid,nodev,cache_dir=/a b,user,_netdev"],
                 Ok((

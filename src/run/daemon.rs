@@ -152,6 +152,8 @@ async fn wait_async(child: Child, mountpoint: &Path) -> Result<Exit, Failure> {
     loop {
         tokio::select! {
             byte = told.read_u8(), if open => match byte {
+                // It was told to end in the same moment, and does.
+                Ok(_) if forwarded > 0 => {}
                 Ok(_) => {
                     if let Some(supervisor) = Supervisor::from_env() {
                         supervisor.tell(&format!("MAINPID={pid}\nREADY=1"));

@@ -171,7 +171,7 @@ pub async fn stay(
                 draw = tokio::time::Instant::now() + pause;
                 display.update(torrents.iter().map(|t| line(t)).collect());
                 let states: Vec<State> = torrents.iter().map(|t| t.status().state).collect();
-                running.service.status(&summary(&states, &config.mountpoint));
+                running.service.status(|| summary(&states, &config.mountpoint));
                 let waiting = states.contains(&State::Resolving);
                 if !ready && (!waiting || started.elapsed() >= config.client.metadata_timeout) {
                     ready = true;

@@ -62,14 +62,14 @@ impl Service {
         Self { supervisor: Supervisor::from_env(), parent, status: String::new() }
     }
 
-    /// Says how it is, in one line; only when that has changed.
-    pub fn status(&mut self, status: &str) {
-        if let Some(supervisor) = &self.supervisor
-            && self.status != status
-        {
+    /// Says how it is, in one line; only when that has changed. It isn't asked for when nobody wants to know.
+    pub fn status(&mut self, status: impl FnOnce() -> String) {
+        let Some(supervisor) = &self.supervisor else { return };
+        let status = status();
+        if self.status != status {
             // A line break would begin another assignment.
             supervisor.tell(&format!("STATUS={}", status.replace(char::is_control, " ")));
-            self.status = status.to_owned();
+            self.status = status;
         }
     }
 
@@ -127,10 +127,10 @@ mod tests {
         for (name, socket) in rows {
             socket.set_nonblocking(true).unwrap();
             let mut service = Service { supervisor: Supervisor::at(&name), ..Service::default() };
-            service.status("waits");
-            service.status("waits");
+            service.status(|| "waits".into());
+            service.status(|| "waits".into());
             assert!(service.ready());
-            service.status("two\nMAINPID=1");
+            service.status(|| "two\nMAINPID=1".into());
             service.stopping();
             assert_eq!(said(&socket), ["STATUS=waits", "READY=1", "STATUS=two MAINPID=1", "STOPPING=1"]);
         }
@@ -140,7 +140,7 @@ mod tests {
     fn nobody_there_is_no_harm() {
         for name in ["", "socket", "vsock:2:1", "/no/such/socket", "@no-such-socket-of-torrentfs"] {
             let mut service = Service { supervisor: Supervisor::at(OsStr::new(name)), ..Service::default() };
-            service.status("waits");
+            service.status(|| "waits".into());
             assert!(service.ready());
             service.stopping();
         }

@@ -29,7 +29,7 @@ pub use command::{Ended, fetch, fetch_from, home, ran};
 pub use crowd::{Crowd, Uniform, Varied};
 pub use daemon::{Namespace, Place, is_gone, mount_line};
 pub use disk::{SmallDisk, allocated, forget_pages};
-pub use mount::{Mount, STOP, is_mounted, program, torrentfs};
+pub use mount::{Mount, MountBuilder, STOP, is_mounted, program, torrentfs};
 pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
 pub use process::{Proc, Reader};
 pub use sample::{Sample, bytes_at};

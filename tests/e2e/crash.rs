@@ -31,10 +31,11 @@ const KILLS: u64 = 55;
 const START: Duration = Duration::from_secs(30);
 
 /// Numbers that differ from one to the next and are the same for the same seed (splitmix64).
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, n: u64) -> u64 {
+    /// Less than `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -44,7 +45,7 @@ impl Random {
 }
 
 /// What a record names, each piece of it read back and found right.
-fn recorded(sample: &Sample, info: &Arc<Info>, cache: &Path) -> BTreeSet<u32> {
+pub fn recorded(sample: &Sample, info: &Arc<Info>, cache: &Path) -> BTreeSet<u32> {
     let dir = cache.join(sample.v1.as_deref().expect("a v1 torrent"));
     if !dir.is_dir() {
         return BTreeSet::new();

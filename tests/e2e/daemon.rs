@@ -13,6 +13,7 @@ use crate::common::{
     Behaviour, Mount, Place, Proc, STOP, Sample, ScriptedPeer, is_gone, is_mounted, magnet, torrentfs,
     wait_until,
 };
+use crate::lifecycle::has_in_hand;
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -136,6 +137,35 @@ fn who_gives_up_waiting_gives_up_the_mount() {
         place.gone(pid);
         assert!(!is_mounted(&place.point), "{signal}");
     }
+}
+
+#[test]
+fn sigterm_at_any_moment_of_the_start() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::small();
+    let torrent = sample.torrent.to_str().expect("UTF-8");
+    let mut mounted = 0;
+    for pause in 0..24 {
+        let place = Place::new();
+        let mut parent = Proc::spawn(daemon(&place, &[torrent, place.point.to_str().expect("UTF-8")]));
+        while !has_in_hand(parent.pid(), Signal::SIGTERM) {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(pause * pause));
+        parent.signal(Signal::SIGTERM);
+        match parent.finish(STOP) {
+            // It was ready before: it goes on.
+            (status, said) if status.success() => {
+                assert!(is_mounted(&place.point), "after {pause}: {said}");
+                mounted += 1;
+            }
+            (status, said) => {
+                assert_eq!(status.code(), Some(130), "after {pause}: {said}");
+                assert!(!is_mounted(&place.point), "after {pause}: {said}");
+            }
+        }
+    }
+    eprintln!("{mounted} of 24 were ready first");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::needs;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// Whether a process has taken a signal in hand: it keeps it back, or has a handler.
-fn has_in_hand(pid: u32, signal: Signal) -> bool {
+pub fn has_in_hand(pid: u32, signal: Signal) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let is_in = |set: &str| {
         let mask = status.lines().find_map(|line| line.strip_prefix(set)).unwrap_or("0").trim();

@@ -48,6 +48,7 @@ mod seeks;
 mod shutdown;
 mod signals;
 mod swarm;
+mod terms;
 mod transmission;
 mod two_processes;
 mod upload;

@@ -180,6 +180,72 @@ fn a_plain_user_mounts_by_fusermount() {
 }
 
 #[test]
+fn a_line_of_fstab_for_users() {
+    needs!(Fuse, Libtorrent, Namespace);
+    let sample = Sample::small();
+    let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
+    let space = Namespace::new();
+    let place = users_place(&sample);
+    let point = place.point.to_str().expect("UTF-8");
+    let torrent = place.base.join("a.torrent");
+    let line =
+        format!("{} {point} torrentfs noauto,user,{} 0 0\n", torrent.display(), options(&place, peer.addr()));
+    space.write("fstab", &line);
+    let (code, said) = by_user(&space, &place.base, &["mount", point]);
+    assert_eq!(code, Some(0), "{said}");
+    let line = space.mounted(&place.point).expect("it is mounted");
+    assert!(line.contains("noexec") && line.contains("user_id=65534"), "{line}");
+    let file = place.point.join(&sample.name);
+    assert_eq!(by_user(&space, &place.base, &["cat", file.to_str().expect("UTF-8")]).0, Some(0));
+    let pid = place.pid();
+    let (code, said) = by_user(&space, &place.base, &["umount", point]);
+    assert_eq!(code, Some(0), "{said}");
+    place.gone(pid);
+}
+
+#[test]
+fn the_install_script_installs_and_takes_away() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("program");
+    std::fs::write(&program, "#!/bin/sh\n").expect("a file");
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("its permissions");
+    let root = folder.path().join("root");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install");
+    let install = |args: &[&str]| {
+        let mut command = Command::new(&script);
+        command.env("DESTDIR", &root).arg("--program").arg(&program).args(["--prefix", "/opt/t"]).args(args);
+        Proc::spawn(command).finish(MINUTE)
+    };
+    let unit = root.join("opt/t/lib/systemd/system/torrentfs@.service");
+    let links = ["mount.torrentfs", "mount.fuse.torrentfs"].map(|name| root.join("sbin").join(name));
+    for _ in 0..2 {
+        let (status, said) = install(&[]);
+        assert!(status.success(), "{said}");
+        for link in &links {
+            assert_eq!(std::fs::read_link(link).expect("a link"), Path::new("/opt/t/bin/torrentfs"));
+        }
+        assert!(
+            root.join("opt/t/bin/torrentfs").metadata().expect("it is there").permissions().mode() & 0o111
+                != 0
+        );
+        assert!(
+            std::fs::read_to_string(&unit).expect("a unit").contains("ExecStart=/opt/t/bin/torrentfs mount")
+        );
+    }
+    let (status, said) = install(&["--uninstall"]);
+    assert!(status.success(), "{said}");
+    let left =
+        Proc::start("find", [root.as_os_str(), "!".as_ref(), "-type".as_ref(), "d".as_ref()]).success(MINUTE);
+    assert_eq!(left, "", "nothing is left");
+    // What is somebody else's stays.
+    std::fs::write(&links[0], "theirs").expect("a file");
+    let (status, said) = install(&[]);
+    assert!(!status.success() && said.contains("isn't ours"), "{said}");
+    install(&["--uninstall"]);
+    assert_eq!(std::fs::read_to_string(&links[0]).expect("it is there"), "theirs");
+}
+
+#[test]
 fn a_plain_users_dead_mount_is_cleared_at_the_start() {
     needs!(Fuse, Libtorrent, Namespace);
     let sample = Sample::small();
