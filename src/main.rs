@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         Command::Demo { mountpoint, verbosity, log_format } => {
             run::demo::run(mountpoint, verbosity, log_format)
         }
+        Command::Completions(shell) => run::start::print(&cli::completions(shell)).map(|()| Exit::Ok),
     };
     match result {
         Ok(exit) => ExitCode::from(code(exit)),

@@ -2,17 +2,18 @@
 //!
 //! [`parse`] turns arguments into a [`Command`] with checked, typed settings. The flags that several commands have
 //! stand in `shared`, those of `cat` in `cat`, those of `verify` and `cache` in
-//! files of their own, with what these say. `options` reads `-o OPTS`, [`helper`] the command line of `mount.torrentfs`;
-//! both turn it into one of `torrentfs mount`. Then: [`exit`], the exit codes and the form of errors; [`log`], log
+//! files of their own, with what these say. `options` reads `-o OPTS`, [`helper`] the command line of `mount.torrentfs`,
+//! `config_file` what `--config` names; all turn it into a command line of `torrentfs mount`. Then: [`exit`], the exit codes and the form of errors; [`log`], log
 //! lines; [`terminal`], the live display; [`inspect`], the command of that name; [`demo`], the sample that the demo
 //! seeds.
 //!
 //! Flags stand in the help text once they work. Switches for what isn't there yet are accepted and not listed,
-//! so that scripts can have them already. Nothing is carried out here but `inspect`; that is the business of
-//! whoever calls [`parse`].
+//! so that scripts can have them already. Nothing is carried out here but `inspect` and `completions`; that is the
+//! business of whoever calls [`parse`].
 
 pub mod cache;
 pub mod cat;
+mod config_file;
 pub mod demo;
 pub mod exit;
 pub mod helper;
@@ -29,6 +30,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::config::{self, CacheConfig, CatConfig, ClientConfig, Config, LogFormat, UserRef, VerifyConfig};
 use crate::torrent::background::Prefetch;
@@ -65,6 +67,8 @@ pub enum Command {
         /// As [`config::ClientConfig::log_format`].
         log_format: LogFormat,
     },
+    /// Print the script that completes the command line in this shell.
+    Completions(Shell),
 }
 
 /// Reads the command line; the first argument is the program's name, and may be `mount.torrentfs`. When it asks for
@@ -75,10 +79,12 @@ pub enum Command {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> {
     let args: Vec<OsString> = args.into_iter().collect();
     let called = helper::is_called(&args);
+    let mount = mount_command();
     let read = match called {
-        true => helper::read(&args, &mount_command()).map(|asked| (asked.args, asked.fake)),
-        false => options::expanded(args, &mount_command()).map(|args| (args, false)),
+        true => helper::read(&args, &mount).map(|asked| (asked.args, asked.fake)),
+        false => options::expanded(args, &mount).map(|args| (args, false)),
     };
+    let read = read.and_then(|(args, fake)| Ok((config_file::included(args, &mount, judge)?, fake)));
     let (args, fake) = read.map_err(|why| {
         let program = if called { "mount.torrentfs" } else { "the command line" };
         // Nobody is left to tell when that fails, here and below.
@@ -93,6 +99,24 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> 
             Err(if message.use_stderr() { Exit::Usage } else { Exit::Ok })
         }
     }
+}
+
+/// What is wrong with some options of `torrentfs mount`, if anything, in a line.
+fn judge(options: &[OsString]) -> Result<(), String> {
+    let places = ["x", "/"].map(OsString::from);
+    let line =
+        ["torrentfs", "mount"].map(OsString::from).into_iter().chain(options.iter().cloned()).chain(places);
+    Cli::try_parse_from(line).map(|_| ()).map_err(|error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+    })
+}
+
+/// The script that completes our command line in a shell.
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "torrentfs", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 /// The description of `torrentfs mount`.
@@ -174,6 +198,12 @@ enum Subcommands {
     Cache(CacheArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
     Demo(DemoArgs),
+    /// Print a script that completes this program's command line in a shell
+    Completions {
+        /// Which shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -199,6 +229,10 @@ struct MountArgs {
     /// cache_size=20G,no_dht, and those of mount(8)
     #[arg(short, value_name = "OPTS")]
     options: Vec<OsString>,
+    /// Read options from this file: TOML, with the options listed here as keys, as in cache-size = "20G"; those of the
+    /// command line replace them
+    #[arg(long, value_name = "FILE")]
+    config: Vec<PathBuf>,
     #[arg(long, hide = true)]
     fs_name: Option<String>,
     #[arg(long, hide = true)]
@@ -276,6 +310,7 @@ impl Cli {
                 verbosity: args.logging.verbosity(),
                 log_format: args.logging.format(),
             },
+            Subcommands::Completions { shell } => Command::Completions(shell),
         }
     }
 }
@@ -511,6 +546,11 @@ mod tests {
             read("demo -q").unwrap(),
             Command::Demo { mountpoint: None, verbosity: -1, log_format: LogFormat::Text }
         );
+        assert_eq!(read("completions fish").unwrap(), Command::Completions(Shell::Fish));
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = completions(shell);
+            assert!(script.contains("cache-size") && script.contains("verify"), "{shell}");
+        }
         assert_eq!(
             read("demo /m").unwrap(),
             Command::Demo { mountpoint: Some("/m".into()), verbosity: 0, log_format: LogFormat::Text }
@@ -557,6 +597,7 @@ mod tests {
             ("cat --allow-other a", "unexpected argument"),
             ("inspect", "SOURCE"),
             ("inspect a b", "unexpected argument"),
+            ("completions tcsh", "[possible values: bash"),
         ];
         for (line, reason) in rows {
             let message = read(line).expect_err(line).to_string();

@@ -54,7 +54,7 @@ const KERNEL: [&str; 8] =
     ["noexec", "sync", "dirsync", "max_read=", "context=", "fscontext=", "defcontext=", "rootcontext="];
 
 /// Long options that aren't for lists: what lists and `mount` are turned into, and the help text.
-const INTERNAL: [&str; 4] = ["mount-option", "fs-name", "namespace", "help"];
+pub(super) const INTERNAL: [&str; 4] = ["mount-option", "fs-name", "namespace", "help"];
 
 /// How strict to be.
 #[derive(Debug, Clone, Copy, Default)]

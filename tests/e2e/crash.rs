@@ -60,6 +60,15 @@ pub fn recorded(sample: &Sample, info: &Arc<Info>, cache: &Path) -> BTreeSet<u32
     };
     let files: Vec<StoredFile> = info.files.iter().map(file).collect();
     let store = FileStore::open(&dir, Arc::new(info.geometry.clone()), &files).expect("the store");
+    // What the next start believes of it without looking: all, unless somebody was at the files.
+    let states = store.files().expect("what is there");
+    let believed = resume::believable(&data, &info.geometry, &states);
+    let doubted: Vec<u32> = pieces
+        .iter()
+        .copied()
+        .filter(|p| believed.complete[*p as usize / 8] & (0x80 >> (p % 8)) == 0)
+        .collect();
+    assert!(doubted.is_empty(), "{doubted:?} are recorded and not believed: {:?} and {states:?}", data.files);
     let mut scratch = Scratch::default();
     for piece in &pieces {
         let index = PieceIndex(*piece);
