@@ -186,6 +186,16 @@ impl Client {
         &self.cache
     }
 
+    /// Where data is kept.
+    pub fn storage(&self) -> StorageKind {
+        self.options.storage
+    }
+
+    /// The account of what is kept.
+    pub fn quota(&self) -> &Arc<Quota> {
+        self.env.room.quota()
+    }
+
     /// All torrents, in the order in which they were added.
     pub fn torrents(&self) -> Vec<Arc<Torrent>> {
         self.torrents.read().clone()

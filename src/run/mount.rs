@@ -214,6 +214,7 @@ pub fn mount_client(
     let mut options = MountOptions::new(&config.mountpoint);
     options.fs_name = "torrentfs".into();
     options.offline = offline;
+    options.backing = client.storage().is_on_disk().then(|| client.cache().path().to_path_buf());
     options.allow_other = config.allow_other(nix::unistd::geteuid().is_root());
     if let Some(uid) = config.uid {
         options.uid = uid;

@@ -29,6 +29,7 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -235,6 +236,10 @@ impl Store for MmapStore {
 
     fn reopen(&self, file: FileIndex) -> Result<(), StorageError> {
         self.files.reopen(file)
+    }
+
+    fn backing_file(&self, file: FileIndex) -> Option<OwnedFd> {
+        self.files.backing_file(file)
     }
 
     fn files(&self) -> Result<Vec<FileState>, StorageError> {

@@ -30,6 +30,8 @@ pub struct Quota {
     limit: AtomicI64,
     /// How many reservations were kept: writes that worked.
     kept: AtomicU64,
+    /// What open files hold of what is kept; see [`Quota::hold`].
+    held: AtomicU64,
 }
 
 /// How the account stood before a look at the disk; see [`Quota::disk_has`].
@@ -50,6 +52,7 @@ impl Quota {
             released: AtomicI64::new(0),
             limit: AtomicI64::new(i64::MAX),
             kept: AtomicU64::new(0),
+            held: AtomicU64::new(0),
         }
     }
 
@@ -178,6 +181,36 @@ impl Quota {
     /// a bound no file that is larger than a quarter of it, or what is held would fill the bound.
     pub fn may_hold(&self, len: u64) -> bool {
         self.bound.is_none_or(|bound| len <= bound / 4)
+    }
+
+    /// Counts so many bytes of what is kept as held, so that they can't go: `None` for what [`Quota::may_hold`] says no
+    /// to, when all that is held would be more than half the bound, and while the disk has no room to spare. Never waits.
+    pub fn hold(self: &Arc<Self>, bytes: u64) -> Option<Holding> {
+        if !self.may_hold(bytes) || self.headroom() <= 0 {
+            return None;
+        }
+        let most = self.bound.map_or(u64::MAX, |bound| bound / 2);
+        let fits = |held: u64| held.checked_add(bytes).filter(|after| *after <= most);
+        self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
+        Some(Holding { quota: self.clone(), bytes })
+    }
+
+    /// Bytes that are held.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Acquire)
+    }
+}
+
+/// Bytes that are held; dropping it lets go of them.
+#[derive(Debug)]
+pub struct Holding {
+    quota: Arc<Quota>,
+    bytes: u64,
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        less(&self.quota.held, self.bytes);
     }
 }
 
