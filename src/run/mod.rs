@@ -7,9 +7,12 @@
 
 pub mod cache;
 pub mod cat;
+pub mod control;
 pub mod demo;
 pub mod locate;
 pub mod mount;
+pub mod reach;
+pub mod remote;
 pub mod shutdown;
 pub mod signals;
 pub mod start;

@@ -1,13 +1,16 @@
 //! `torrentfs mount`: from a configuration to a mount that is up, and down again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use torrentfs_fs::content::Content;
 use torrentfs_fs::mount::{MountError, MountOptions, mount};
 use torrentfs_fs::session::Mounted;
 
+use super::control::socket::{Bound, Place};
+use super::control::{self, answers};
 use super::shutdown::{Running, shut_down};
 use super::signals::Signals;
 use super::start::{DRAW, client_failure, line, load, start_client};
@@ -16,6 +19,7 @@ use crate::cli::terminal::{self, Display};
 use crate::client::Client;
 use crate::config::{Config, UserRef};
 use crate::content::TorrentContent;
+use crate::control::place;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 use crate::torrent::Torrent;
@@ -211,6 +215,10 @@ pub fn mount_client(
 ) -> Result<Arc<Mounted>, Failure> {
     let content = TorrentContent::new(client.clone());
     content.watch(scope);
+    let socket = bind_socket();
+    if let Some(socket) = &socket {
+        content.set_socket(socket.path().to_owned());
+    }
     let mut options = MountOptions::new(&config.mountpoint);
     options.fs_name = "torrentfs".into();
     options.offline = offline;
@@ -225,10 +233,39 @@ pub fn mount_client(
     if let Some(umask) = config.umask {
         options.umask = umask as u16;
     }
-    let content: Arc<dyn Content> = content;
-    let mounted = mount(content, options).map_err(|error| mount_failure(config, error))?;
+    let port: Arc<dyn Content> = content.clone();
+    let mounted = Arc::new(mount(port, options).map_err(|error| mount_failure(config, error))?);
     tracing::info!("mounted at {}", config.mountpoint.display());
-    Ok(Arc::new(mounted))
+    if let Some(socket) = socket {
+        let answers = answers::Mounted {
+            client: client.clone(),
+            content,
+            mountpoint: mounted.path().to_owned(),
+            socket: socket.path().to_owned(),
+            since: Instant::now(),
+            shutdown: config.client.shutdown_timeout,
+            ending: AtomicBool::new(false),
+        };
+        let allowed = control::Allowed { uid: nix::unistd::geteuid().as_raw() };
+        if let Err(error) = control::serve(socket, allowed, Arc::new(answers), &scope.child("control")) {
+            tracing::warn!("there is no control socket: {error}");
+        }
+    }
+    Ok(mounted)
+}
+
+/// The mount's control socket. A mount without one is as good for readers, so it is no error not to have one.
+fn bind_socket() -> Option<Bound> {
+    let uid = nix::unistd::geteuid().as_raw();
+    let folders = place::folders(uid, |name| std::env::var_os(name));
+    let bound = Place::open(&folders, uid).and_then(|place| Bound::bind(&place, std::process::id()));
+    bound
+        .inspect_err(|error| {
+            tracing::warn!(
+                "there is no control socket, so status, add, remove, unmount and prefetch don't work: {error}"
+            );
+        })
+        .ok()
 }
 
 fn mount_failure(config: &Config, error: MountError) -> Failure {

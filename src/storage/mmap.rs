@@ -225,8 +225,18 @@ impl Store for MmapStore {
         self.files.sync()
     }
 
+    fn adopt(&self, range: Range<u64>) {
+        self.files.adopt(range);
+    }
+
     /// Holes are seen through mappings, too: they are of the same pages.
     fn discard(&self, range: Range<u64>, around: Range<u64>) -> Result<(), StorageError> {
+        for span in self.geometry.spans(range.start, range.end.saturating_sub(range.start)) {
+            // Windows of ours would pass for somebody else's.
+            if self.files.is_doubtful(span.file.0) {
+                self.forget(span.file);
+            }
+        }
         self.files.discard(range, around)
     }
 

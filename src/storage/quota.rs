@@ -184,9 +184,10 @@ impl Quota {
     }
 
     /// Counts so many bytes of what is kept as held, so that they can't go: `None` for what [`Quota::may_hold`] says no
-    /// to, when all that is held would be more than half the bound, and while the disk has no room to spare. Never waits.
+    /// to, when all that is held would be more than half the bound, and while less is free on the disk than is to be.
+    /// Never waits.
     pub fn hold(self: &Arc<Self>, bytes: u64) -> Option<Holding> {
-        if !self.may_hold(bytes) || self.headroom() <= 0 {
+        if !self.may_hold(bytes) || self.headroom() < 0 {
             return None;
         }
         let most = self.bound.map_or(u64::MAX, |bound| bound / 2);
@@ -233,6 +234,11 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// How much it is, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// What it was for is there: it stays charged.
     pub fn keep(mut self) {
         less(&self.quota.pending, std::mem::take(&mut self.bytes));
@@ -335,6 +341,31 @@ mod tests {
         for (bound, len, may) in [(None, u64::MAX, true), (Some(100), 25, true), (Some(100), 26, false)] {
             assert_eq!(Quota::new(bound).may_hold(len), may, "{bound:?} {len}");
         }
+    }
+
+    #[test]
+    fn what_is_held_never_fills_the_bound() {
+        let quota = Arc::new(Quota::new(Some(100)));
+        let first = quota.hold(25).unwrap();
+        assert!(quota.hold(26).is_none(), "more than a quarter");
+        let second = quota.hold(24).unwrap();
+        assert!(quota.hold(2).is_none() && quota.held() == 49, "more than half in all");
+        drop(first);
+        let third = quota.hold(25).unwrap();
+        assert!(quota.hold(0).is_some());
+        drop((second, third));
+        assert_eq!((quota.held(), quota.used()), (0, 0));
+        // Without a bound, as long as the disk has what it is to have.
+        let quota = Arc::new(Quota::new(None));
+        let all = quota.hold(u64::MAX).unwrap();
+        assert!(quota.hold(1).is_none(), "there are no more bytes");
+        drop(all);
+        quota.disk_is_full();
+        assert!(quota.hold(1).is_some(), "nothing has to go");
+        look(&quota, 30, 40);
+        assert!(quota.hold(1).is_none(), "something has to");
+        look(&quota, 41, 40);
+        assert!(quota.hold(1).is_some());
     }
 
     #[test]
