@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 
-use torrentfs_fs::content::{Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead};
+use torrentfs_fs::content::{
+    Backing, BackingDone, Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead,
+};
 use torrentfs_fs::lock::{Rank, RankedMutex, RankedRwLock};
 use torrentfs_fs::tree::{Leaf, NodeId, NodeKind, Subtree, SubtreeBuilder, Tree};
 
@@ -335,6 +337,16 @@ impl Content for TorrentContent {
         let (shared, index) = self.file(file).ok_or(ContentError::Gone)?;
         let extent = *shared.info.geometry.files().get(index.0 as usize).ok_or(ContentError::Gone)?;
         Ok(Box::new(HereStream { shared, range: extent.offset..extent.offset + extent.len }))
+    }
+
+    fn backing(&self, file: NodeId, done: BackingDone) {
+        let Some((shared, index)) = self.file(file) else { return done(None) };
+        // What is in a torrent with an error is as good as what reads find of it.
+        if self.torrent(file).is_none_or(|torrent| torrent.status().error.is_some()) {
+            return done(None);
+        }
+        let lent = |(file, held)| Backing { file, hold: Box::new(held) };
+        shared.lend(index, self.client.quota(), Box::new(move |found| done(found.map(lent))));
     }
 
     fn xattr_names(&self, node: NodeId) -> Vec<String> {

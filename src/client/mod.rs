@@ -191,6 +191,16 @@ impl Client {
         &self.cache
     }
 
+    /// Where data is kept.
+    pub fn storage(&self) -> StorageKind {
+        self.options.storage
+    }
+
+    /// The account of what is kept.
+    pub fn quota(&self) -> &Arc<Quota> {
+        self.env.room.quota()
+    }
+
     /// Bytes of data that are kept, of all torrents in the cache, and how many may be.
     pub fn kept(&self) -> (u64, Option<u64>) {
         (self.env.room.quota().used(), self.options.cache_size)

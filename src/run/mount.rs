@@ -303,6 +303,7 @@ pub async fn mount_client(
     }
     options.extra = config.mount_options.clone();
     options.offline = offline;
+    options.backing = client.storage().is_on_disk().then(|| client.cache().path().to_path_buf());
     options.allow_other = config.allow_other(nix::unistd::geteuid().is_root());
     if let Some(uid) = config.uid {
         options.uid = uid;

@@ -15,6 +15,7 @@ mod crowd;
 pub mod demands;
 pub mod effects;
 pub mod inbox;
+pub mod lend;
 pub mod load;
 pub mod memory;
 pub mod owner;

@@ -13,6 +13,7 @@ use std::sync::mpsc::channel;
 use torrentfs_fs::MountOptions;
 use torrentfs_fs::attr::{Attr, AttrOptions, Kind};
 use torrentfs_fs::errno::Errno;
+use torrentfs_fs::handles::HandleId;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 use torrentfs_fs::mock::Mock;
 use torrentfs_fs::ops::{Calling, Operations, Xattr};
@@ -20,6 +21,7 @@ use torrentfs_fs::parked::ParkedReads;
 use torrentfs_fs::tree::NodeId;
 
 use crate::common::{Bed, PIECE, SOON, errno, until};
+use crate::opens::{Answer, OpenReplies};
 
 /// The user for whom nothing is fetched: "nobody".
 pub const OFFLINE: u32 = 65534;
@@ -68,7 +70,7 @@ pub trait Subject: Sync {
 /// The operations, called as the adapter does.
 pub struct Layer {
     mock: Arc<Mock>,
-    ops: Operations,
+    ops: Arc<Operations>,
     parked: Arc<ParkedReads>,
     /// References as the kernel would hold them.
     lookups: RankedMutex<HashMap<NodeId, u64>>,
@@ -79,7 +81,7 @@ impl Layer {
         let mock = Mock::new(PIECE).unwrap();
         let parked = ParkedReads::new(64);
         let ops = Operations::new(mock.clone(), AttrOptions { uid: 0, gid: 0, umask: 0 }, parked.clone());
-        let ops = ops.with_offline(vec![OFFLINE]);
+        let ops = Arc::new(ops.with_offline(vec![OFFLINE]));
         Self { mock, ops, parked, lookups: RankedMutex::new(Rank::Leaf, "lookups", HashMap::new()) }
     }
 
@@ -92,9 +94,18 @@ impl Layer {
         Ok(at)
     }
 
+    fn open_node(&self, node: NodeId, flags: i32, uid: u32) -> Result<HandleId, i32> {
+        let (reply, opened) = OpenReplies::new();
+        self.ops.open(node, flags, uid, reply);
+        match opened.recv_timeout(SOON).expect("an open is answered") {
+            Answer::Cached(handle) | Answer::Passthrough(handle, _) => Ok(handle),
+            Answer::Error(errno) => Err(errno.number()),
+        }
+    }
+
     fn read_by(&self, opener: u32, reader: u32, path: &str, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
         let node = self.walk(path)?;
-        let handle = self.ops.open(node, libc::O_RDONLY, opener).map_err(Errno::number)?;
+        let handle = self.open_node(node, libc::O_RDONLY, opener)?;
         let (sender, receiver) = channel();
         let reply = Box::new(move |result: Result<&[u8], Errno>| {
             sender.send(result.map(<[u8]>::to_vec).map_err(Errno::number)).unwrap();
@@ -214,7 +225,7 @@ impl Subject for Layer {
         self.ops.readlink(self.walk(path)?).map_err(Errno::number)
     }
     fn open(&self, path: &str, flags: i32) -> Result<(), i32> {
-        let handle = self.ops.open(self.walk(path)?, flags, 0).map_err(Errno::number)?;
+        let handle = self.open_node(self.walk(path)?, flags, 0)?;
         self.ops.release(handle);
         Ok(())
     }
