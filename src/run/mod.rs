@@ -3,17 +3,19 @@
 //! [`mount`] is the main job; [`cat`] prints a file without a mount, which [`locate`] finds by its path; [`demo`]
 //! seeds a sample with a second client and mounts it; [`verify`] checks what is here of a torrent; [`cache`] shows and
 //! trims the cache folder; [`start`] has what they share; [`signals`] is the one signal
-//! handler; [`shutdown`] is the one sequence in which everything ends.
+//! handler; [`watchdog`] says what hangs, and [`diagnose`] all there is to say; [`shutdown`] is the one sequence in which everything ends.
 
 pub mod cache;
 pub mod cat;
 pub mod demo;
+pub mod diagnose;
 pub mod locate;
 pub mod mount;
 pub mod shutdown;
 pub mod signals;
 pub mod start;
 pub mod verify;
+pub mod watchdog;
 
 use std::future::Future;
 

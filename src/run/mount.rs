@@ -9,8 +9,9 @@ use torrentfs_fs::mount::{MountError, MountOptions, mount};
 use torrentfs_fs::session::Mounted;
 
 use super::shutdown::{Running, shut_down};
-use super::signals::Signals;
+use super::signals::{Asked, Signals};
 use super::start::{DRAW, client_failure, line, load, start_client};
+use super::watchdog::Watchdog;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display};
 use crate::client::Client;
@@ -30,6 +31,8 @@ const LOG: Duration = Duration::from_secs(2);
 /// # Errors
 /// What kept the mount from coming up, for the user.
 pub fn run(config: &Config) -> Result<Exit, Failure> {
+    // Before there is any other thread.
+    let asked = Asked::prepare()?;
     let offline = users(&config.offline)?;
     let mut display = Display::new(terminal::is_live());
     crate::cli::log::init(
@@ -38,14 +41,20 @@ pub fn run(config: &Config) -> Result<Exit, Failure> {
         display.writer(),
         terminal::is_live(),
     )?;
-    let result = super::on_runtime(run_async(config, offline, &mut display));
+    let result = super::on_runtime(run_async(config, offline, asked, &mut display));
     display.finish();
     result
 }
 
-async fn run_async(config: &Config, offline: Vec<u32>, display: &mut Display) -> Result<Exit, Failure> {
+async fn run_async(
+    config: &Config,
+    offline: Vec<u32>,
+    asked: Asked,
+    display: &mut Display,
+) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
+    let watchdog = Watchdog::start(&scope, asked)?;
     let client_scope = scope.child("client");
     let start = async {
         let client = start_client(&config.client, client_scope).await?;
@@ -60,6 +69,7 @@ async fn run_async(config: &Config, offline: Vec<u32>, display: &mut Display) ->
             return Ok(shut_down(nothing, config.client.shutdown_timeout).await);
         }
     };
+    watchdog.client(&client);
     let mut running = Running { mounted: None, clients: vec![client.clone()], scope: scope.clone() };
     let torrents = match added {
         Ok(torrents) => torrents,
@@ -69,7 +79,10 @@ async fn run_async(config: &Config, offline: Vec<u32>, display: &mut Display) ->
         }
     };
     match mount_client(&client, config, offline, &scope) {
-        Ok(mounted) => running.mounted = Some(mounted),
+        Ok(mounted) => {
+            watchdog.mount(&mounted);
+            running.mounted = Some(mounted);
+        }
         Err(failure) => {
             shut_down(running, config.client.shutdown_timeout).await;
             return Err(failure);
