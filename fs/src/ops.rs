@@ -482,6 +482,11 @@ impl Operations {
         }
     }
 
+    /// The present tree.
+    pub fn tree(&self) -> Arc<Tree> {
+        self.content.tree()
+    }
+
     /// The inode table.
     pub fn inodes(&self) -> &InodeTable {
         &self.inodes

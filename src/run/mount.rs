@@ -17,8 +17,9 @@ use super::control::{self, answers};
 use super::daemon::{self, Side};
 use super::notify::Service;
 use super::shutdown::{Running, end};
-use super::signals::{self, Signals};
+use super::signals::{self, Asked, Signals};
 use super::start::{DRAW, client_failure, line, load, start_client};
+use super::watchdog::Watchdog;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display};
 use crate::client::Client;
@@ -56,6 +57,8 @@ pub fn run(config: &Config) -> Result<Exit, Failure> {
             }
         }
     };
+    // Before there is any other thread.
+    let asked = Asked::prepare()?;
     // The terminal is only lent to a process in the background.
     let live = parent.is_none() && terminal::is_live();
     let log = config.log_file.as_deref().map(open_log).transpose()?;
@@ -63,7 +66,7 @@ pub fn run(config: &Config) -> Result<Exit, Failure> {
     let mut display = Display::with_log(live, log);
     crate::cli::log::init(config.client.verbosity, config.client.log_format, display.writer(), colour)?;
     let service = Service::new(parent);
-    let result = super::on_runtime(run_async(Arc::new(config), service, &mut display));
+    let result = super::on_runtime(run_async(Arc::new(config), service, asked, &mut display));
     display.finish();
     result
 }
@@ -76,11 +79,17 @@ fn open_log(path: &Path) -> Result<File, Failure> {
     })
 }
 
-async fn run_async(config: Arc<Config>, service: Service, display: &mut Display) -> Result<Exit, Failure> {
+async fn run_async(
+    config: Arc<Config>,
+    service: Service,
+    asked: Asked,
+    display: &mut Display,
+) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
+    let watchdog = Watchdog::start(&scope, asked)?;
     let mut running = Running { service, ..Running::nothing(scope) };
-    match bring_up(&mut running, &config, &signals).await {
+    match bring_up(&mut running, &config, &signals, &watchdog).await {
         Ok(Some(torrents)) => Ok(stay(running, &signals, &torrents, &config, display).await),
         Ok(None) => Ok(end(running, &signals, config.client.shutdown_timeout).await),
         Err(failure) => {
@@ -96,6 +105,7 @@ async fn bring_up(
     running: &mut Running,
     config: &Arc<Config>,
     signals: &Signals,
+    watchdog: &Watchdog,
 ) -> Result<Option<Vec<Arc<Torrent>>>, Failure> {
     let settings = config.clone();
     let Some(offline) = step(signals, "users", async move || users(&settings.offline)).await? else {
@@ -104,6 +114,7 @@ async fn bring_up(
     let (settings, scope) = (config.clone(), running.scope.child("client"));
     let starting = step(signals, "start", async move || start_client(&settings.client, scope).await);
     let Some(client) = starting.await? else { return Ok(None) };
+    watchdog.client(&client);
     running.clients.push(client.clone());
     let (settings, adding) = (config.clone(), client.clone());
     let added = step(signals, "sources", async move || add_sources(&adding, &settings).await);
@@ -119,6 +130,9 @@ async fn bring_up(
             }
             return Ok(None);
         }
+    }
+    if let Some(mounted) = &running.mounted {
+        watchdog.mount(mounted);
     }
     Ok(Some(torrents))
 }

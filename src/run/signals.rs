@@ -2,8 +2,12 @@
 //!
 //! [`hold`] keeps them back until [`Signals::install`] has the handler in place, so that none ends the program in
 //! between. Where somebody else held them before us, they are let through then as well.
+//!
+//! SIGUSR1 asks for a report. It has no handler: it is blocked, and the watchdog takes it from a descriptor
+//! ([`Asked`]), so that it works while the runtime hangs.
 
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -64,6 +68,33 @@ impl Signals {
             // The handler has ended with its scope: no more signals.
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// SIGUSR1: somebody asks what the program is at.
+pub struct Asked(SignalFd);
+
+impl Asked {
+    /// From now on SIGUSR1 waits to be taken, instead of ending the program. To be called before any other thread is
+    /// started: they inherit it. Programs that are started don't.
+    ///
+    /// # Errors
+    /// [`Exit::Internal`] when the system refuses.
+    pub fn prepare() -> Result<Self, Failure> {
+        let failed = |e| Failure::new(Exit::Internal, "can't watch for SIGUSR1", e);
+        let mut asks = SigSet::empty();
+        asks.add(Signal::SIGUSR1);
+        asks.thread_block().map_err(failed)?;
+        SignalFd::with_flags(&asks, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map(Self).map_err(failed)
+    }
+
+    /// Whether it has come since this was last called. Never waits.
+    pub fn take(&self) -> bool {
+        let mut came = false;
+        while let Ok(Some(_)) = self.0.read_signal() {
+            came = true;
+        }
+        came
     }
 }
 
