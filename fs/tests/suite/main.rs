@@ -1,11 +1,15 @@
 //! The suite of the filesystem, run twice: on its operations, and on a kernel mount.
 //!
-//! A case is a function over [`Subject`]; the list at the end makes two tests of each.
+//! A case is a function over [`subject::Subject`]; the list at the end makes two tests of each. The statements of
+//! docs/SEMANTICS.md have tests of their own ([`statements`]).
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod cases;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../semantics/mod.rs"]
+mod semantics;
+mod statements;
 mod subject;
 
 use subject::{Kernel, Layer};
