@@ -90,6 +90,9 @@ pub struct Counts {
     pub reads: u64,
 }
 
+/// Longest name of an entry, in bytes: as on a disk, and as `statfs` tells.
+pub const NAME_LENGTH: u32 = 255;
+
 /// Only attributes of users' kind are asked of the content; tools ask for `security.…` before each access.
 const XATTR_PREFIX: &str = "user.";
 
@@ -201,8 +204,12 @@ impl Operations {
     /// Finds a name in a folder. The kernel now holds one more reference to the node.
     ///
     /// # Errors
-    /// ENOENT, ENOTDIR, ESTALE for a folder that went away.
+    /// ENOENT, ENOTDIR, ENAMETOOLONG, ESTALE for a folder that went away.
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, Errno> {
+        // The kernel's own limit is 1024.
+        if name.len() > NAME_LENGTH as usize {
+            return Err(Errno::ENAMETOOLONG);
+        }
         let tree = self.content.tree();
         // All names are text; what isn't can't be there.
         let name = name.to_str().ok_or(Errno::ENOENT)?;
