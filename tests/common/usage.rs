@@ -60,6 +60,13 @@ pub fn wake_ups(pid: u32) -> BTreeMap<String, u64> {
     found
 }
 
+/// How many threads of that name it has.
+pub fn threads_named(pid: u32, name: &str) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|found| found.trim() == name).count()
+}
+
 /// Watches a figure that comes and goes, such as the memory of a process; dropping it ends that.
 pub struct Peak {
     highest: Arc<AtomicU64>,

@@ -44,6 +44,7 @@ mod scans;
 mod seeks;
 mod shutdown;
 mod signals;
+mod stress;
 mod swarm;
 mod transmission;
 mod two_processes;
