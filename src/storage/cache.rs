@@ -124,19 +124,29 @@ const MAX_VALUE: u64 = 4096;
 
 impl CacheDir {
     /// Makes the folder (and those above it) if it isn't there, locks it and tries whether
-    /// it takes data. Waits for the disk, not for another process.
+    /// it takes data. A disk that is only full is no error: what is there can be used, and there may be room later;
+    /// it is logged. Waits for the disk, not for another process.
     ///
     /// # Errors
-    /// [`CacheError`]; [`CacheError::InUse`] tells who has it.
+    /// [`CacheError`]; [`CacheError::InUse`] tells who has it, [`CacheError::Full`] that not even the folder
+    /// or its lock could be made.
     pub fn open(path: &Path) -> Result<Self, CacheError> {
         let failed = |op| move |error| CacheError::from_io(path, op, error);
         DirBuilder::new().recursive(true).mode(FOLDER).create(path).map_err(failed("making"))?;
         let cache = Self::lock(path)?;
-        cache.write_pid()?;
-        tempfile::tempfile_in(path)
-            .and_then(|mut file| file.write_all(&[0x5a; TRIAL]))
-            .map_err(failed("writing to"))?;
-        Ok(cache)
+        let trial = || {
+            cache.write_pid()?;
+            tempfile::tempfile_in(path)
+                .and_then(|mut file| file.write_all(&[0x5a; TRIAL]))
+                .map_err(failed("writing to"))
+        };
+        match trial() {
+            Err(full @ CacheError::Full { .. }) => {
+                tracing::warn!("{full}; until then what is here can be read, and nothing is fetched");
+                Ok(cache)
+            }
+            tried => tried.map(|()| cache),
+        }
     }
 
     /// Locks a folder that is there, to take things out of it: that must be possible on a full disk, too, so

@@ -26,7 +26,7 @@ impl Swarm {
     pub(super) fn schedule(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         let Some(live) = &mut self.live else { return };
         self.scheduled += 1;
-        if self.blocked.is_some() || self.faults >= FAULTS {
+        if self.blocked.is_some() || self.faults.max(self.lost_syncs) >= FAULTS {
             return;
         }
         let mut requests = live.picker.schedule(now);
