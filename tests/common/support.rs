@@ -47,6 +47,8 @@ pub enum Need {
     File,
     /// `ffmpeg` and `ffprobe`.
     Ffmpeg,
+    /// A Go compiler.
+    Go,
 }
 
 /// The reason why a test can't run here, if there is one.
@@ -65,6 +67,7 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::File => (!has_tool("file")).then(|| "no file (Debian: the same)".to_owned()),
         Need::Ffmpeg => (!has_tool("ffprobe") || !has_tool("ffmpeg"))
             .then(|| "no ffmpeg with ffprobe (Debian: ffmpeg)".to_owned()),
+        Need::Go => (!has_tool("go")).then(|| "no go (Debian: golang-go)".to_owned()),
     })
 }
 

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use torrentfs::metainfo::Metainfo;
 
-use crate::common::{Behaviour, Mount, MountBuilder, Proc, Sample, ScriptedPeer};
-use crate::crash::{Random, recorded};
+use crate::common::{Behaviour, Mount, MountBuilder, Proc, Random, Sample, ScriptedPeer};
+use crate::crash::recorded;
 use crate::lifecycle::has_in_hand;
 use crate::needs;
 
