@@ -219,7 +219,7 @@ impl Mounted {
     }
 
     /// The torrents that a path in the mount means, each with the files; `None` for all of it.
-    fn meant(&self, path: &str) -> Result<Vec<(Arc<Torrent>, Option<Vec<FileIndex>>)>, Refusal> {
+    fn meant(&self, path: &str) -> Result<Vec<Meant>, Refusal> {
         let mut names = path.split('/').filter(|name| !name.is_empty());
         let mut shown = self.content.shown().into_iter();
         let Some(first) = names.next() else {
@@ -242,6 +242,9 @@ impl Mounted {
         }
     }
 }
+
+/// A torrent, and the files of it that are meant; `None` for all of it.
+type Meant = (Arc<Torrent>, Option<Vec<FileIndex>>);
 
 /// The files at and below a node, sorted.
 fn files_below(subtree: &Subtree, node: u32) -> Vec<FileIndex> {

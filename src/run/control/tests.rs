@@ -93,11 +93,12 @@ impl Client {
     /// The next line; empty at the end.
     async fn hear(&mut self) -> Vec<u8> {
         let mut line = Vec::new();
-        match timeout(LONG, self.0.read_until(b'\n', &mut line)).await.expect("an answer") {
-            // As one ends that wasn't read to its end.
-            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
-            Ok(_) => {}
-        }
+        let read = timeout(LONG, self.0.read_until(b'\n', &mut line)).await.expect("an answer");
+        // As one ends that wasn't read to its end.
+        assert!(
+            read.as_ref().err().is_none_or(|error| error.kind() == io::ErrorKind::ConnectionReset),
+            "{read:?}"
+        );
         line
     }
 
