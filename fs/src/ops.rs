@@ -357,6 +357,11 @@ impl Operations {
         Counts { inodes: self.inodes.len(), handles: self.handles.len(), parked: self.parked.len() }
     }
 
+    /// The present tree.
+    pub fn tree(&self) -> Arc<Tree> {
+        self.content.tree()
+    }
+
     /// The inode table.
     pub fn inodes(&self) -> &InodeTable {
         &self.inodes

@@ -116,6 +116,20 @@ pub enum ClientError {
     Cache(#[from] CacheError),
 }
 
+/// See [`Client::view`].
+pub struct View {
+    /// The torrents; `None` when somebody kept the table locked.
+    pub torrents: Option<Vec<Arc<Torrent>>>,
+    /// Who does blocking work.
+    pub workers: Arc<Workers>,
+    /// How much may be kept.
+    pub room: Room,
+    /// What the pieces in the making may take.
+    pub memory: Memory,
+    /// `None` when it is off.
+    pub dht: Option<Arc<Dht>>,
+}
+
 /// The client. Shared; it runs until its scope is cancelled.
 pub struct Client {
     scope: TaskScope,
@@ -210,6 +224,18 @@ impl Client {
     /// All torrents, in the order in which they were added.
     pub fn torrents(&self) -> Vec<Arc<Torrent>> {
         self.torrents.read().clone()
+    }
+
+    /// What all torrents share, to look at from any thread: for diagnostics. Waits for the table of torrents
+    /// `limit` at most, and is without it after that.
+    pub fn view(&self, limit: Duration) -> View {
+        View {
+            torrents: self.torrents.read_within(limit).map(|torrents| torrents.clone()),
+            workers: self.env.workers.clone(),
+            room: self.env.room.clone(),
+            memory: self.env.memory.clone(),
+            dht: self.env.dht.clone(),
+        }
     }
 
     /// The torrent that peers know by these 20 bytes.

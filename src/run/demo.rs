@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use super::mount::{mount_client, stay};
 use super::shutdown::{Running, shut_down};
-use super::signals::Signals;
+use super::signals::{self, Signals};
 use super::start::start_client;
+use super::watchdog::Watchdog;
 use crate::cli::demo;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display};
@@ -34,6 +35,8 @@ const RATE: u64 = 8 << 20;
 /// # Errors
 /// What kept it from coming up, for the user.
 pub fn run(mountpoint: Option<PathBuf>, verbosity: i8, log_format: LogFormat) -> Result<Exit, Failure> {
+    // Before there is any other thread.
+    signals::hold();
     let mut display = Display::new(terminal::is_live());
     crate::cli::log::init(verbosity, log_format, display.writer(), terminal::is_live())?;
     let failed = |e: std::io::Error| Failure::new(Exit::Cache, "can't make the demo's temporary folder", e);
@@ -61,6 +64,7 @@ pub fn run(mountpoint: Option<PathBuf>, verbosity: i8, log_format: LogFormat) ->
 async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
+    let watchdog = Watchdog::start(&scope)?;
     tracing::info!("making a sample torrent");
     let (seeder, magnet) = seed(config, temporary, &scope).await?;
     let mut running = Running { clients: vec![seeder], ..Running::nothing(scope.clone()) };
@@ -72,6 +76,7 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
         }
     };
     running.clients.insert(0, client.clone());
+    watchdog.client(&client);
     let mounted = match add(&client, &magnet).await {
         Ok(torrent) => {
             mount_client(&client, config, Vec::new(), &scope).await.map(|mounted| (torrent, mounted))
@@ -80,6 +85,7 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
     };
     let torrent = match mounted {
         Ok((torrent, mounted)) => {
+            watchdog.mount(&mounted);
             running.mounted = Some(mounted);
             torrent
         }

@@ -4,13 +4,15 @@
 //! seeds a sample with a second client and mounts it; [`verify`] checks what is here of a torrent; [`cache`] shows and
 //! trims the cache folder; [`start`] has what they share; [`signals`] is the one signal
 //! handler; [`daemon`] is the split into a waiting parent and a process in the background; [`notify`] is who else is
-//! told how the mount is; [`shutdown`] is the one sequence in which everything ends.
+//! told how the mount is; [`watchdog`] says what hangs, and [`diagnose`] all there is to say; [`shutdown`] is the one
+//! sequence in which everything ends.
 
 pub mod cache;
 pub mod cat;
 pub mod control;
 pub mod daemon;
 pub mod demo;
+pub mod diagnose;
 pub mod locate;
 pub mod mount;
 pub mod notify;
@@ -20,6 +22,7 @@ pub mod shutdown;
 pub mod signals;
 pub mod start;
 pub mod verify;
+pub mod watchdog;
 
 use std::future::Future;
 

@@ -19,6 +19,7 @@ use super::notify::Service;
 use super::shutdown::{Running, end};
 use super::signals::{self, Signals};
 use super::start::{DRAW, client_failure, line, load, start_client};
+use super::watchdog::Watchdog;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display};
 use crate::client::Client;
@@ -79,8 +80,9 @@ fn open_log(path: &Path) -> Result<File, Failure> {
 async fn run_async(config: Arc<Config>, service: Service, display: &mut Display) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
+    let watchdog = Watchdog::start(&scope)?;
     let mut running = Running { service, ..Running::nothing(scope) };
-    match bring_up(&mut running, &config, &signals).await {
+    match bring_up(&mut running, &config, &signals, &watchdog).await {
         Ok(Some(torrents)) => Ok(stay(running, &signals, &torrents, &config, display).await),
         Ok(None) => Ok(end(running, &signals, config.client.shutdown_timeout).await),
         Err(failure) => {
@@ -96,6 +98,7 @@ async fn bring_up(
     running: &mut Running,
     config: &Arc<Config>,
     signals: &Signals,
+    watchdog: &Watchdog,
 ) -> Result<Option<Vec<Arc<Torrent>>>, Failure> {
     let settings = config.clone();
     let Some(offline) = step(signals, "users", async move || users(&settings.offline)).await? else {
@@ -105,6 +108,7 @@ async fn bring_up(
     let starting = step(signals, "start", async move || start_client(&settings.client, scope).await);
     let Some(client) = starting.await? else { return Ok(None) };
     running.clients.push(client.clone());
+    watchdog.client(&client);
     let (settings, adding) = (config.clone(), client.clone());
     let added = step(signals, "sources", async move || add_sources(&adding, &settings).await);
     let Some(torrents) = added.await? else { return Ok(None) };
@@ -119,6 +123,9 @@ async fn bring_up(
             }
             return Ok(None);
         }
+    }
+    if let Some(mounted) = &running.mounted {
+        watchdog.mount(mounted);
     }
     Ok(Some(torrents))
 }
