@@ -329,6 +329,8 @@ pub async fn mount_client(
         let answers = answers::Mounted {
             client: client.clone(),
             content,
+            mounted: Arc::downgrade(&mounted),
+            scope: scope.clone(),
             mountpoint: mounted.path().to_owned(),
             socket: socket.path().to_owned(),
             since: Instant::now(),
@@ -351,7 +353,7 @@ fn bind_socket() -> Option<Bound> {
     bound
         .inspect_err(|error| {
             tracing::warn!(
-                "there is no control socket, so status, add, remove, unmount and prefetch don't work: {error}"
+                "there is no control socket, so status, add, remove, unmount, prefetch and debug don't work: {error}"
             );
         })
         .ok()

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::socket::Place;
 use super::*;
-use crate::control::message::{Added, Ending, NewTorrent, heard};
+use crate::control::message::{Added, Ending, NewTorrent, Report, heard};
 use crate::control::status::Status;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -45,6 +45,7 @@ impl Answers for Scripted {
             }
             Request::Unmount => Ok(Granted::Ending(Ending { pid: 7, within_ms: 1 })),
             Request::Remove { .. } => panic!("planned"),
+            Request::Debug => Ok(Granted::Report(Report::default())),
             Request::Prefetch { path, .. } => Err(Refusal::new(Code::NotFound, path)),
         }
     }
