@@ -40,7 +40,7 @@ use crate::torrent::background::Prefetch;
 use cache::CacheArgs;
 use cat::CatArgs;
 use exit::{Exit, Failure};
-use remote::{AddArgs, PrefetchArgs, Remote, RemoveArgs, StatusArgs, UnmountArgs};
+use remote::{AddArgs, DebugArgs, PrefetchArgs, Remote, RemoveArgs, StatusArgs, UnmountArgs};
 use shared::{ClientArgs, LoggingArgs};
 use verify::VerifyArgs;
 
@@ -219,6 +219,8 @@ enum Subcommands {
     Unmount(UnmountArgs),
     /// Fetch files or folders of a running mount whole, in the background
     Prefetch(PrefetchArgs),
+    /// Say what a running mount is at: locks, tasks, waiting readers and what they wait for
+    Debug(DebugArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
     Demo(DemoArgs),
     /// Print a script that completes this program's command line in a shell
@@ -333,6 +335,7 @@ impl Cli {
             Subcommands::Remove(args) => Command::Remote(args.into()),
             Subcommands::Unmount(args) => Command::Remote(args.into()),
             Subcommands::Prefetch(args) => Command::Remote(args.into()),
+            Subcommands::Debug(args) => Command::Remote(args.into()),
             Subcommands::Demo(args) => Command::Demo {
                 mountpoint: args.mountpoint,
                 verbosity: args.logging.verbosity(),
@@ -580,6 +583,7 @@ mod tests {
                 Remote::Remove { mountpoint: "/m".into(), torrents: vec!["a".into()], delete_data: true },
             ),
             ("unmount /m", Remote::Unmount { mountpoint: "/m".into() }),
+            ("debug /m", Remote::Debug { mountpoint: "/m".into() }),
             ("prefetch /m/a --off b", Remote::Prefetch { paths: vec!["/m/a".into(), "b".into()], off: true }),
         ];
         for (line, want) in rows {

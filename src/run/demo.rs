@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::mount::{mount_client, stay};
 use super::shutdown::{Running, shut_down};
-use super::signals::{Asked, Signals};
+use super::signals::{self, Signals};
 use super::start::start_client;
 use super::watchdog::Watchdog;
 use crate::cli::demo;
@@ -36,7 +36,7 @@ const RATE: u64 = 8 << 20;
 /// What kept it from coming up, for the user.
 pub fn run(mountpoint: Option<PathBuf>, verbosity: i8, log_format: LogFormat) -> Result<Exit, Failure> {
     // Before there is any other thread.
-    let asked = Asked::prepare()?;
+    signals::hold();
     let mut display = Display::new(terminal::is_live());
     crate::cli::log::init(verbosity, log_format, display.writer(), terminal::is_live())?;
     let failed = |e: std::io::Error| Failure::new(Exit::Cache, "can't make the demo's temporary folder", e);
@@ -56,20 +56,15 @@ pub fn run(mountpoint: Option<PathBuf>, verbosity: i8, log_format: LogFormat) ->
     config.client.use_trackers = false;
     config.client.verbosity = verbosity;
     config.client.log_format = log_format;
-    let result = super::on_runtime(run_async(&config, temporary.path(), asked, &mut display));
+    let result = super::on_runtime(run_async(&config, temporary.path(), &mut display));
     display.finish();
     result
 }
 
-async fn run_async(
-    config: &Config,
-    temporary: &Path,
-    asked: Asked,
-    display: &mut Display,
-) -> Result<Exit, Failure> {
+async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
-    let watchdog = Watchdog::start(&scope, asked)?;
+    let watchdog = Watchdog::start(&scope)?;
     tracing::info!("making a sample torrent");
     let (seeder, magnet) = seed(config, temporary, &scope).await?;
     let mut running = Running { clients: vec![seeder], ..Running::nothing(scope.clone()) };

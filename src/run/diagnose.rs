@@ -147,12 +147,7 @@ async fn ask_all(view: &View) -> Vec<Asked> {
 
 /// Looks from a thread of its own, since it may wait for a lock; `None` when that takes too long.
 async fn aside<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (done, answer) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("report: aside".into()).spawn(move || {
-        let _ = done.send(look());
-    });
-    thread.ok()?;
-    tokio::time::timeout(ANSWER, answer).await.ok()?.ok()
+    tokio::time::timeout(ANSWER, super::on_thread("report: aside", look)).await.ok()?
 }
 
 fn heading(text: &mut String, name: &str) {

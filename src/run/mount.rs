@@ -17,7 +17,7 @@ use super::control::{self, answers};
 use super::daemon::{self, Side};
 use super::notify::Service;
 use super::shutdown::{Running, end};
-use super::signals::{self, Asked, Signals};
+use super::signals::{self, Signals};
 use super::start::{DRAW, client_failure, line, load, start_client};
 use super::watchdog::Watchdog;
 use crate::cli::exit::{Exit, Failure};
@@ -57,8 +57,6 @@ pub fn run(config: &Config) -> Result<Exit, Failure> {
             }
         }
     };
-    // Before there is any other thread.
-    let asked = Asked::prepare()?;
     // The terminal is only lent to a process in the background.
     let live = parent.is_none() && terminal::is_live();
     let log = config.log_file.as_deref().map(open_log).transpose()?;
@@ -66,7 +64,7 @@ pub fn run(config: &Config) -> Result<Exit, Failure> {
     let mut display = Display::with_log(live, log);
     crate::cli::log::init(config.client.verbosity, config.client.log_format, display.writer(), colour)?;
     let service = Service::new(parent);
-    let result = super::on_runtime(run_async(Arc::new(config), service, asked, &mut display));
+    let result = super::on_runtime(run_async(Arc::new(config), service, &mut display));
     display.finish();
     result
 }
@@ -79,15 +77,10 @@ fn open_log(path: &Path) -> Result<File, Failure> {
     })
 }
 
-async fn run_async(
-    config: Arc<Config>,
-    service: Service,
-    asked: Asked,
-    display: &mut Display,
-) -> Result<Exit, Failure> {
+async fn run_async(config: Arc<Config>, service: Service, display: &mut Display) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
-    let watchdog = Watchdog::start(&scope, asked)?;
+    let watchdog = Watchdog::start(&scope)?;
     let mut running = Running { service, ..Running::nothing(scope) };
     match bring_up(&mut running, &config, &signals, &watchdog).await {
         Ok(Some(torrents)) => Ok(stay(running, &signals, &torrents, &config, display).await),
@@ -114,8 +107,8 @@ async fn bring_up(
     let (settings, scope) = (config.clone(), running.scope.child("client"));
     let starting = step(signals, "start", async move || start_client(&settings.client, scope).await);
     let Some(client) = starting.await? else { return Ok(None) };
-    watchdog.client(&client);
     running.clients.push(client.clone());
+    watchdog.client(&client);
     let (settings, adding) = (config.clone(), client.clone());
     let added = step(signals, "sources", async move || add_sources(&adding, &settings).await);
     let Some(torrents) = added.await? else { return Ok(None) };
@@ -337,6 +330,8 @@ pub async fn mount_client(
         let answers = answers::Mounted {
             client: client.clone(),
             content,
+            mounted: Arc::downgrade(&mounted),
+            scope: scope.clone(),
             mountpoint: mounted.path().to_owned(),
             socket: socket.path().to_owned(),
             since: Instant::now(),
@@ -359,7 +354,7 @@ fn bind_socket() -> Option<Bound> {
     bound
         .inspect_err(|error| {
             tracing::warn!(
-                "there is no control socket, so status, add, remove, unmount and prefetch don't work: {error}"
+                "there is no control socket, so status, add, remove, unmount, prefetch and debug don't work: {error}"
             );
         })
         .ok()

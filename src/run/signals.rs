@@ -3,7 +3,7 @@
 //! [`hold`] keeps them back until [`Signals::install`] has the handler in place, so that none ends the program in
 //! between. Where somebody else held them before us, they are let through then as well.
 //!
-//! SIGUSR1 asks for a report. It has no handler: it is blocked, and the watchdog takes it from a descriptor
+//! SIGUSR1 asks for a report. It has no handler: it stays held, and the watchdog takes it from a descriptor
 //! ([`Asked`]), so that it works while the runtime hangs.
 
 use nix::sys::signal::{SigSet, Signal};
@@ -17,11 +17,38 @@ use crate::sync::tasks::TaskScope;
 /// The signals that ask for the end.
 const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
+/// The signal that asks for a report.
+const ASKING: Signal = Signal::SIGUSR1;
+
 /// Keeps the signals that ask for the end from this thread, and those it starts, until [`Signals::install`]: they
-/// wait. Processes that are started get an empty mask from the standard library.
+/// wait. So does SIGUSR1, for [`Asked`]. Processes that are started get an empty mask from the standard library.
 pub fn hold() {
     // That it could fail for these signals isn't foreseen; they would end the program as they do without us.
-    let _ = SigSet::from_iter(ENDING).thread_block();
+    let _ = SigSet::from_iter(ENDING.into_iter().chain([ASKING])).thread_block();
+}
+
+/// Takes SIGUSR1: somebody asks what the program is at.
+pub struct Asked(SignalFd);
+
+impl Asked {
+    /// After [`hold`], which must have come before any other thread was started.
+    ///
+    /// # Errors
+    /// [`Exit::Internal`] when the system refuses.
+    pub fn new() -> Result<Self, Failure> {
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let taken = SignalFd::with_flags(&SigSet::from_iter([ASKING]), flags);
+        taken.map(Self).map_err(|error| Failure::internal("can't watch for SIGUSR1", error))
+    }
+
+    /// Whether it has come since this was last called. Never waits.
+    pub fn take(&self) -> bool {
+        let mut came = false;
+        while let Ok(Some(_)) = self.0.read_signal() {
+            came = true;
+        }
+        came
+    }
 }
 
 /// How many signals that ask for the end have come.
@@ -68,33 +95,6 @@ impl Signals {
             // The handler has ended with its scope: no more signals.
             std::future::pending::<()>().await;
         }
-    }
-}
-
-/// SIGUSR1: somebody asks what the program is at.
-pub struct Asked(SignalFd);
-
-impl Asked {
-    /// From now on SIGUSR1 waits to be taken, instead of ending the program. To be called before any other thread is
-    /// started: they inherit it. Programs that are started don't.
-    ///
-    /// # Errors
-    /// [`Exit::Internal`] when the system refuses.
-    pub fn prepare() -> Result<Self, Failure> {
-        let failed = |e| Failure::new(Exit::Internal, "can't watch for SIGUSR1", e);
-        let mut asks = SigSet::empty();
-        asks.add(Signal::SIGUSR1);
-        asks.thread_block().map_err(failed)?;
-        SignalFd::with_flags(&asks, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map(Self).map_err(failed)
-    }
-
-    /// Whether it has come since this was last called. Never waits.
-    pub fn take(&self) -> bool {
-        let mut came = false;
-        while let Ok(Some(_)) = self.0.read_signal() {
-            came = true;
-        }
-        came
     }
 }
 

@@ -57,11 +57,13 @@ struct Subjects {
 }
 
 impl Watchdog {
-    /// Watches the locks and the tasks of a program from now on, and for whoever asks.
+    /// Watches the locks and the tasks of a program from now on, and for whoever asks: see [`Asked`] for what must
+    /// have come before.
     ///
     /// # Errors
     /// [`crate::cli::exit::Exit::Internal`] when the system refuses a thread.
-    pub fn start(scope: &TaskScope, asked: Asked) -> Result<Self, Failure> {
+    pub fn start(scope: &TaskScope) -> Result<Self, Failure> {
+        let asked = Asked::new()?;
         let subjects =
             Arc::new(Subjects { scope: scope.clone(), client: OnceLock::new(), mounted: OnceLock::new() });
         let (end, ended) = sync_channel(0);

@@ -221,9 +221,9 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         changed: env.changed.clone(),
         commands,
         settled: watch::Sender::new(false),
+        turns: Turns::new(now),
         scope: scope.clone(),
         charged: plan.charged,
-        turns: Turns::new(now),
     });
     let owner = Owner {
         torrent: torrent.clone(),
