@@ -35,6 +35,8 @@ pub struct Config {
     /// What to mount, in the order given, as it was written. [`parse_source`] reads one: what is wrong with a
     /// source is bad input, not a wrong command line.
     pub sources: Vec<OsString>,
+    /// A folder whose `.torrent` and `.magnet` files are mounted as they come and go.
+    pub watch: Option<PathBuf>,
     /// Where.
     pub mountpoint: PathBuf,
     /// How the client behind it is set up.
@@ -56,6 +58,7 @@ impl Config {
     pub fn new(sources: Vec<OsString>, mountpoint: PathBuf) -> Self {
         Self {
             sources,
+            watch: None,
             mountpoint,
             client: ClientConfig::default(),
             allow_other: None,

@@ -29,7 +29,7 @@ use crate::metainfo::geometry::PieceIndex;
 use crate::storage::cache::{CacheDir, CacheError, DiskSpace};
 use crate::storage::catalog;
 use crate::storage::lru::{Victim, Victims};
-use crate::storage::pool::{Class, Workers};
+use crate::storage::pool::Workers;
 use crate::storage::spare::SPARE;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::Command;
@@ -353,15 +353,9 @@ impl<O: Owners> Keeper<O> {
         freed
     }
 
-    /// Does something that may wait for the disk; `None` when the workers are closed or take no more.
+    /// Does something that may wait for the disk; `None` when the workers are closed.
     async fn on_worker<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let (done, answer) = oneshot::channel();
-        // Somebody waits for the room.
-        let job = Box::new(move |_: &mut _| _ = done.send(work()));
-        match self.workers.submit(Class::Verify, job) {
-            Ok(()) => answer.await.ok(),
-            Err(_) => None,
-        }
+        super::on_worker(&self.workers, work).await
     }
 }
 

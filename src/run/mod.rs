@@ -1,7 +1,7 @@
 //! The composition root: puts the parts together, waits for signals, takes everything down again.
 //!
 //! [`mount`] is the main job; [`cat`] prints a file without a mount, which [`locate`] finds by its path; [`demo`]
-//! seeds a sample with a second client and mounts it; [`verify`] checks what is here of a torrent; [`cache`] shows and
+//! seeds a sample with a second client and mounts it; [`watch`] follows a folder of torrents; [`verify`] checks what is here of a torrent; [`cache`] shows and
 //! trims the cache folder; [`start`] has what they share; [`signals`] is the one signal
 //! handler; [`shutdown`] is the one sequence in which everything ends.
 
@@ -14,6 +14,7 @@ pub mod shutdown;
 pub mod signals;
 pub mod start;
 pub mod verify;
+pub mod watch;
 
 use std::future::Future;
 

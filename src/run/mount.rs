@@ -11,6 +11,7 @@ use torrentfs_fs::session::Mounted;
 use super::shutdown::{Running, shut_down};
 use super::signals::Signals;
 use super::start::{DRAW, client_failure, line, load, start_client};
+use super::watch::Watch;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display};
 use crate::client::Client;
@@ -49,7 +50,10 @@ async fn run_async(config: &Config, offline: Vec<u32>, display: &mut Display) ->
     let client_scope = scope.child("client");
     let start = async {
         let client = start_client(&config.client, client_scope).await?;
-        let added = add_sources(&client, config).await;
+        let added = match watch(&client, config).await {
+            Ok(watch) => add_sources(&client, config).await.map(|torrents| (torrents, watch)),
+            Err(failure) => Err(failure),
+        };
         Ok::<_, Failure>((client, added))
     };
     let (client, added) = tokio::select! {
@@ -61,8 +65,8 @@ async fn run_async(config: &Config, offline: Vec<u32>, display: &mut Display) ->
         }
     };
     let mut running = Running { mounted: None, clients: vec![client.clone()], scope: scope.clone() };
-    let torrents = match added {
-        Ok(torrents) => torrents,
+    let (torrents, watch) = match added {
+        Ok(added) => added,
         Err(failure) => {
             shut_down(running, config.client.shutdown_timeout).await;
             return Err(failure);
@@ -75,14 +79,18 @@ async fn run_async(config: &Config, offline: Vec<u32>, display: &mut Display) ->
             return Err(failure);
         }
     }
+    if let Some(watch) = watch {
+        watch.start();
+    }
     Ok(stay(running, &signals, &torrents, config, display).await)
 }
 
-/// Waits for the end while the mount is up, shows what goes on, and takes it down.
+/// Waits for the end while the mount is up, shows what goes on, and takes it down. It is ready when the metadata of
+/// these sources is here that are still mounted.
 pub async fn stay(
     running: Running,
     signals: &Signals,
-    torrents: &[Arc<Torrent>],
+    sources: &[Arc<Torrent>],
     config: &Config,
     display: &mut Display,
 ) -> Exit {
@@ -104,11 +112,21 @@ pub async fn stay(
             () = tokio::time::sleep_until(draw) => {
                 let pause = if ready && !terminal::is_live() { LOG } else { DRAW };
                 draw = tokio::time::Instant::now() + pause;
-                display.update(torrents.iter().map(|t| line(t)).collect());
-                let waiting = torrents.iter().any(|t| t.status().state == State::Resolving);
-                if !ready && (!waiting || started.elapsed() >= config.client.metadata_timeout) {
+                let mounted = running.clients.first().map(|client| client.torrents()).unwrap_or_default();
+                display.update(mounted.iter().map(|t| line(t)).collect());
+                if ready {
+                    continue;
+                }
+                let is_mounted = |source: &&Arc<Torrent>| mounted.iter().any(|t| Arc::ptr_eq(t, source));
+                let late: Vec<&str> = sources
+                    .iter()
+                    .filter(is_mounted)
+                    .filter(|t| t.status().state == State::Resolving)
+                    .map(|t| t.name())
+                    .collect();
+                if late.is_empty() || started.elapsed() >= config.client.metadata_timeout {
                     ready = true;
-                    say_ready(torrents, config);
+                    say_ready(mounted.len(), &late, config);
                 }
             }
         }
@@ -129,12 +147,10 @@ pub async fn stay(
     }
 }
 
-fn say_ready(torrents: &[Arc<Torrent>], config: &Config) {
-    let late: Vec<&str> =
-        torrents.iter().filter(|t| t.status().state == State::Resolving).map(|t| t.name()).collect();
+fn say_ready(mounted: usize, late: &[&str], config: &Config) {
     if late.is_empty() {
-        let plural = if torrents.len() == 1 { "" } else { "s" };
-        tracing::info!("ready: {} torrent{plural} at {}", torrents.len(), config.mountpoint.display());
+        let plural = if mounted == 1 { "" } else { "s" };
+        tracing::info!("ready: {mounted} torrent{plural} at {}", config.mountpoint.display());
     } else {
         tracing::warn!(
             "ready, but the metadata of {} hasn't come within {:?}; it appears when it comes",
@@ -144,8 +160,16 @@ fn say_ready(torrents: &[Arc<Torrent>], config: &Config) {
     }
 }
 
-/// Adds all sources. A bad one doesn't keep the others from mounting; when all are bad there is nothing to
-/// mount.
+/// Looks at the folder that is to be watched for the first time, if there is one.
+async fn watch(client: &Arc<Client>, config: &Config) -> Result<Option<Watch>, Failure> {
+    let Some(dir) = &config.watch else { return Ok(None) };
+    let mut watch = Watch::new(client, dir)?;
+    watch.look().await;
+    Ok(Some(watch))
+}
+
+/// Adds all sources. A bad one doesn't keep the others from mounting; when all are bad, and no folder is watched, there
+/// is nothing to mount.
 async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<Torrent>>, Failure> {
     let loading = config.sources.iter().map(|given| load(given));
     let mut torrents: Vec<Arc<Torrent>> = Vec::new();
@@ -161,6 +185,7 @@ async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<To
         }
     }
     if torrents.is_empty()
+        && config.watch.is_none()
         && let Some(failure) = failures.pop()
     {
         for other in failures {
@@ -172,7 +197,8 @@ async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<To
         tracing::error!("left out: {failure}");
     }
     // So that what is known shows in the mount from its first moment.
-    let settled = futures_util::future::join_all(torrents.iter().map(|t| t.settled()));
+    let all = client.torrents();
+    let settled = futures_util::future::join_all(all.iter().map(|t| t.settled()));
     if tokio::time::timeout(timeouts::SETTLE, settled).await.is_err() {
         tracing::warn!("the disk is slow to tell what is here; mounting without waiting longer");
     }

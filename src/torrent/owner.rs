@@ -8,7 +8,7 @@
 mod keeping;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -213,6 +213,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         changed: env.changed.clone(),
         commands,
         settled: watch::Sender::new(false),
+        named: AtomicBool::new(false),
         scope: scope.clone(),
         charged: plan.charged,
     });

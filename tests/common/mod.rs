@@ -26,7 +26,7 @@ mod usage;
 pub use command::{Ended, fetch, fetch_from, home, ran};
 pub use crowd::{Crowd, Uniform, Varied};
 pub use disk::{SmallDisk, allocated, forget_pages};
-pub use mount::{Mount, is_mounted, program, torrentfs};
+pub use mount::{Mount, MountBuilder, is_mounted, program, torrentfs};
 pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
 pub use process::{Proc, Reader};
 pub use sample::{Sample, bytes_at};

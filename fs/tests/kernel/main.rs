@@ -5,4 +5,5 @@
 mod common;
 mod faults;
 mod life;
+mod listing;
 mod signals;
