@@ -9,8 +9,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::Arc;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use torrentfs_fs::content::{Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead};
@@ -61,6 +63,21 @@ pub struct TorrentContent {
     snapshot: RankedRwLock<Arc<Snapshot>>,
     events: SyncSender<ContentEvent>,
     receiver: RankedMutex<Option<Receiver<ContentEvent>>>,
+    /// Where the mount's control socket is.
+    socket: OnceLock<PathBuf>,
+}
+
+/// A torrent as it shows.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// Its name in the root; while it isn't in the tree yet, its own.
+    pub name: String,
+    /// Its node; `None` while it isn't in the tree yet.
+    pub node: Option<NodeId>,
+    /// Whether that is what it will stay: not a folder that stands for one whose metadata isn't here yet.
+    pub is_final: bool,
+    /// The torrent.
+    pub torrent: Arc<Torrent>,
 }
 
 impl TorrentContent {
@@ -72,6 +89,7 @@ impl TorrentContent {
             snapshot: RankedRwLock::new(Rank::Leaf, "content snapshot", Arc::default()),
             events,
             receiver: RankedMutex::new(Rank::Leaf, "content events", Some(receiver)),
+            socket: OnceLock::new(),
         });
         content.rebuild(0);
         content
@@ -141,6 +159,33 @@ impl TorrentContent {
 
     fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.read().clone()
+    }
+
+    /// The mount's control socket is there, once and for all: the root's `user.torrentfs.socket` says so.
+    pub fn set_socket(&self, path: PathBuf) {
+        // A second one would be a bug, and the first goes on to be right.
+        let _ = self.socket.set(path);
+    }
+
+    /// The slot of the torrent that a node is of.
+    pub fn slot(node: NodeId) -> u32 {
+        node.slot() & !RESOLVING
+    }
+
+    /// All torrents with what they are called in the mount, in the order in which they were added.
+    pub fn shown(&self) -> Vec<Shown> {
+        let tree = self.tree();
+        let shown: HashMap<u32, (&str, NodeId)> =
+            tree.root().map(|(name, node)| (node.slot() & !RESOLVING, (name, node))).collect();
+        let torrents = self.client.torrents().into_iter();
+        let found = torrents.map(|torrent| match shown.get(&torrent.slot) {
+            Some(&(name, node)) => {
+                let is_final = node.slot() & RESOLVING == 0;
+                Shown { name: name.to_owned(), node: Some(node), is_final, torrent }
+            }
+            None => Shown { name: torrent.name().to_owned(), node: None, is_final: false, torrent },
+        });
+        found.collect()
     }
 
     /// The file behind a node, in the torrent's own numbering; `None` when there is none, or the torrent was removed.
@@ -346,7 +391,7 @@ impl Content for TorrentContent {
 
     fn xattr_names(&self, node: NodeId) -> Vec<String> {
         if node == NodeId::ROOT {
-            return Vec::new();
+            return self.socket.get().map(|_| format!("{XATTR}socket")).into_iter().collect();
         }
         let all = ["infohash", "state", "progress", "ranges", "error"];
         all.iter().map(|n| format!("{XATTR}{n}")).filter(|n| self.xattr(node, n).is_some()).collect()
@@ -354,6 +399,10 @@ impl Content for TorrentContent {
 
     fn xattr(&self, node: NodeId, name: &str) -> Option<Vec<u8>> {
         let name = name.strip_prefix(XATTR)?;
+        if node == NodeId::ROOT {
+            let socket = self.socket.get().filter(|_| name == "socket")?;
+            return Some(socket.as_os_str().as_bytes().to_vec());
+        }
         let snapshot = self.snapshot();
         let torrent = snapshot.torrent(node)?;
         let file = snapshot.file(node);

@@ -21,7 +21,7 @@ const ROOMS: [&[&str]; 10] = [
     &["peer"],
     &["torrent"],
     &["client"],
-    &["content", "config"],
+    &["content", "config", "control"],
     &["cli"],
     &["run"],
 ];

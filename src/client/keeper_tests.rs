@@ -13,6 +13,7 @@ use crate::metainfo::info::Info;
 use crate::storage::quota::Quota;
 use crate::storage::{FileState, StorageError, Store};
 use crate::torrent::room::Membership;
+use crate::torrent::room::Need;
 use crate::torrent::table::{PieceState, PieceTable, ReadClock};
 
 /// Bytes of a piece.
@@ -177,7 +178,8 @@ async fn what_was_read_longest_ago_goes_whosever_it_is_and_no_more_than_has_to()
     assert_eq!(world.used(), 10);
     drop(pins);
     // Somebody needs more.
-    world.room.ask(7, 2 * u64::from(PIECE), None);
+    let bytes = 2 * u64::from(PIECE);
+    world.room.ask(7, Need { bytes, largest: bytes, since: None });
     let mut watch = world.room.watch();
     world.until("room for two", |world| world.used() <= 8).await;
     assert!(!world.table(2).is_complete(PieceIndex(1)), "it isn't held any more, and the oldest");
@@ -190,7 +192,8 @@ async fn with_everything_held_it_says_so_and_goes_on_when_it_is_let_go() {
     let world = World::new(20, Manner::Willing);
     let pins = [world.table(1).hold(0..10), world.table(2).hold(0..10)];
     world.start(None, Arc::new(Dormant::new()));
-    world.room.ask(7, u64::from(PIECE), None);
+    let bytes = u64::from(PIECE);
+    world.room.ask(7, Need { bytes, largest: bytes, since: None });
     world.until("stuck", |world| world.room.stuck().is_some()).await;
     assert!(world.room.stuck().is_some_and(|stuck| !stuck.disk));
     assert!(world.fakes.orders.lock().is_empty(), "nobody was asked for what is held");
@@ -203,7 +206,8 @@ async fn with_everything_held_it_says_so_and_goes_on_when_it_is_let_go() {
 async fn of_readers_that_wait_for_each_other_the_oldest_gets_on() {
     let world = World::new(20, Manner::OnlyYounger);
     world.start(None, Arc::new(Dormant::new()));
-    world.room.ask(7, u64::from(PIECE), Some(Instant::now()));
+    let bytes = u64::from(PIECE);
+    world.room.ask(7, Need { bytes, largest: bytes, since: Some(Instant::now()) });
     world.until("room", |world| world.used() < 20).await;
     let orders = world.fakes.orders.lock().clone();
     let younger = orders.iter().position(|(_, younger)| *younger).unwrap();
@@ -220,7 +224,8 @@ async fn of_readers_that_wait_for_each_other_the_oldest_gets_on() {
 async fn an_owner_that_does_not_answer_is_not_asked_for_ever_more() {
     let world = World::new(20, Manner::Silent);
     world.start(None, Arc::new(Dormant::new()));
-    world.room.ask(7, u64::from(PIECE), None);
+    let bytes = u64::from(PIECE);
+    world.room.ask(7, Need { bytes, largest: bytes, since: None });
     world.until("stuck", |world| world.room.stuck().is_some()).await;
     assert_eq!(world.fakes.orders.lock().len(), 1, "what it was told is on its way");
     assert_eq!(world.fakes.unanswered.lock().len(), 1);

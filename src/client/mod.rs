@@ -199,6 +199,22 @@ impl Client {
         &self.cache
     }
 
+    /// Bytes of data that are kept, of all torrents in the cache, and how many may be.
+    pub fn kept(&self) -> (u64, Option<u64>) {
+        (self.env.room.quota().used(), self.options.cache_size)
+    }
+
+    /// Bytes free on the disk of the cache. Asked on a storage worker, so it takes as long as the disk; bound it.
+    /// `None` when that can't be told. Cancel-safe.
+    pub async fn free_space(&self) -> Option<u64> {
+        let (done, answer) = oneshot::channel();
+        let cache = self.cache.clone();
+        let job = Box::new(move |_: &mut _| _ = done.send(cache.space().ok()));
+        // Somebody is looking at it: as for a peer that waits for a block.
+        self.env.workers.submit(Class::Serve, job).ok()?;
+        answer.await.ok()?.map(|space| space.free)
+    }
+
     /// All torrents, in the order in which they were added.
     pub fn torrents(&self) -> Vec<Arc<Torrent>> {
         self.torrents.read().clone()

@@ -61,11 +61,12 @@ pub enum Command {
         /// Answered when it is on disk, or could not be put there.
         done: oneshot::Sender<()>,
     },
-    /// Fetch a file whole in the background, or no longer. Nothing happens before the metadata is known.
+    /// Fetch files whole in the background, or no longer. Before the metadata is known only the whole torrent can be
+    /// meant, and is fetched when it is.
     Prefetch {
-        /// The file; [`swarm::EVERYTHING`] stands for the whole torrent.
-        file: FileIndex,
-        /// Whether it is to be fetched.
+        /// The files; [`swarm::EVERYTHING`] alone stands for the whole torrent.
+        files: Vec<FileIndex>,
+        /// Whether they are to be fetched.
         on: bool,
     },
     /// Room is needed: pieces are to go, as far as nobody holds them.

@@ -7,7 +7,7 @@
 
 mod keeping;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -169,6 +169,12 @@ struct Owner {
     membership: Option<Membership>,
     /// What the workers had no room for giving back.
     undiscarded: Vec<PieceIndex>,
+    /// Discards under way.
+    discarding: usize,
+    /// What couldn't be given back, and is tried again.
+    stubborn: keeping::Stubborn,
+    /// Missing pieces that take room all the same, since it can't be given back; it is charged.
+    charged_still: HashSet<PieceIndex>,
     checking: usize,
     published: Option<Instant>,
     /// Whether the published status is out of date, or about to be: a rate falls though nothing happens.
@@ -249,6 +255,9 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         mending: 0,
         crowd: Crowd::new(plan.slot, &env.room),
         undiscarded: Vec::new(),
+        discarding: 0,
+        stubborn: keeping::Stubborn::default(),
+        charged_still: HashSet::new(),
         membership: None,
         checking: 0,
         published: None,
@@ -290,6 +299,7 @@ impl Owner {
         loop {
             let now = Instant::now();
             self.record_if_due(now);
+            self.give_back_if_due(now);
             self.publish_if_due(now);
             let next =
                 tokio::time::Instant::from_std(now + self.swarm.next_tick(now).min(self.next_chore(now)));
@@ -318,7 +328,7 @@ impl Owner {
 
     fn next_chore(&self, now: Instant) -> Duration {
         let again = self.record_failed.map(|at| at + keeping::RECORD_PAUSE);
-        let persist = self.record_due().into_iter().chain(again).min();
+        let persist = self.record_due().into_iter().chain(again).chain(self.stubborn.again).min();
         let persist = persist.map(|at| at.saturating_duration_since(now));
         let publish = if self.stale { PUBLISH } else { Duration::from_secs(60) };
         let backlog = if self.backlog.is_empty() { publish } else { BACKLOG };
@@ -502,13 +512,13 @@ impl Owner {
                 self.torrent.settled.send_replace(true);
             }
             Work::Verified { piece, verdict, digests } => self.hashed(piece, verdict, digests),
-            Work::Checked { piece, good } => {
+            Work::Checked { piece, looked } => {
                 self.checking = self.checking.saturating_sub(1);
-                self.apply(Event::Checked { piece, good });
+                self.apply(Event::Checked { piece, looked });
             }
             Work::Synced(result) => self.synced(result),
             Work::Recorded(result) => self.recorded(&result),
-            Work::Discarded { pieces, freed } => self.discarded(&pieces, freed),
+            Work::Discarded { freed, kept, never } => self.discarded(&freed, kept, never),
             Work::Mended => self.mending = self.mending.saturating_sub(1),
             Work::Kept => self.keeping = false,
         }
@@ -528,7 +538,7 @@ impl Owner {
 
     fn go_live(&mut self, ready: Ready) {
         let shared = ready.shared;
-        let piece = shared.cost(PieceIndex(0));
+        let piece = ready.dearest;
         if self.env.room.quota().bound().is_some_and(|bound| piece > bound) {
             // Nothing of it could ever be kept, and waiting for that would hold all others up.
             return self.fail(format!(
@@ -598,7 +608,7 @@ impl Owner {
                 self.close_if_may();
             }
             Command::Evict { pieces, younger_than, done } => self.evict(pieces, younger_than, done),
-            Command::Prefetch { file, on } => self.apply(Event::Prefetch { file, on }),
+            Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
             Command::Leave { limit, done } => {
                 let trackers = self.trackers.take();
                 self.following = None;

@@ -260,10 +260,16 @@ impl Shared {
 
     /// Fills `buf` if all of it is complete and in memory. Never waits.
     pub fn try_here(&self, offset: u64, buf: &mut [u8]) -> bool {
-        let Some(_pins) = self.table.pin(self.info.geometry.pieces_of(offset, buf.len() as u64)) else {
-            return false;
-        };
-        self.fill(offset, buf, |at, part| self.store.try_read(at, part)).unwrap_or(false)
+        let pieces = self.info.geometry.pieces_of(offset, buf.len() as u64);
+        let Some(_pins) = self.table.pin(pieces.clone()) else { return false };
+        let read = self.fill(offset, buf, |at, part| self.store.try_read(at, part)).unwrap_or(false);
+        read && self.still_here(pieces)
+    }
+
+    /// Whether what was read of these pieces is what was verified. Eviction passes over what is held; but what a disk
+    /// turns out to have lost, or somebody to have changed, goes under the reader's hands.
+    fn still_here(&self, pieces: Range<u32>) -> bool {
+        self.table.all_complete(pieces)
     }
 
     /// Reads what is complete with a storage worker, for a reader for whom nothing is fetched.
@@ -271,11 +277,13 @@ impl Shared {
         let shared = self.clone();
         let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
             let pieces = shared.info.geometry.pieces_of(offset, len as u64);
-            let Some(pins) = shared.table.pin(pieces) else { return done(Err(ReadError::NotHere)) };
+            let Some(pins) = shared.table.pin(pieces.clone()) else { return done(Err(ReadError::NotHere)) };
             let buf = scratch.buffer(len);
             let read = shared.fetch(offset, buf);
+            let still_here = shared.still_here(pieces);
             drop(pins);
             match read {
+                Ok(()) if !still_here => done(Err(ReadError::NotHere)),
                 Ok(()) => done(Ok(buf)),
                 Err(error) => {
                     shared.suspect(offset, len, &error);
@@ -305,6 +313,7 @@ impl Shared {
             StorageError::Closed
             | StorageError::OutOfRange { .. }
             | StorageError::Layout { .. }
+            | StorageError::Unsynced { .. }
             | StorageError::ReadOnly { .. } => return,
         };
         tracing::warn!(torrent = %self.info.name, "reading failed, so it is checked: {error}");
@@ -427,19 +436,23 @@ impl Shared {
         let Some(pins) = self.table.pin(self.pieces(waiter)) else { return self.take_up(waiter) };
         let buf = scratch.buffer(waiter.len);
         let read = self.fetch(waiter.offset, buf);
+        let still_here = self.still_here(self.pieces(waiter));
         drop(pins);
         let result = match read {
+            Ok(()) if !still_here => return self.take_up(waiter),
             Ok(()) => Ok(&*buf),
             Err(StorageError::Closed) if self.is_removed() => Err(ReadError::Removed),
             Err(StorageError::Closed) => Err(ReadError::Closed),
             Err(error) => {
-                self.suspect(waiter.offset, waiter.len, &error);
                 if waiter.failures.fetch_add(1, Ordering::Relaxed) + 1 < TRIES {
                     let pieces: Vec<PieceIndex> = self.pieces(waiter).map(PieceIndex).collect();
-                    // They still count as complete: no second look before the owner has heard of it.
+                    // They still count as complete: no second look before the owner has heard of it. Registered before
+                    // that: it may have them checked, and wake, at once.
                     self.register(waiter, &pieces);
+                    self.suspect(waiter.offset, waiter.len, &error);
                     return self.demand(waiter, pieces);
                 }
+                self.suspect(waiter.offset, waiter.len, &error);
                 self.inbox.post(Demand::Unreadable { reason: error.to_string() });
                 Err(error.into())
             }
@@ -821,6 +834,68 @@ mod tests {
         let mut buf = [0; 10];
         assert!(reader.try_read(0, &mut buf));
         assert_eq!(buf, [7; 10]);
+        workers.stop(LONG);
+    }
+
+    #[test]
+    fn s1_what_goes_under_the_readers_hands_is_not_answered() {
+        /// The first time, the piece turns out to be lost while it is read.
+        #[derive(Default)]
+        struct Loses(OnceLock<Arc<Shared>>, AtomicUsize);
+        impl Loses {
+            fn fill(&self, buf: &mut [u8]) {
+                let again = self.1.fetch_add(1, Ordering::SeqCst) > 0;
+                buf.fill(if again { 7 } else { 9 });
+                if let Some(shared) = self.0.get().filter(|_| !again) {
+                    shared.table.set(PieceIndex(0), PieceState::Missing);
+                }
+            }
+        }
+        impl Store for Loses {
+            fn write_at(&self, _: u64, _: &[IoSlice<'_>]) -> Result<(), StorageError> {
+                Ok(())
+            }
+            fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+                self.fill(buf);
+                Ok(())
+            }
+            fn try_read(&self, _: u64, buf: &mut [u8]) -> Result<bool, StorageError> {
+                self.fill(buf);
+                Ok(true)
+            }
+            fn sync(&self) -> Result<(), StorageError> {
+                Ok(())
+            }
+            fn discard(&self, _: std::ops::Range<u64>, _: std::ops::Range<u64>) -> Result<(), StorageError> {
+                Ok(())
+            }
+            fn files(&self) -> Result<Vec<crate::storage::FileState>, StorageError> {
+                Ok(Vec::new())
+            }
+            fn close(&self) {}
+        }
+        let workers = Workers::start(1).unwrap();
+        let plain = shared(&workers, 2);
+        let losing = || {
+            let store = Arc::new(Loses::default());
+            let (info, table) = (plain.info.clone(), Arc::new(PieceTable::new(2, PieceState::Complete)));
+            let shared = Arc::new(Shared::new(info, table, store.clone(), workers.clone(), Arc::default()));
+            assert!(store.0.set(shared.clone()).is_ok());
+            shared
+        };
+        let shared = losing();
+        let reader = Reader::open(shared.clone(), FileIndex(0)).unwrap();
+        let (_ticket, answers) = read(&reader, 0, 10);
+        while shared.notifier.waiters().is_empty() {
+            assert!(answers.try_recv().is_err(), "what was lost was answered");
+            std::thread::yield_now();
+        }
+        complete(&shared, 0);
+        assert_eq!(answers.recv_timeout(LONG).unwrap().unwrap(), vec![7; 10]);
+        assert!(!losing().try_here(0, &mut [0; 10]));
+        let (told, answers) = channel();
+        losing().read_here(0, 10, Box::new(move |r| _ = told.send(r.map(<[u8]>::to_vec))));
+        assert_eq!(answers.recv_timeout(LONG).unwrap(), Err(ReadError::NotHere));
         workers.stop(LONG);
     }
 
