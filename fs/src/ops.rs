@@ -23,6 +23,7 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::attr::{Attr, AttrOptions, Kind, attr_of, kind_of};
 use crate::content::{Backing, Content, Stream, TryRead};
@@ -408,10 +409,15 @@ impl Operations {
         mut add: impl FnMut(DirEntry<'_>, &Attr) -> bool,
     ) -> Result<(), Errno> {
         let (tree, dir) = self.listing(handle, offset)?;
+        let present = self.content.tree();
         let mut added = Vec::new();
         let outcome = list(&tree, dir, offset, |entry| {
-            // Of the listed tree: an entry that has gone since is found to be gone when it is used.
-            let Ok(attr) = self.attr(&tree, entry.node) else { return false };
+            // Of the listed tree: an entry that has gone since is found to be gone when it is used…
+            let Ok(mut attr) = self.attr(&tree, entry.node) else { return false };
+            if kind_of(&present, entry.node).is_none() {
+                // …at once, and isn't remembered: its name may stand for another one.
+                (attr.ttl, attr.entry_ttl) = (Duration::ZERO, Duration::ZERO);
+            }
             let full = add(entry, &attr);
             if !full && entry.name != "." && entry.name != ".." {
                 added.push(entry.node);

@@ -1,7 +1,7 @@
 //! The composition root: puts the parts together, waits for signals, takes everything down again.
 //!
 //! [`mount`] is the main job; [`cat`] prints a file without a mount, which [`locate`] finds by its path; [`demo`]
-//! seeds a sample with a second client and mounts it; [`verify`] checks what is here of a torrent; [`cache`] shows and
+//! seeds a sample with a second client and mounts it; [`watch`] follows a folder of torrents; [`verify`] checks what is here of a torrent; [`cache`] shows and
 //! trims the cache folder; [`start`] has what they share; [`signals`] is the one signal
 //! handler; [`daemon`] is the split into a waiting parent and a process in the background; [`notify`] is who else is
 //! told how the mount is; [`watchdog`] says what hangs, and [`diagnose`] all there is to say; [`shutdown`] is the one
@@ -23,6 +23,7 @@ pub mod signals;
 pub mod start;
 pub mod verify;
 pub mod watchdog;
+pub mod watch;
 
 use std::future::Future;
 

@@ -40,7 +40,7 @@ mod verdicts;
 mod wants;
 mod work;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -120,6 +120,8 @@ pub struct Torrent {
     changed: Arc<Notify>,
     commands: mpsc::Sender<Command>,
     settled: watch::Sender<bool>,
+    /// Somebody named it, on the command line or to the running program; not only a file in a watched folder.
+    pub(crate) named: AtomicBool,
     /// All its tasks.
     pub(crate) scope: TaskScope,
     /// Bytes that are charged for what is kept of it, until it is live.

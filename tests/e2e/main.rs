@@ -58,4 +58,5 @@ mod transmission;
 mod two_processes;
 mod upload;
 mod verify;
+mod watched;
 mod whole;
