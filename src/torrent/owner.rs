@@ -175,6 +175,8 @@ struct Owner {
     stale: bool,
     failed: Option<String>,
     persisted: Vec<oneshot::Sender<()>>,
+    /// The end was asked for before the storage was open.
+    closing: bool,
 }
 
 /// Starts a torrent in tasks of `scope` and returns its handle at once.
@@ -246,6 +248,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         stale: true,
         failed: None,
         persisted: Vec::new(),
+        closing: false,
         env,
     };
     owner.totals.left.store(u64::MAX >> 1, Ordering::Relaxed);
@@ -526,7 +529,11 @@ impl Owner {
         }
         self.env.room.quota().recount(self.charged, ready.kept);
         self.membership = Some(self.env.room.join(self.torrent.slot, shared.clone()));
-        self.records = Some(Records::new(shared.store.is_durable(), ready.recorded, ready.clean));
+        let mut records = Records::new(shared.store.is_durable(), ready.recorded, ready.clean);
+        if self.closing {
+            records.want(true);
+        }
+        self.records = Some(records);
         let geometry = Arc::new(shared.info.geometry.clone());
         let source = Arc::new(Serving(shared.clone()));
         let _ = self.torrent.sessions.known().set(Known { geometry, source });
@@ -577,6 +584,8 @@ impl Owner {
         match command {
             Command::Persist { clean, done } => {
                 if self.torrent.live().is_none() {
+                    // Should it be opened yet, nothing is written to it.
+                    self.closing |= clean;
                     let _ = done.send(());
                     return;
                 }

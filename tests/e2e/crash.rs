@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use torrentfs::metainfo::Metainfo;
 use torrentfs::metainfo::geometry::PieceIndex;
 use torrentfs::metainfo::info::{FileKind, Info};
+use torrentfs::storage::Store;
 use torrentfs::storage::file::{FileStore, StoredFile};
 use torrentfs::storage::pool::Scratch;
 use torrentfs::storage::resume;
