@@ -6,7 +6,7 @@ in turn, so that a busy moment of the machine hits all of them. Every run begins
     bench.py --program PATH [--rqbit PATH] [--btfs PATH] [--rounds N] [--rows a,c] [--size MIB] [--seeks N] [--no-write]
 
 Rows: a whole file, b first byte, c seeks, d player, e random reads, f 333,333 pieces, g 80 peers,
-h what is kept (checking, a bounded cache).
+h what is kept (checking, a bounded cache), i what is here (a complete file, folders, small files).
 """
 
 import argparse
@@ -21,14 +21,14 @@ import time
 
 import libtorrent as lt
 
-from benchmark import latency, report, storage, volume
+from benchmark import latency, local, report, storage, volume
 from benchmark.clients import Btfs, Cat, Rqbit, ToDisk, Torrentfs
-from benchmark.swarm import Lights, Relays, Seeders, Swarm, Tracker, make_huge, make_random
+from benchmark.swarm import Lights, Relays, Seeders, Swarm, Tracker, make_huge, make_many, make_random
 from benchmark.tools import MIB, ROOT, Failed, machine
 
 DOCUMENT = ROOT / "docs" / "BENCHMARKS.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-ROWS = "abcdefgh"
+ROWS = "abcdefghi"
 SEEDERS = 4
 SEEK_RATE = SEEDERS * 2 * MIB
 PLAYER_SWARM = 6 * MIB
@@ -38,6 +38,11 @@ MANY_PEERS = 80
 # btfs reads about 13 MiB/s, whatever the size.
 BTFS_SHARE = 8
 SEEK_PAUSE = 0.7
+# Files to list, with the bytes of each; so many of them are read as well.
+MANY_FILES = {10_000: 4096, 100_000: 8}
+READ_FILES = 10_000
+# What btfs has to fetch before it can read it again.
+BTFS_HERE = 64
 
 
 class Bench:
@@ -74,6 +79,13 @@ class Bench:
             return Swarm(self.torrent, relays, self.tracker, SEEK_RATE)
         if kind == "many":
             return Swarm(self.torrent, self.kept(Lights(self.torrent, MANY_PEERS, os.cpu_count(), 4)), self.tracker)
+        if kind in MANY_FILES:
+            torrent = make_many(self.folder, kind, MANY_FILES[kind], local.make_tree)
+            return Swarm(torrent, self.kept(Seeders(torrent, 1, 6)), self.tracker)
+        if kind == "short":
+            (self.folder / "short").mkdir()
+            torrent = make_random(self.folder / "short", BTFS_HERE)
+            return Swarm(torrent, self.kept(Seeders(torrent, 2, 7)), self.tracker)
         huge = make_huge(self.folder, HUGE_PIECES)
         return Swarm(huge, self.kept(Lights(huge, HUGE_PEERS, 1, 5)), self.tracker)
 
@@ -195,8 +207,27 @@ class Bench:
         )
 
 
+    def row_i(self, number, what):
+        row = "here: warm, MiB/s"
+        self.measure(what, row, Torrentfs, lambda results: local.mounted(results, self.client(Torrentfs, self.swarm("unlimited"))))
+        self.measure(what, row, Plain, lambda results: local.plain(results, self.torrent, self.folder / "plain.bin"))
+        if self.args.btfs and number == 0:
+            self.measure(what, row, Btfs, lambda results: local.mounted(results, self.client(Btfs, self.swarm("short"))))
+        for count in MANY_FILES:
+            swarm, row, read = self.swarm(count), f"list {count}, cold, s", count <= READ_FILES
+            folder = swarm.torrent.content
+            kinds = [Torrentfs] + ([Btfs] if self.args.btfs and number == 0 else [])
+            for kind in kinds:
+                self.measure(what, row, kind, lambda results: local.tree(results, self.client(kind, swarm), count, read))
+            self.measure(what, row, Plain, lambda results: local.plain_tree(results, folder, count, read))
+
+
 class Sha1sum:
     name = "sha1sum"
+
+
+class Plain:
+    name = "plain file"
 
 
 def version(name, program):

@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         }
         Command::Verify(config) => run::verify::run(&config),
         Command::Cache(config) => run::cache::run(&config),
+        Command::Remote(remote) => run::remote::run(&remote),
         Command::Demo { mountpoint, verbosity, log_format } => {
             run::demo::run(mountpoint, verbosity, log_format)
         }

@@ -79,6 +79,9 @@ pub struct Status {
     pub kernel: bool,
     /// It has ended and only waits to be collected.
     pub dead: bool,
+    /// It runs, waits for a processor, or is where a signal can't take it out (a read, for instance): what was done for
+    /// it may still have to take effect.
+    pub busy: bool,
     /// Pending for the thread.
     pub pending: SigSet,
     /// Pending for its process.
@@ -101,7 +104,10 @@ pub fn parse_status(text: &[u8]) -> Option<Status> {
         let value = std::str::from_utf8(rest.get(1..).unwrap_or_default()).unwrap_or_default().trim();
         let set = || u64::from_str_radix(value, 16).ok().map(SigSet);
         match key {
-            b"State" => status.dead = value.starts_with(['Z', 'X', 'x']),
+            b"State" => {
+                status.dead = value.starts_with(['Z', 'X', 'x']);
+                status.busy = value.starts_with(['R', 'D']);
+            }
             b"Tgid" => status.tgid = value.parse().ok()?,
             b"Kthread" => status.kernel = value == "1",
             b"SigPnd" => status.pending = set()?,
@@ -161,11 +167,20 @@ pub fn judge(status: Option<&Status>) -> Judgement {
 /// the kernel may have given it to one that we didn't choose. Long against a wake-up, short for a human.
 pub const OFFER: Duration = Duration::from_millis(300);
 
+/// The same, while the thread that it was offered to is seen to be busy: on a machine with more to do than it can
+/// a thread may wait that long for its turn.
+pub const OFFER_TO_BUSY: Duration = Duration::from_secs(5);
+
+/// How often the same thread is offered it anew: the kernel repeats a read that was ahead, and page by page.
+const AGAIN: u32 = 4;
+
 /// To which thread of a process a signal was offered.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Offers {
     /// Threads it was offered to, the last one at the end, with the time of the offer.
     tried: Vec<(u32, Instant)>,
+    /// How often the last one was offered it anew.
+    again: u32,
 }
 
 impl Offers {
@@ -177,14 +192,25 @@ impl Offers {
 
 /// Chooses the thread that a signal sent to its process is for, out of those that wait in a reading system
 /// call and have seen it twice: the first thread of the process, which the kernel prefers too, otherwise the
-/// lowest; and stays with it for [`OFFER`], so that no two threads get it.
-pub fn choose(tgid: u32, candidates: &[u32], offers: &mut Offers, now: Instant) -> Option<u32> {
-    if let Some((tid, at)) = offers.tried.last()
-        && now.saturating_duration_since(*at) < OFFER
-    {
-        // Its next read, if it began another instead of returning.
-        return candidates.contains(tid).then_some(*tid);
+/// lowest; and stays with it for [`OFFER`], or longer while that one is `busy`, so that no two threads get it.
+pub fn choose(tgid: u32, candidates: &[u32], offers: &mut Offers, busy: bool, now: Instant) -> Option<u32> {
+    if let Some((tid, at)) = offers.tried.last_mut() {
+        let passed = now.saturating_duration_since(*at);
+        if candidates.contains(tid) {
+            // Its next read, if it began another instead of returning.
+            if offers.again < AGAIN {
+                offers.again += 1;
+                *at = now;
+                return Some(*tid);
+            }
+            if passed < OFFER {
+                return Some(*tid);
+            }
+        } else if passed < OFFER || busy && passed < OFFER_TO_BUSY {
+            return None;
+        }
     }
+    offers.again = 0;
     let fresh = |tid: &&u32| !offers.tried.iter().any(|(tried, _)| tried == *tid);
     let pick = candidates.iter().filter(fresh).min_by_key(|tid| (**tid != tgid, **tid)).copied();
     let pick = match pick {
@@ -252,7 +278,11 @@ mod tests {
         assert_eq!(status.tgid, 70);
         assert_eq!(status.pending, SigSet::of(&[libc::SIGKILL]));
         assert_eq!(status.blocked, SigSet::of(&[libc::SIGQUIT]));
-        assert!(!status.kernel && !status.dead);
+        assert!(!status.kernel && !status.dead && !status.busy);
+        for (state, busy) in [("R (running)", true), ("D (disk sleep)", true), ("T (stopped)", false)] {
+            let status = parse_status(text(&[("State", state)]).as_bytes()).unwrap();
+            assert_eq!(status.busy, busy, "{state}");
+        }
         for broken in ["", "Tgid:\t3\n", "Name:\tx\nSigPnd:\tzz\n"] {
             assert_eq!(parse_status(broken.as_bytes()), None, "{broken:?}");
         }
@@ -333,18 +363,32 @@ mod tests {
     #[test]
     fn a_signal_to_a_process_is_for_one_thread() {
         let now = Instant::now();
-        let at = |ms| now + Duration::from_millis(ms);
         let mut offers = Offers::default();
-        assert_eq!(choose(70, &[], &mut offers, at(0)), None);
-        assert_eq!(choose(70, &[80, 70, 75], &mut offers, at(0)), Some(70));
-        // Not to another one while it returns; to the same one if it reads on.
-        assert_eq!(choose(70, &[80, 75], &mut offers, at(50)), None);
-        assert_eq!(choose(70, &[80, 75, 70], &mut offers, at(100)), Some(70));
-        // It had no effect: the next.
-        assert_eq!(choose(70, &[80, 75], &mut offers, at(301)), Some(75));
-        assert_eq!(choose(70, &[80, 70], &mut offers, at(350)), None);
-        assert_eq!(choose(70, &[80, 70], &mut offers, at(700)), Some(80));
-        assert_eq!(choose(70, &[80, 70], &mut offers, at(1100)), Some(70));
+        /// When in milliseconds, who waits, whether the last one is busy; who gets it.
+        type Row<'a> = (&'a str, u64, &'a [u32], bool, Option<u32>);
+        #[rustfmt::skip]
+        let rows: [Row; 16] = [
+            ("nobody", 0, &[], false, None),
+            ("the first thread", 0, &[80, 70, 75], false, Some(70)),
+            ("not to another one while it returns", 50, &[80, 75], false, None),
+            ("the same one if it reads on", 100, &[80, 75, 70], false, Some(70)),
+            ("which begins its time anew", 390, &[80, 75], false, None),
+            ("it waits for a processor", 2000, &[80, 75], true, None),
+            ("and reads on", 4000, &[80, 75, 70], true, Some(70)),
+            ("and again", 4100, &[80, 75, 70], true, Some(70)),
+            ("and again", 4200, &[80, 75, 70], true, Some(70)),
+            ("that often no more", 4300, &[80, 75, 70], true, Some(70)),
+            ("it had no effect: the next", 4501, &[80, 75, 70], true, Some(75)),
+            ("a while", 4800, &[80, 70], false, None),
+            ("it is elsewhere: the next", 4802, &[80, 70], false, Some(80)),
+            ("all were tried, and this one is busy", 9801, &[70, 75], true, None),
+            ("for too long", 9802, &[70, 75], true, Some(70)),
+            ("from the beginning", 10103, &[75, 80], false, Some(75)),
+        ];
+        for (what, ms, candidates, busy, expected) in rows {
+            let got = choose(70, candidates, &mut offers, busy, now + Duration::from_millis(ms));
+            assert_eq!(got, expected, "{what}, at {ms}");
+        }
     }
 
     #[test]

@@ -51,7 +51,8 @@ struct Waiter {
 /// What is remembered from look to look.
 #[derive(Default)]
 struct Memory {
-    offers: HashMap<u32, Offers>,
+    /// By process: the offers of what was sent to it, and who got the last one.
+    offers: HashMap<u32, (Offers, Option<Arc<Caller>>)>,
     turn: usize,
 }
 
@@ -72,7 +73,7 @@ impl Memory {
             self.finish(parked, &waiters, *tgid, process, now);
         }
         let offered = |tgid: &u32| processes.get(tgid).is_some_and(|process: &Process| process.offered);
-        self.offers.retain(|tgid, offers| offered(tgid) || offers.is_recent(now));
+        self.offers.retain(|tgid, (offers, _)| offered(tgid) || offers.is_recent(now));
         if parked.callers().len() > waiters.len() * 2 {
             parked.callers().prune();
         }
@@ -160,7 +161,10 @@ impl Memory {
         if tids.is_empty() {
             return;
         }
-        if let Some(tid) = choose(tgid, &tids, self.offers.entry(tgid).or_default(), now) {
+        let (offers, last) = self.offers.entry(tgid).or_default();
+        let busy = last.as_ref().is_some_and(|caller| matches!(caller.look(), Look::Alive(s) if s.busy));
+        if let Some(tid) = choose(tgid, &tids, offers, busy, now) {
+            *last = waiters.iter().find(|waiter| waiter.caller.tid == tid).map(|w| w.caller.clone());
             for waiter in process.candidates.iter().filter_map(found).filter(|w| w.caller.tid == tid) {
                 interrupt(parked, waiter, "its process caught a signal");
             }

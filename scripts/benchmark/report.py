@@ -103,6 +103,20 @@ def beside_rivals(factor, more):
     return judge
 
 
+def beside_plain(factor, more):
+    """A target beside the plain file of the run: at least `factor` times as much, or at most."""
+
+    def judge(results, row):
+        ours, plain = results.middle(row, OURS), results.middle(row, "plain file")
+        if ours is None or plain is None:
+            return ""
+        ratio = ours / plain
+        sign, met = ("≥", ratio >= factor) if more else ("≤", ratio <= factor)
+        return verdict(f"{sign} {factor} × plain: {number(ratio)} ×", met)
+
+    return judge
+
+
 @dataclasses.dataclass
 class Row:
     """One line of a table. `source` is the key of its figures, by default the label."""
@@ -211,6 +225,21 @@ SECTIONS = [
             Row("whole file through `--cache-size 128M`, MiB/s", "bounded, MiB/s"),
             Row("the same, CPU s/GiB", "bounded, CPU s/GiB"),
             Row("anonymous memory, peak, MiB", "bounded, memory", target=at_most(64, " MiB")),
+        ],
+    ),
+    (
+        "What is here, as a disk",
+        [
+            Row("a complete file again, warm, MiB/s", "here: warm, MiB/s", target=beside_plain(0.95, True)),
+            Row("the same, pages of the mount dropped, MiB/s", "here: reader's pages dropped, MiB/s"),
+            Row("random reads of 4 KiB, warm, µs", "here: random 4 KiB, µs"),
+            Row("random reads of 128 KiB, warm, µs", "here: random 128 KiB, µs"),
+            Row("`ls -lR` of 10,000 files, cold, s", "list 10000, cold, s"),
+            Row("the same, warm, s", "list 10000, warm, s", target=at_most(0.1, " s")),
+            Row("`ls -lR` of 100,000 files, cold, s", "list 100000, cold, s"),
+            Row("the same, warm, s", "list 100000, warm, s", target=at_most(1, " s")),
+            Row("opening and reading a small file of 10,000, first, µs", "open 10000, first, µs"),
+            Row("the same, again, µs", "open 10000, again, µs"),
         ],
     ),
 ]

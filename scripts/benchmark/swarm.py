@@ -20,11 +20,11 @@ SEND_BUFFER = 64 * 1024
 
 
 class Torrent:
-    """A torrent of one file and where its data lies."""
+    """A torrent and where its data lies. With a `name` it is a folder of that name, otherwise one file."""
 
-    def __init__(self, path, data, described):
+    def __init__(self, path, data, described, name=None):
         self.path, self.data = path, data
-        self.file, self.size = described["files"][0]
+        self.file, self.size = (name, described["total_size"]) if name else described["files"][0]
         self.piece, self.pieces = described["piece_length"], described["pieces"]
         self.hash = described["v1"]
 
@@ -50,12 +50,19 @@ def make_huge(folder, pieces):
     return made(torrent, data, data, torrent, "--huge", pieces)
 
 
-def made(torrent, data, *args):
+def make_many(folder, count, size, make_tree):
+    """A torrent of `count` files of `size` bytes, which `make_tree` makes, in a hundred folders."""
+    data, torrent = folder / f"many-{count}", folder / f"many-{count}.torrent"
+    make_tree(data / "many", count, 100, size)
+    return made(torrent, data, data / "many", torrent, "--piece-size", MIB, name="many")
+
+
+def made(torrent, data, *args, name=None):
     process = run_python("mktorrent.py", *args)
     described, _ = process.communicate(timeout=600)
     if process.returncode != 0:
         raise SystemExit("mktorrent.py failed")
-    return Torrent(torrent, data, json.loads(described))
+    return Torrent(torrent, data, json.loads(described), name)
 
 
 class Seeders:

@@ -3,8 +3,9 @@
 //! [`parse`] turns arguments into a [`Command`] with checked, typed settings. The flags that several commands have
 //! stand in `shared`, those of `cat` in `cat`, those of `verify` and `cache` in
 //! files of their own, with what these say. `options` reads `-o OPTS`, [`helper`] the command line of `mount.torrentfs`,
-//! `config_file` what `--config` names; all turn it into a command line of `torrentfs mount`. Then: [`exit`], the exit codes and the form of errors; [`log`], log
-//! lines; [`terminal`], the live display; [`inspect`], the command of that name; [`demo`], the sample that the demo
+//! `config_file` what `--config` names; all turn it into a command line of `torrentfs mount`. Then: [`exit`], the exit
+//! codes and the form of errors; [`log`], log lines; [`terminal`], the live display; [`remote`] and [`status`], the
+//! commands that talk to a running mount; [`inspect`], the command of that name; [`demo`], the sample that the demo
 //! seeds.
 //!
 //! Flags stand in the help text once they work. Switches for what isn't there yet are accepted and not listed,
@@ -21,7 +22,9 @@ pub mod inspect;
 pub mod log;
 mod options;
 pub mod progress;
+pub mod remote;
 mod shared;
+pub mod status;
 pub mod terminal;
 pub mod verify;
 
@@ -37,6 +40,7 @@ use crate::torrent::background::Prefetch;
 use cache::CacheArgs;
 use cat::CatArgs;
 use exit::{Exit, Failure};
+use remote::{AddArgs, PrefetchArgs, Remote, RemoveArgs, StatusArgs, UnmountArgs};
 use shared::{ClientArgs, LoggingArgs};
 use verify::VerifyArgs;
 
@@ -58,6 +62,8 @@ pub enum Command {
     Verify(Box<VerifyConfig>),
     /// Show or trim the cache folder.
     Cache(CacheConfig),
+    /// Ask a running mount for something.
+    Remote(Remote),
     /// Make a sample, seed it and mount it.
     Demo {
         /// Where; `None` for a temporary folder.
@@ -142,6 +148,12 @@ Examples:
       What a torrent holds, without mounting it.
   torrentfs verify --data ~/Downloads film.torrent
       Use what another client has downloaded, in place.
+  torrentfs status --watch
+      What running mounts do, as it goes on.
+  torrentfs add /mnt/all third.torrent
+      One more torrent in a running mount; \"remove\" takes one out, \"unmount\" ends the mount.
+  torrentfs prefetch /mnt/all/film/part1.mkv
+      Fetch it whole, in the background.
   torrentfs cache list
       What is kept, and how much room it takes.
   torrentfs demo
@@ -196,6 +208,17 @@ enum Subcommands {
     Verify(VerifyArgs),
     /// Show what lies in the cache, and remove what isn't needed any more
     Cache(CacheArgs),
+    /// Show what running mounts do
+    Status(StatusArgs),
+    /// Add torrents to a running mount
+    #[command(after_help = VALUES)]
+    Add(AddArgs),
+    /// Take torrents out of a running mount
+    Remove(RemoveArgs),
+    /// End a running mount, in good order, and wait until it has
+    Unmount(UnmountArgs),
+    /// Fetch files or folders of a running mount whole, in the background
+    Prefetch(PrefetchArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
     Demo(DemoArgs),
     /// Print a script that completes this program's command line in a shell
@@ -305,6 +328,11 @@ impl Cli {
             Subcommands::Inspect(args) => Command::Inspect { source: args.source, json: args.json },
             Subcommands::Verify(args) => Command::Verify(Box::new(args.config())),
             Subcommands::Cache(args) => Command::Cache(args.config()),
+            Subcommands::Status(args) => Command::Remote(args.into()),
+            Subcommands::Add(args) => Command::Remote(args.into()),
+            Subcommands::Remove(args) => Command::Remote(args.into()),
+            Subcommands::Unmount(args) => Command::Remote(args.into()),
+            Subcommands::Prefetch(args) => Command::Remote(args.into()),
             Subcommands::Demo(args) => Command::Demo {
                 mountpoint: args.mountpoint,
                 verbosity: args.logging.verbosity(),
@@ -542,6 +570,21 @@ mod tests {
         for (line, dir, action) in rows {
             assert_eq!(read(&format!("cache {line}")).unwrap(), cache(dir, action), "{line}");
         }
+        let at = || Some(std::path::PathBuf::from("/m"));
+        let rows = [
+            ("status", Remote::Status { mountpoint: None, json: false, watch: false }),
+            ("status /m --json --watch", Remote::Status { mountpoint: at(), json: true, watch: true }),
+            ("add /m a b", Remote::Add { mountpoint: "/m".into(), sources: vec!["a".into(), "b".into()] }),
+            (
+                "remove /m --delete-data a",
+                Remote::Remove { mountpoint: "/m".into(), torrents: vec!["a".into()], delete_data: true },
+            ),
+            ("unmount /m", Remote::Unmount { mountpoint: "/m".into() }),
+            ("prefetch /m/a --off b", Remote::Prefetch { paths: vec!["/m/a".into(), "b".into()], off: true }),
+        ];
+        for (line, want) in rows {
+            assert_eq!(read(line).unwrap(), Command::Remote(want), "{line}");
+        }
         assert_eq!(
             read("demo -q").unwrap(),
             Command::Demo { mountpoint: None, verbosity: -1, log_format: LogFormat::Text }
@@ -595,6 +638,12 @@ mod tests {
             ("cat --offset -1 a", "unexpected argument"),
             ("cat --length soon a", "a size is a number"),
             ("cat --allow-other a", "unexpected argument"),
+            ("status a b", "unexpected argument"),
+            ("add", "MOUNTPOINT"),
+            ("add /m", "SOURCE"),
+            ("remove /m", "NAME|INFOHASH"),
+            ("unmount", "MOUNTPOINT"),
+            ("prefetch --off", "PATH"),
             ("inspect", "SOURCE"),
             ("inspect a b", "unexpected argument"),
             ("completions tcsh", "[possible values: bash"),

@@ -20,6 +20,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -255,9 +256,11 @@ pub(super) fn fit(name: &str, width: usize) -> String {
 
 /// Of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Size {
-    columns: usize,
-    rows: usize,
+pub struct Size {
+    /// How wide.
+    pub columns: usize,
+    /// How high.
+    pub rows: usize,
 }
 
 /// What one live line is about.
@@ -265,6 +268,7 @@ struct Size {
 enum Live {
     Torrent(TorrentLine),
     Progress(Progress),
+    Text(String),
 }
 
 impl Live {
@@ -273,19 +277,26 @@ impl Live {
         match self {
             Self::Torrent(torrent) => line(torrent, width),
             Self::Progress(progress) => progress.line(width),
+            Self::Text(text) => cut(text, width).into_owned(),
         }
     }
 }
 
 /// What the terminal shows below the log, and the bytes that change it.
 #[derive(Debug, Default)]
-struct Screen {
+pub struct Screen {
     live: Vec<Live>,
     /// Live lines on the terminal now; the cursor stands at the beginning of the line below them.
     drawn: usize,
 }
 
 impl Screen {
+    /// Bytes that bring the terminal from the lines it shows to these, as far as they fit on it.
+    pub fn redraw(&mut self, lines: Vec<String>, size: Size) -> Vec<u8> {
+        self.live = lines.into_iter().map(Live::Text).collect();
+        self.render(&[], size)
+    }
+
     /// Bytes that write `log` (whole lines) above the live lines and bring those up to date.
     fn render(&mut self, log: &[u8], size: Size) -> Vec<u8> {
         let mut out = Vec::new();
@@ -559,14 +570,22 @@ fn run(
 
 /// The size of the terminal at stderr.
 fn terminal_size() -> Size {
+    size_of(&std::io::stderr()).unwrap_or(USUAL_SIZE)
+}
+
+/// The size of a terminal; `None` for what isn't one. One that doesn't tell its size has the usual.
+pub fn size_of(terminal: &(impl AsRawFd + IsTerminal)) -> Option<Size> {
+    if !terminal.is_terminal() {
+        return None;
+    }
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ writes one `winsize` to the address it is given, which is valid for that.
-    let done = unsafe { libc::ioctl(libc::STDERR_FILENO, libc::TIOCGWINSZ, &raw mut size) } == 0;
-    if done && size.ws_col > 0 && size.ws_row > 0 {
+    let done = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) } == 0;
+    Some(if done && size.ws_col > 0 && size.ws_row > 0 {
         Size { columns: size.ws_col.into(), rows: size.ws_row.into() }
     } else {
         USUAL_SIZE
-    }
+    })
 }
 
 #[cfg(test)]

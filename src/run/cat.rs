@@ -245,7 +245,7 @@ impl Fault {
                 .hint("name a peer with --peer, or wait longer with --read-timeout; what came is kept"),
             ReadError::Full => Failure::new(Exit::Cache, what, error)
                 .hint("make room there, or keep the data elsewhere with --cache-dir"),
-            ReadError::Io(_) | ReadError::Closed | ReadError::NotHere => {
+            ReadError::Io(_) | ReadError::Closed | ReadError::NotHere | ReadError::Removed => {
                 Failure::new(Exit::Data, what, error)
             }
         })

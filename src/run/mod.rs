@@ -8,11 +8,14 @@
 
 pub mod cache;
 pub mod cat;
+pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod locate;
 pub mod mount;
 pub mod notify;
+pub mod reach;
+pub mod remote;
 pub mod shutdown;
 pub mod signals;
 pub mod start;

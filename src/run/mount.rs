@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use torrentfs_fs::content::Content;
 use torrentfs_fs::mount::{MountError, MountOptions, mount};
 use torrentfs_fs::session::Mounted;
 
+use super::control::socket::{Bound, Place};
+use super::control::{self, answers};
 use super::daemon::{self, Side};
 use super::notify::Service;
 use super::shutdown::{Running, end};
@@ -21,6 +24,7 @@ use crate::cli::terminal::{self, Display};
 use crate::client::Client;
 use crate::config::{Config, UserRef};
 use crate::content::TorrentContent;
+use crate::control::place;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 use crate::torrent::Torrent;
@@ -289,6 +293,10 @@ pub async fn mount_client(
 ) -> Result<Arc<Mounted>, Failure> {
     let content = TorrentContent::new(client.clone());
     content.watch(scope);
+    let socket = bind_socket();
+    if let Some(socket) = &socket {
+        content.set_socket(socket.path().to_owned());
+    }
     let mut options = MountOptions::new(&config.mountpoint);
     if let Some(name) = &config.fs_name {
         options.fs_name = name.clone();
@@ -305,12 +313,41 @@ pub async fn mount_client(
     if let Some(umask) = config.umask {
         options.umask = umask as u16;
     }
-    let content: Arc<dyn Content> = content;
-    let mounted = super::on_thread("mount", move || mount(content, options)).await;
+    let port: Arc<dyn Content> = content.clone();
+    let mounted = super::on_thread("mount", move || mount(port, options)).await;
     let mounted = mounted.ok_or_else(|| Failure::internal("can't mount", "its thread is gone"))?;
-    let mounted = mounted.map_err(|error| mount_failure(config, error))?;
+    let mounted = Arc::new(mounted.map_err(|error| mount_failure(config, error))?);
     tracing::info!("mounted at {}", config.mountpoint.display());
-    Ok(Arc::new(mounted))
+    if let Some(socket) = socket {
+        let answers = answers::Mounted {
+            client: client.clone(),
+            content,
+            mountpoint: mounted.path().to_owned(),
+            socket: socket.path().to_owned(),
+            since: Instant::now(),
+            shutdown: config.client.shutdown_timeout,
+            ending: AtomicBool::new(false),
+        };
+        let allowed = control::Allowed { uid: nix::unistd::geteuid().as_raw() };
+        if let Err(error) = control::serve(socket, allowed, Arc::new(answers), &scope.child("control")) {
+            tracing::warn!("there is no control socket: {error}");
+        }
+    }
+    Ok(mounted)
+}
+
+/// The mount's control socket. A mount without one is as good for readers, so it is no error not to have one.
+fn bind_socket() -> Option<Bound> {
+    let uid = nix::unistd::geteuid().as_raw();
+    let folders = place::folders(uid, |name| std::env::var_os(name));
+    let bound = Place::open(&folders, uid).and_then(|place| Bound::bind(&place, std::process::id()));
+    bound
+        .inspect_err(|error| {
+            tracing::warn!(
+                "there is no control socket, so status, add, remove, unmount and prefetch don't work: {error}"
+            );
+        })
+        .ok()
 }
 
 fn mount_failure(config: &Config, error: MountError) -> Failure {

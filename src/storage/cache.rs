@@ -124,19 +124,29 @@ const MAX_VALUE: u64 = 4096;
 
 impl CacheDir {
     /// Makes the folder (and those above it) if it isn't there, locks it and tries whether
-    /// it takes data. Waits for the disk, not for another process.
+    /// it takes data. A disk that is only full is no error: what is there can be used, and there may be room later;
+    /// it is logged. Waits for the disk, not for another process.
     ///
     /// # Errors
-    /// [`CacheError`]; [`CacheError::InUse`] tells who has it.
+    /// [`CacheError`]; [`CacheError::InUse`] tells who has it, [`CacheError::Full`] that not even the folder
+    /// or its lock could be made.
     pub fn open(path: &Path) -> Result<Self, CacheError> {
         let failed = |op| move |error| CacheError::from_io(path, op, error);
         DirBuilder::new().recursive(true).mode(FOLDER).create(path).map_err(failed("making"))?;
         let cache = Self::lock(path)?;
-        cache.write_pid()?;
-        tempfile::tempfile_in(path)
-            .and_then(|mut file| file.write_all(&[0x5a; TRIAL]))
-            .map_err(failed("writing to"))?;
-        Ok(cache)
+        let trial = || {
+            cache.write_pid()?;
+            tempfile::tempfile_in(path)
+                .and_then(|mut file| file.write_all(&[0x5a; TRIAL]))
+                .map_err(failed("writing to"))
+        };
+        match trial() {
+            Err(full @ CacheError::Full { .. }) => {
+                tracing::warn!("{full}; until then what is here can be read, and nothing is fetched");
+                Ok(cache)
+            }
+            tried => tried.map(|()| cache),
+        }
     }
 
     /// Locks a folder that is there, to take things out of it: that must be possible on a full disk, too, so
@@ -212,6 +222,11 @@ impl CacheDir {
             },
             Err(error) => Err(CacheError::from_io(&path, "making", error)),
         }
+    }
+
+    /// A torrent is in use no longer, for those who look ([`Marks`]); `info_hash` as in [`CacheDir::torrent_dir`].
+    pub fn release(&self, info_hash: &str) {
+        unmark(&self.lock, place(&info_hash.to_ascii_lowercase()));
     }
 
     /// The room that is put by in it.
@@ -314,6 +329,13 @@ impl Marks {
 /// Locks a byte of the lock file, until that is closed. Only those who look depend on it, so failing is no error.
 fn mark(lock: &File, at: libc::off_t) {
     let _ = fcntl(lock.as_fd(), FcntlArg::F_OFD_SETLK(&byte(at)));
+}
+
+/// Takes a mark away.
+fn unmark(lock: &File, at: libc::off_t) {
+    let free = libc::flock { l_type: libc::F_UNLCK as libc::c_short, ..byte(at) };
+    // As above: only those who look depend on it.
+    let _ = fcntl(lock.as_fd(), FcntlArg::F_OFD_SETLK(&free));
 }
 
 /// One byte of the lock file, to be locked for writing.

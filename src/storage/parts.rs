@@ -8,7 +8,7 @@
 use std::io::IoSlice;
 
 /// What is still to be used of a list of buffers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Parts<'a> {
     parts: &'a [IoSlice<'a>],
     /// Bytes of the first that are done.
@@ -36,6 +36,13 @@ impl<'a> Parts<'a> {
         let mut taken = Vec::new();
         self.each(len, |part| taken.push(IoSlice::new(part)));
         taken
+    }
+
+    /// As [`Parts::take`], but they stay to be used, and are `most` buffers at most.
+    pub(super) fn peek(&self, len: u64, most: usize) -> Vec<IoSlice<'a>> {
+        let mut ahead = self.clone().take(len);
+        ahead.truncate(most);
+        ahead
     }
 
     /// The next `len` bytes, or what there is, copied.
@@ -79,8 +86,11 @@ mod tests {
             for second in 0..=20 - first {
                 let mut parts = Parts::new(&buffers);
                 parts.skip(first);
+                let ahead = parts.peek(second, 2);
                 let taken = parts.take(second);
                 assert!(taken.iter().all(|part| !part.is_empty()));
+                assert!(ahead.len() == taken.len().min(2));
+                assert!(ahead.iter().zip(&taken).all(|(ahead, taken)| **ahead == **taken));
                 let taken = taken.iter().flat_map(|part| part.to_vec());
                 let rest = parts.copy(99);
                 let all: Vec<u8> = (0..first as u8).chain(taken).chain(rest).collect();

@@ -23,6 +23,8 @@ mod bounded;
 mod cache_commands;
 mod cat;
 mod command_line;
+mod control;
+mod control_torrents;
 mod copies;
 mod crash;
 mod daemon;

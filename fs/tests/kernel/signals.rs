@@ -110,6 +110,8 @@ import time; time.sleep(60)
     reader.signal(Signal::SIGTERM);
     assert_eq!(reader.line(), "stopped 0");
     assert!(began.elapsed() < PROMPT * SLACK, "{:?}", began.elapsed());
+    // The reader may go on a moment before its read is withdrawn.
+    until("its read is withdrawn", || bed.mock.waiting() < 9);
     assert_eq!(bed.mock.waiting(), 8, "the other threads wait on");
     reader.signal(Signal::SIGKILL);
     reader.gone();

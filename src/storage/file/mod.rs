@@ -5,7 +5,7 @@
 //!
 //! **Parts.** [`FileStore`]; `layout` says what files are called; `table` what is open (at most [`MAX_OPEN`], the least
 //! recently used go first), written since the last sync, and under which name; `naming` opens, finishes and reopens
-//! files; `parts` moves bytes; `room` says what can be given back.
+//! files; `bytes` moves them; `room` says what can be given back.
 //!
 //! **Flow.** A file is opened for reading when it is first read, made and given its full size (sparse, it
 //! takes no room) when it is first written. A call looks its file up under a leaf lock, clones the `Arc` out
@@ -16,9 +16,9 @@
 //!
 //! **Not here.** How much may be kept, and which pieces are worth it.
 
+mod bytes;
 mod layout;
 mod naming;
-mod parts;
 mod room;
 mod table;
 #[cfg(test)]
@@ -36,12 +36,13 @@ use std::time::{Duration, Instant};
 
 use torrentfs_fs::lock::{Rank, RankedCondvar, RankedMutex};
 
+use super::parts::Parts;
 use super::volume::{OsVolume, Stat, Volume, VolumeFile};
 use super::{FileState, StorageError, Store};
 use crate::metainfo::geometry::{FileIndex, Geometry, Span};
+use bytes::{read, read_now, write};
 pub use layout::{Layout, StoredFile};
 use layout::{Name, Names};
-use parts::{Parts, read, read_now};
 use table::{Mark, Open, Standing, Table};
 
 /// Open files per store. Several stores and 80 peers each stay below the usual soft limit of descriptors once
@@ -186,14 +187,14 @@ impl FileStore {
     fn write_span(&self, span: Span, parts: &mut Parts<'_>, failures: u64) -> Result<(), StorageError> {
         let file = span.file.0;
         let open = self.get_sized(file)?;
-        let written = parts.write_to(&*open, span.offset, span.len, &self.let_go);
+        let written = write(&*open, span.offset, span.len, parts, &self.let_go);
         {
             // After the write: a sync that ran meanwhile must not take the mark away. After a failed one too.
             let mut table = self.table.lock();
             table.dirty.insert(file);
             // A sync that failed meanwhile may have lost some of what was written here, and won't say so again.
             if let Some(error) = table.failed.as_ref().filter(|_| table.failures != failures) {
-                return Err(error.clone());
+                return Err(StorageError::Unsynced { cause: Arc::new(error.clone()) });
             }
         }
         written.map_err(|e| self.error(file, "writing", e))
@@ -466,6 +467,16 @@ impl Store for FileStore {
         });
         drop(syncing);
         result
+    }
+
+    fn adopt(&self, range: Range<u64>) {
+        let spans = self.geometry.spans(range.start, range.end.saturating_sub(range.start));
+        let files: Vec<u32> =
+            spans.map(|span| span.file.0).filter(|file| !self.names.is_pad(*file)).collect();
+        let mut table = self.table.lock();
+        // Nor may its name be durable.
+        table.created.extend(&files);
+        table.dirty.extend(files);
     }
 
     fn discard(&self, range: Range<u64>, around: Range<u64>) -> Result<(), StorageError> {

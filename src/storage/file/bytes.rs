@@ -5,9 +5,10 @@
 //!
 //! **Not here.** Which file, and what an error means.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::storage::parts::Parts;
 use crate::storage::volume::{Flags, VolumeFile};
 
 /// The kernel's limit of parts in one `pwritev` (UIO_MAXIOV).
@@ -18,85 +19,36 @@ const MAX_PARTS: usize = 1024;
 /// of a common machine is larger.
 pub(super) const WHOLE: u64 = 16 * 1024;
 
-/// What is still to be written of a list of buffers.
-pub(super) struct Parts<'a> {
-    parts: &'a [IoSlice<'a>],
-    /// Bytes of the first that are done.
-    within: usize,
-}
-
-impl<'a> Parts<'a> {
-    pub(super) fn new(parts: &'a [IoSlice<'a>]) -> Self {
-        Self { parts, within: 0 }
-    }
-
-    /// Leaves out `len` bytes.
-    pub(super) fn skip(&mut self, len: u64) {
-        let mut left = len;
-        while let Some((first, others)) = self.parts.split_first() {
-            let rest = (first.len() - self.within) as u64;
-            if left < rest {
-                self.within += left as usize;
-                return;
+/// Writes the next `len` bytes of `parts` at `offset` of a file.
+pub(super) fn write(
+    file: &dyn VolumeFile,
+    mut offset: u64,
+    mut len: u64,
+    parts: &mut Parts<'_>,
+    let_go: &AtomicBool,
+) -> io::Result<()> {
+    while len > 0 {
+        let (step, uncached) = match let_go.load(Ordering::Relaxed) {
+            true => step(offset, len),
+            false => (len, false),
+        };
+        let flags = Flags { let_go: uncached, ..Flags::default() };
+        match file.write_vectored_at(&parts.peek(step, MAX_PARTS), offset, flags) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                parts.skip(written as u64);
+                offset += written as u64;
+                len = len.saturating_sub(written as u64);
             }
-            left -= rest;
-            self.parts = others;
-            self.within = 0;
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Not known here: the same again without, which tells what else may be wrong.
+            Err(error) if uncached && unknown(&error) => {
+                let_go.store(false, Ordering::Relaxed);
+            }
+            Err(error) => return Err(error),
         }
     }
-
-    /// The next `len` bytes, or fewer when that is more parts than one call takes.
-    fn batch(&self, len: u64) -> Vec<IoSlice<'_>> {
-        let mut left = len;
-        let mut batch = Vec::with_capacity(self.parts.len().min(MAX_PARTS));
-        let mut within = self.within;
-        for part in self.parts {
-            if left == 0 || batch.len() == MAX_PARTS {
-                break;
-            }
-            let rest = part.get(within..).unwrap_or_default();
-            within = 0;
-            let take = rest.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(rest);
-            left -= take.len() as u64;
-            if !take.is_empty() {
-                batch.push(IoSlice::new(take));
-            }
-        }
-        batch
-    }
-
-    /// Writes the next `len` bytes at `offset` of a file.
-    pub(super) fn write_to(
-        &mut self,
-        file: &dyn VolumeFile,
-        mut offset: u64,
-        mut len: u64,
-        let_go: &AtomicBool,
-    ) -> io::Result<()> {
-        while len > 0 {
-            let (step, uncached) = match let_go.load(Ordering::Relaxed) {
-                true => step(offset, len),
-                false => (len, false),
-            };
-            let batch = self.batch(step);
-            match file.write_vectored_at(&batch, offset, Flags { let_go: uncached, ..Flags::default() }) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => {
-                    drop(batch);
-                    self.skip(written as u64);
-                    offset += written as u64;
-                    len = len.saturating_sub(written as u64);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Not known here: the same again without, which tells what else may be wrong.
-                Err(error) if uncached && unknown(&error) => {
-                    let_go.store(false, Ordering::Relaxed);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// How much of `len` bytes at `offset` is to be written next, and whether its pages may be let go afterwards:
@@ -146,6 +98,7 @@ mod tests {
     use crate::storage::StorageError;
     use crate::storage::volume::over;
     use std::fs::File;
+    use std::io::IoSlice;
     use std::path::Path;
 
     #[test]
@@ -174,12 +127,12 @@ mod tests {
         let let_go = AtomicBool::new(true);
         let bytes = vec![1; 3 * WHOLE as usize];
         let slices = [IoSlice::new(&bytes)];
-        Parts::new(&slices).write_to(&*null, 5, bytes.len() as u64, &let_go).unwrap();
+        write(&*null, 5, bytes.len() as u64, &mut Parts::new(&slices), &let_go).unwrap();
         assert!(!let_go.load(Ordering::Relaxed), "asked once");
         // What is wrong besides is told all the same.
         let Ok(full) = File::options().write(true).open("/dev/full") else { return };
         let let_go = AtomicBool::new(true);
-        let error = Parts::new(&slices).write_to(&*over(full), 0, WHOLE, &let_go).unwrap_err();
+        let error = write(&*over(full), 0, WHOLE, &mut Parts::new(&slices), &let_go).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
         let Ok(zero) = File::open("/dev/zero") else { return };
         let let_go = AtomicBool::new(true);
@@ -205,7 +158,7 @@ mod tests {
         let bytes = [0; 10];
         let slices = [IoSlice::new(&bytes)];
         let let_go = AtomicBool::new(false);
-        let error = Parts::new(&slices).write_to(&*over(full), 0, 10, &let_go).unwrap_err();
+        let error = write(&*over(full), 0, 10, &mut Parts::new(&slices), &let_go).unwrap_err();
         assert!(matches!(
             StorageError::from_io(Path::new("/x"), "writing", error),
             StorageError::Full { .. }
