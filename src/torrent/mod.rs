@@ -18,6 +18,7 @@ pub mod effects;
 pub mod inbox;
 pub mod load;
 pub mod memory;
+pub mod notifier;
 pub mod owner;
 pub mod peers;
 pub mod picker;
