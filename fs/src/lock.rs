@@ -17,6 +17,8 @@
 #![allow(clippy::disallowed_types)] // The wrapper around what is banned everywhere else.
 
 pub mod holders;
+/// The atomics of code that a model runs: there they are others, and so are the locks.
+pub use std::sync::atomic;
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};

@@ -12,7 +12,6 @@
 //! **Not here.** Time-outs: the content has them, since it knows when something last arrived.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
@@ -20,6 +19,7 @@ use dashmap::DashMap;
 use crate::callers::{Caller, Callers};
 use crate::content::{ContentError, Stream, Ticket};
 use crate::errno::Errno;
+use crate::lock::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::lock::{Rank, RankedCondvar, RankedMutex};
 use crate::tree::NodeId;
 

@@ -19,6 +19,7 @@ pub mod inbox;
 pub mod lend;
 pub mod load;
 pub mod memory;
+pub mod notifier;
 pub mod owner;
 pub mod peers;
 pub mod picker;

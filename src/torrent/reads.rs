@@ -1,9 +1,7 @@
 //! Reads of a torrent's bytes: at once from what is here, or later when the pieces have come.
 //!
-//! A read that must wait follows three steps in this order: the waiter is registered with the
-//! [`Notifier`], *then* completion is checked again, *then* the owner is told what is wanted. A piece that
-//! completes in between is seen by the check or wakes the waiter; none is missed. No thread waits: when the
-//! last piece has come, a storage worker reads and answers. What is read comes from the pieces that are kept in
+//! A read that must wait is put on the [`Notifier`], which sees to it that no piece comes unseen. No thread waits:
+//! when the last piece has come, a storage worker reads and answers. What is read comes from the pieces that are kept in
 //! memory ([`super::recent`]), and from the store where it isn't there.
 //! Dropping a [`ReadTicket`] withdraws the demand.
 //!
@@ -11,15 +9,15 @@
 //! finds one gone waits for it again; so does one whose bytes the store can't give (the disk failed, a file was cut,
 //! removed or changed), after it has told the owner which pieces are suspect.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::inbox::{Demand, Inbox};
+use super::notifier::{self, Desk, Notifier};
 use super::recent::{self, Member, Recent};
 use super::table::PieceTable;
 use super::track::Track;
@@ -80,7 +78,7 @@ pub struct Shared {
     /// Who does blocking work.
     pub workers: Arc<Workers>,
     /// Who waits for which piece.
-    pub notifier: Notifier,
+    pub notifier: Notifier<Shared>,
     /// The way to the owner.
     pub inbox: Arc<Inbox>,
     /// Verified pieces on their way to the store.
@@ -88,8 +86,6 @@ pub struct Shared {
     /// Those that were written last.
     pub(super) recent: Member,
     next: AtomicU64,
-    /// Why nobody looks at demands any more, once that is so.
-    ended: OnceLock<ReadError>,
     /// It isn't one of the client's torrents any more.
     removed: AtomicBool,
     /// What is charged for what is kept of it, in bytes.
@@ -107,9 +103,9 @@ impl Shared {
         workers: Arc<Workers>,
         inbox: Arc<Inbox>,
     ) -> Self {
-        let (notifier, next) = (Notifier::new(), AtomicU64::new(1));
+        let (notifier, next) = (Notifier::default(), AtomicU64::new(1));
         let size = info.files.iter().filter(|f| f.kind == FileKind::Regular).map(|f| f.size).sum();
-        let (writes, recent, ended) = (WriteQueue::new(), Recent::new(0).member(), OnceLock::new());
+        let (writes, recent) = (WriteQueue::new(), Recent::new(0).member());
         let (removed, charged) = (AtomicBool::new(false), AtomicU64::new(0));
         Self {
             info,
@@ -121,7 +117,6 @@ impl Shared {
             writes,
             recent,
             next,
-            ended,
             removed,
             charged,
             size,
@@ -322,11 +317,9 @@ impl Shared {
     }
 }
 
-/// A read that waits for pieces, or for a storage worker.
-pub struct Waiter {
-    /// Its number.
-    pub id: u64,
-    /// Which file it reads.
+/// What a waiting read reads.
+pub struct Request {
+    /// Which file.
     pub file: FileIndex,
     /// From where in the torrent's linear space.
     pub offset: u64,
@@ -335,17 +328,55 @@ pub struct Waiter {
     /// Since when it waits.
     pub since: Instant,
     stream: u64,
-    /// Registrations with pieces that have not come yet.
-    left: AtomicU32,
     /// How often its bytes couldn't be read.
     failures: AtomicU32,
-    done: RankedMutex<Option<Done>>,
 }
 
-impl Waiter {
-    /// The right to answer it, for whoever asks first.
-    fn take(&self) -> Option<Done> {
-        self.done.lock().take()
+/// A read that waits for pieces, or for a storage worker.
+pub type Waiter = notifier::Waiter<Shared>;
+
+impl Desk for Shared {
+    type Read = Request;
+    type Done = Done;
+    type Error = ReadError;
+
+    fn pieces(&self, read: &Request) -> Range<u32> {
+        self.info.geometry.pieces_of(read.offset, read.len as u64)
+    }
+
+    fn is_complete(&self, piece: PieceIndex) -> bool {
+        self.table.is_complete(piece)
+    }
+
+    fn come(self: &Arc<Self>, waiter: Arc<Waiter>) {
+        let mut queued = Queued { shared: self.clone(), waiter, begun: false };
+        let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
+            queued.shared.answer(&queued.waiter, scratch);
+            queued.begun = true;
+        });
+        // Refused: dropped, and so answered.
+        let _ = self.workers.submit(Class::Read, job);
+    }
+
+    fn want(&self, waiter: &Waiter, pieces: Vec<PieceIndex>) {
+        let read = &waiter.read;
+        self.inbox.post(Demand::Want {
+            waiter: waiter.id,
+            stream: read.stream,
+            file: read.file,
+            offset: read.offset,
+            all: self.pieces(read),
+            pieces,
+            since: read.since,
+        });
+    }
+
+    fn withdraw(&self, id: u64) {
+        self.inbox.post(Demand::Withdraw { waiter: id });
+    }
+
+    fn refuse(&self, done: Done, error: ReadError) {
+        done(Err(error));
     }
 }
 
@@ -370,89 +401,42 @@ impl Drop for Queued {
 impl Shared {
     /// Takes a read up: a worker reads when all its pieces are complete, otherwise it waits for those that aren't.
     fn take_up(self: &Arc<Self>, waiter: &Arc<Waiter>) {
-        let pieces = self.pieces(waiter);
+        let pieces = self.pieces(&waiter.read);
         let missing: Vec<PieceIndex> =
             pieces.map(PieceIndex).filter(|p| !self.table.is_complete(*p)).collect();
         if missing.is_empty() {
-            return self.read_soon(waiter.clone());
+            return self.come(waiter.clone());
         }
-        self.register(waiter, &missing);
-        for piece in &missing {
-            if self.table.is_complete(*piece) && self.notifier.take_one(*piece, waiter.id) {
-                self.count_down(waiter);
-            }
-        }
-        self.demand(waiter, missing);
-    }
-
-    fn pieces(&self, waiter: &Waiter) -> Range<u32> {
-        self.info.geometry.pieces_of(waiter.offset, waiter.len as u64)
-    }
-
-    fn register(&self, waiter: &Arc<Waiter>, pieces: &[PieceIndex]) {
-        // One more than the pieces, so that it can't reach zero before the owner is told.
-        waiter.left.store(pieces.len() as u32 + 1, Ordering::Release);
-        self.notifier.register(pieces, waiter);
-    }
-
-    /// Tells the owner what a registered read waits for.
-    fn demand(self: &Arc<Self>, waiter: &Arc<Waiter>, pieces: Vec<PieceIndex>) {
-        self.count_down(waiter);
-        self.inbox.post(Demand::Want {
-            waiter: waiter.id,
-            stream: waiter.stream,
-            file: waiter.file,
-            offset: waiter.offset,
-            all: self.pieces(waiter),
-            pieces,
-            since: waiter.since,
-        });
-        // Looked at after the registration: either `fail_all` sees the waiter, or this sees the end.
-        if let Some(error) = self.ended.get() {
-            self.fail(waiter, error.clone());
-        }
-        // As well as this: a ticket that was dropped before found nothing to take back.
-        if waiter.done.lock().is_none() {
-            self.forget(waiter);
-            self.inbox.post(Demand::Withdraw { waiter: waiter.id });
-        }
-    }
-
-    fn read_soon(self: &Arc<Self>, waiter: Arc<Waiter>) {
-        let mut queued = Queued { shared: self.clone(), waiter, begun: false };
-        let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
-            queued.shared.answer(&queued.waiter, scratch);
-            queued.begun = true;
-        });
-        // Refused: dropped, and so answered.
-        let _ = self.workers.submit(Class::Read, job);
+        self.notifier.wait(self, waiter, missing);
     }
 
     /// Reads and answers; or waits again, when something of it was evicted or can't be read. On a worker.
     fn answer(self: &Arc<Self>, waiter: &Arc<Waiter>, scratch: &mut crate::storage::pool::Scratch) {
-        if waiter.done.lock().is_none() {
+        if waiter.is_taken() {
             return;
         }
-        let Some(pins) = self.table.pin(self.pieces(waiter)) else { return self.take_up(waiter) };
-        let buf = scratch.buffer(waiter.len);
-        let read = self.fetch(waiter.offset, buf);
-        let still_here = self.still_here(self.pieces(waiter));
+        let read = &waiter.read;
+        let (offset, pieces) = (read.offset, self.pieces(read));
+        let Some(pins) = self.table.pin(pieces.clone()) else { return self.take_up(waiter) };
+        let buf = scratch.buffer(read.len);
+        let fetched = self.fetch(offset, buf);
+        let still_here = self.still_here(pieces.clone());
         drop(pins);
-        let result = match read {
+        let result = match fetched {
             Ok(()) if !still_here => return self.take_up(waiter),
             Ok(()) => Ok(&*buf),
             Err(StorageError::Closed) if self.is_removed() => Err(ReadError::Removed),
             Err(StorageError::Closed) => Err(ReadError::Closed),
             Err(error) => {
-                if waiter.failures.fetch_add(1, Ordering::Relaxed) + 1 < TRIES {
-                    let pieces: Vec<PieceIndex> = self.pieces(waiter).map(PieceIndex).collect();
+                if read.failures.fetch_add(1, Ordering::Relaxed) + 1 < TRIES {
+                    let pieces: Vec<PieceIndex> = pieces.map(PieceIndex).collect();
                     // They still count as complete: no second look before the owner has heard of it. Registered before
                     // that: it may have them checked, and wake, at once.
-                    self.register(waiter, &pieces);
-                    self.suspect(waiter.offset, waiter.len, &error);
-                    return self.demand(waiter, pieces);
+                    self.notifier.register(waiter, &pieces);
+                    self.suspect(offset, read.len, &error);
+                    return self.notifier.demand(self, waiter, pieces);
                 }
-                self.suspect(waiter.offset, waiter.len, &error);
+                self.suspect(offset, read.len, &error);
                 self.inbox.post(Demand::Unreadable { reason: error.to_string() });
                 Err(error.into())
             }
@@ -463,111 +447,21 @@ impl Shared {
     }
 }
 
-/// Who waits for which piece.
-pub struct Notifier {
-    waiting: RankedMutex<Registered>,
-}
-
-#[derive(Default)]
-struct Registered {
-    by_piece: HashMap<PieceIndex, Vec<Arc<Waiter>>>,
-    /// Those not answered yet, to find one without looking at all.
-    by_id: HashMap<u64, Arc<Waiter>>,
-}
-
-impl Notifier {
-    fn new() -> Self {
-        Self { waiting: RankedMutex::new(Rank::Leaf, "piece notifier", Registered::default()) }
-    }
-
-    fn register(&self, pieces: &[PieceIndex], waiter: &Arc<Waiter>) {
-        let mut waiting = self.waiting.lock();
-        for piece in pieces {
-            waiting.by_piece.entry(*piece).or_default().push(waiter.clone());
-        }
-        waiting.by_id.insert(waiter.id, waiter.clone());
-    }
-
-    /// It is answered, or about to be.
-    fn answered(&self, id: u64) {
-        let waiter = self.waiting.lock().by_id.remove(&id);
-        drop(waiter);
-    }
-
-    fn find(&self, id: u64) -> Option<Arc<Waiter>> {
-        self.waiting.lock().by_id.get(&id).cloned()
-    }
-
-    /// Takes a waiter off a piece; true if it was there. Who takes it counts it down.
-    fn take_one(&self, piece: PieceIndex, id: u64) -> bool {
-        let map = &mut self.waiting.lock().by_piece;
-        let Some(list) = map.get_mut(&piece) else { return false };
-        let before = list.len();
-        list.retain(|w| w.id != id);
-        let taken = list.len() < before;
-        if list.is_empty() {
-            map.remove(&piece);
-        }
-        taken
-    }
-
-    fn take_all(&self, piece: PieceIndex) -> Vec<Arc<Waiter>> {
-        self.waiting.lock().by_piece.remove(&piece).unwrap_or_default()
-    }
-
-    /// All waiters, each once, the oldest first: for diagnostics and for the end.
-    pub fn waiters(&self) -> Vec<Arc<Waiter>> {
-        let mut all: Vec<Arc<Waiter>> = self.waiting.lock().by_id.values().cloned().collect();
-        all.sort_by_key(|w| w.id);
-        all
-    }
-}
-
 impl Shared {
     /// A piece is complete: whoever waited for it last is answered. An effect: called without any lock.
     pub fn wake(self: &Arc<Self>, piece: PieceIndex) {
-        for waiter in self.notifier.take_all(piece) {
-            self.count_down(&waiter);
-        }
+        self.notifier.wake(self, piece);
     }
 
-    fn count_down(self: &Arc<Self>, waiter: &Arc<Waiter>) {
-        if waiter.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.notifier.answered(waiter.id);
-            self.read_soon(waiter.clone());
-        }
-    }
-
-    /// Ends a waiting read with an error. An effect: called without any lock.
-    pub fn fail(&self, waiter: &Waiter, error: ReadError) {
-        let done = waiter.take();
-        self.forget(waiter);
-        if let Some(done) = done {
-            done(Err(error));
-        }
-    }
-
-    /// Ends the waiting read of this number with an error, if it still waits.
+    /// Ends the waiting read of this number with an error, if it still waits. An effect, as all that may answer.
     pub fn fail_id(&self, id: u64, error: &ReadError) {
-        if let Some(waiter) = self.notifier.find(id) {
-            self.fail(&waiter, error.clone());
-        }
+        self.notifier.fail_id(self, id, error.clone());
     }
 
     /// Ends every waiting read with an error, and each later one that would have to wait: nobody looks at
     /// demands any more.
     pub fn fail_all(&self, error: &ReadError) {
-        let _ = self.ended.set(error.clone());
-        for waiter in self.notifier.waiters() {
-            self.fail(&waiter, error.clone());
-        }
-    }
-
-    fn forget(&self, waiter: &Waiter) {
-        for piece in self.info.geometry.pieces_of(waiter.offset, waiter.len as u64) {
-            self.notifier.take_one(PieceIndex(piece), waiter.id);
-        }
-        self.notifier.answered(waiter.id);
+        self.notifier.fail_all(self, error);
     }
 }
 
@@ -579,11 +473,8 @@ pub struct ReadTicket {
 
 impl Drop for ReadTicket {
     fn drop(&mut self) {
-        let Some(waiter) = self.waiter.take() else { return };
-        let done = waiter.take();
-        if done.is_some() {
-            self.shared.forget(&waiter);
-            self.shared.inbox.post(Demand::Withdraw { waiter: waiter.id });
+        if let Some(waiter) = self.waiter.take() {
+            self.shared.notifier.withdraw(&self.shared, &waiter);
         }
     }
 }
@@ -660,17 +551,10 @@ impl Reader {
             done(Err(ReadError::Removed));
             return ReadTicket { shared, waiter: None };
         }
-        let waiter = Arc::new(Waiter {
-            id: shared.next.fetch_add(1, Ordering::Relaxed),
-            file: self.file,
-            offset: at,
-            len,
-            since: Instant::now(),
-            stream: self.id,
-            left: AtomicU32::new(0),
-            failures: AtomicU32::new(0),
-            done: RankedMutex::new(Rank::Leaf, "waiting read", Some(done)),
-        });
+        let (since, failures) = (Instant::now(), AtomicU32::new(0));
+        let request = Request { file: self.file, offset: at, len, since, stream: self.id, failures };
+        let id = shared.next.fetch_add(1, Ordering::Relaxed);
+        let waiter = Arc::new(Waiter::new(id, request, done));
         shared.take_up(&waiter);
         self.advance(at, len);
         ReadTicket { shared, waiter: Some(waiter) }
@@ -687,6 +571,7 @@ impl Drop for Reader {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use std::io::IoSlice;
+    use std::sync::OnceLock;
     use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc::{Receiver, channel};
     use std::time::Duration;
@@ -985,7 +870,7 @@ mod tests {
         complete(&shared, 1);
         assert!(answers.recv_timeout(LONG).is_err(), "never answered");
         assert!(shared.notifier.waiters().is_empty());
-        assert!(shared.notifier.waiting.lock().by_piece.is_empty());
+        assert!(shared.notifier.is_empty());
         // One that was answered has nothing to withdraw.
         let (ticket, answers) = read(&reader, u64::from(2 * PIECE), 10);
         complete(&shared, 2);
@@ -1064,7 +949,7 @@ mod tests {
                 done.recv_timeout(LONG).expect("an answer");
             }
             assert!(shared.notifier.waiters().is_empty());
-            assert!(shared.notifier.waiting.lock().by_piece.is_empty());
+            assert!(shared.notifier.is_empty());
         }
         assert!(workers.stop(LONG).is_empty());
         assert_eq!(answers.load(Ordering::SeqCst), 6000);
@@ -1099,7 +984,7 @@ mod tests {
                 scope.spawn(move || drop(ticket));
             });
             assert!(shared.notifier.waiters().is_empty());
-            assert!(shared.notifier.waiting.lock().by_piece.is_empty());
+            assert!(shared.notifier.is_empty());
         }
         assert!(workers.stop(LONG).is_empty());
         assert_eq!(answered.load(Ordering::SeqCst) + dropped.load(Ordering::SeqCst), 500);
