@@ -4,8 +4,9 @@
 //! seeds a sample with a second client and mounts it; [`watch`] follows a folder of torrents; [`verify`] checks what is here of a torrent; [`cache`] shows and
 //! trims the cache folder; [`start`] has what they share; [`signals`] is the one signal
 //! handler; [`daemon`] is the split into a waiting parent and a process in the background; [`notify`] is who else is
-//! told how the mount is; [`watchdog`] says what hangs, and [`diagnose`] all there is to say; [`shutdown`] is the one
-//! sequence in which everything ends.
+//! told how the mount is; [`watchdog`] says what hangs, and [`diagnose`] all there is to say; [`control`] is the
+//! socket over which a mount can be asked and told things, [`remote`] has the commands that do so, and [`reach`] how they
+//! find it; [`shutdown`] is the one sequence in which everything ends.
 
 pub mod cache;
 pub mod cat;
