@@ -394,7 +394,7 @@ impl Content for TorrentContent {
     fn backing(&self, file: NodeId, done: BackingDone) {
         let Some((shared, index)) = self.file(file) else { return done(None) };
         // What is in a torrent with an error is as good as what reads find of it.
-        if self.torrent(file).is_none_or(|torrent| torrent.status().error.is_some()) {
+        if self.snapshot().torrent(file).is_none_or(|torrent| torrent.status().error.is_some()) {
             return done(None);
         }
         let lent = |(file, held)| Backing { file, hold: Box::new(held) };

@@ -23,8 +23,8 @@ pub mod shutdown;
 pub mod signals;
 pub mod start;
 pub mod verify;
-pub mod watchdog;
 pub mod watch;
+pub mod watchdog;
 
 use std::future::Future;
 

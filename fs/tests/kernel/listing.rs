@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use torrentfs_fs::content::{Content, ContentError, ContentEvent, Space, Stream};
+use torrentfs_fs::content::{BackingDone, Content, ContentError, ContentEvent, Space, Stream};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 use torrentfs_fs::tree::{Leaf, NodeId, Subtree, SubtreeBuilder, Tree};
 use torrentfs_fs::{MountOptions, mount};
@@ -51,6 +51,9 @@ impl Content for Changing {
     }
     fn open_here(&self, _: NodeId) -> Result<Box<dyn Stream>, ContentError> {
         Err(ContentError::Gone)
+    }
+    fn backing(&self, _: NodeId, done: BackingDone) {
+        done(None);
     }
     fn xattr_names(&self, _: NodeId) -> Vec<String> {
         Vec::new()
