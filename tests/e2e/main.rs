@@ -38,6 +38,7 @@ mod magnets;
 mod no_peer;
 mod offline;
 mod parked;
+mod passthrough;
 mod prefetch;
 mod restart;
 mod resume;

@@ -47,12 +47,14 @@ impl FileStore {
             table.lent.insert(file);
             standing
         };
-        let as_it_was = standing.name == Name::Own && standing.mark == Some(Mark::from(&stat));
-        // Longer ones, too: the kernel would give what is behind the end.
-        if !as_it_was || stat.links == 0 || stat.len != full {
+        let mark = standing.mark.filter(|_| standing.name == Name::Own)?;
+        if stat.links == 0 || mark != Mark::from(&stat) {
+            // Noted, so that the next read tells it.
+            drop(self.changed(file));
             return None;
         }
-        direct(open.as_fd()?)
+        // No longer ones, either: the kernel would give what is behind the end.
+        if stat.len == full { direct(open.as_fd()?) } else { None }
     }
 
     /// Whether a file was whole, and it isn't known yet that nobody has it mapped.
@@ -115,6 +117,8 @@ fn direct(file: BorrowedFd<'_>) -> Option<OwnedFd> {
 pub(super) fn is_shared(file: BorrowedFd<'_>) -> Option<bool> {
     /// `ECRYPTFS_SUPER_MAGIC` of `linux/magic.h`.
     const ECRYPTFS: libc::c_long = 0xf15f;
+    /// Of `asm-generic/fcntl.h`.
+    const F_SETSIG: libc::c_int = 10;
     match nix::sys::statfs::fstatfs(file).ok()?.filesystem_type().0 as libc::c_long {
         // A mapping is of the file below them, of which a lease up here knows nothing.
         libc::OVERLAYFS_SUPER_MAGIC | libc::FUSE_SUPER_MAGIC | ECRYPTFS => return None,
@@ -126,7 +130,7 @@ pub(super) fn is_shared(file: BorrowedFd<'_>) -> Option<bool> {
     };
     // Who opens it before the lease is given back has the kernel tell us by a signal: by one that is ignored unless
     // somebody wants it, since the usual one would end the program.
-    control(libc::F_SETSIG, libc::SIGURG).ok()?;
+    control(F_SETSIG, libc::SIGURG).ok()?;
     match control(libc::F_SETLEASE, libc::c_int::from(libc::F_WRLCK)) {
         Ok(_) => {
             // It can't fail for one that is held; if it did, closing the file gives it back.

@@ -455,7 +455,9 @@ fn only_a_whole_file_of_our_own_is_lent() {
     files[3].pad = true;
     let store = open(dir.path(), geometry.clone(), &files);
     write(&store, 0, &[7; 150]).unwrap();
-    let lent = |store: &FileStore| (0..5).map(|file| store.backing_file(FileIndex(file)).is_some()).collect::<Vec<_>>();
+    let lent = |store: &FileStore| {
+        (0..5).map(|file| store.backing_file(FileIndex(file)).is_some()).collect::<Vec<_>>()
+    };
     assert_eq!(lent(&store), [false; 5], "written isn't finished");
     store.sync().unwrap();
     (0..3).for_each(|file| store.finish(FileIndex(file)).unwrap());
