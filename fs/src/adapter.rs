@@ -29,16 +29,13 @@ use crate::attr::{Attr, BLOCK_SIZE, Kind};
 use crate::errno::Errno;
 use crate::handles::HandleId;
 use crate::lock::assert_none_held;
-use crate::ops::{Calling, Operations, Xattr};
+use crate::ops::{Calling, NAME_LENGTH, Operations, Xattr};
 use crate::passthrough::{OpenReply, Registered};
 use crate::tree::NodeId;
 
 /// Requests the kernel may have waiting that no system call waits for by itself, read-ahead above all. Parked
 /// reads count among them; at the kernel's default of 16 a few hundred stall reads of files that are here.
 const MAX_BACKGROUND: u16 = 4096;
-
-/// Longest name, in bytes, as `statfs` tells.
-const NAME_LENGTH: u32 = 255;
 
 /// Numbers are never given twice, so all nodes are of one generation.
 const GENERATION: Generation = Generation(0);

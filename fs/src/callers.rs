@@ -34,6 +34,15 @@ pub struct Caller {
     process: AtomicU32,
 }
 
+/// Who a caller is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The thread's name: at first that of its program.
+    pub name: String,
+    /// The number of its process.
+    pub process: u32,
+}
+
 /// What a look at a caller brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
@@ -72,6 +81,15 @@ impl Caller {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Look::Gone,
             Err(_) => Look::Unknown,
         }
+    }
+
+    /// Its name and its process, read from its status now; `None` when it has ended.
+    pub fn identity(&self) -> Option<Identity> {
+        let mut text = [0u8; STATUS_SIZE];
+        let length = self.status.read_at(&mut text, 0).ok()?;
+        let text = String::from_utf8_lossy(text.get(..length)?).into_owned();
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        Some(Identity { name: field("Name:")?.to_owned(), process: field("Tgid:")?.parse().ok()? })
     }
 
     /// The process it belongs to, if it was looked at.
@@ -172,6 +190,7 @@ mod tests {
             })
             .unwrap();
         let caller = callers.get(receiver.recv().unwrap()).unwrap();
+        assert_eq!(caller.identity().unwrap().process, std::process::id());
         assert!(matches!(caller.look(), Look::Alive(status) if status.tgid == std::process::id()));
         assert!(!caller.in_a_read(), "it waits on a channel");
         drop(end);
@@ -181,6 +200,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(!caller.in_a_read());
+        assert_eq!(caller.identity(), None);
     }
 
     #[test]

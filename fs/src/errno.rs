@@ -12,6 +12,8 @@ pub struct Errno(i32);
 impl Errno {
     /// No entry of that name.
     pub const ENOENT: Errno = Errno(libc::ENOENT);
+    /// A name of more bytes than one may have.
+    pub const ENAMETOOLONG: Errno = Errno(libc::ENAMETOOLONG);
     /// The content failed, timed out, or is shutting down.
     pub const EIO: Errno = Errno(libc::EIO);
     /// The calling thread got a signal while it waited.

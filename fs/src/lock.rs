@@ -3,21 +3,28 @@
 //! **Goal.** A lock order that can't be broken unnoticed. The order's key is ([`Rank`], key): filesystem, inode,
 //! client, storage, leaf; two inodes only in ascending number, otherwise never two locks of one rank.
 //!
-//! **Parts.** [`RankedMutex`], [`RankedRwLock`], their guards, [`RankedCondvar`], and [`assert_none_held`].
+//! **Parts.** [`RankedMutex`], [`RankedRwLock`], their guards, [`RankedCondvar`], and [`assert_none_held`];
+//! [`holders`] knows who holds which lock and who waits for one.
 //!
 //! **Flow.** In builds with debug assertions each thread keeps the list of the locks it holds, with the place
 //! each was taken at. Waiting for a lock whose key is not above all of those held panics and names both places
 //! (while unwinding already, it is logged instead: a second panic would abort). Guards may be let go in any
 //! order. `try_lock` can't wait, so it is never refused by order; what it got counts from then on. In builds
-//! without debug assertions nothing of this is compiled in.
+//! without debug assertions the order isn't checked. Who holds what is written down in builds of every kind.
 //!
 //! **Not here.** There is no poisoning: what a panic may leave half done under a guard is marked where it
 //! is. Shard locks of `dashmap` are not seen; those maps are used as leaves only.
 #![allow(clippy::disallowed_types)] // The wrapper around what is banned everywhere else.
 
+pub mod holders;
+
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
+use std::panic::Location;
 use std::time::Duration;
+
+use holders::Holding;
+use order::Token;
 
 /// Where a lock stands in the order; a thread takes locks in ascending rank only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,28 +41,38 @@ pub enum Rank {
     Leaf,
 }
 
-/// What the order knows of a lock. Empty without debug assertions.
+/// What is known of a lock.
 #[derive(Debug, Clone, Copy)]
 struct Label {
     #[cfg(debug_assertions)]
     rank: Rank,
-    #[cfg(debug_assertions)]
     key: u64,
-    #[cfg(debug_assertions)]
     name: &'static str,
 }
 
-#[cfg_attr(not(debug_assertions), allow(unused_variables))]
 impl Label {
+    #[cfg_attr(not(debug_assertions), allow(unused_variables))]
     const fn new(rank: Rank, key: u64, name: &'static str) -> Self {
         Label {
             #[cfg(debug_assertions)]
             rank,
-            #[cfg(debug_assertions)]
             key,
-            #[cfg(debug_assertions)]
             name,
         }
+    }
+}
+
+/// What a guard leaves on the record: of the thread's order, and of who holds what.
+#[derive(Debug)]
+struct Mark {
+    token: Token,
+    holding: Holding,
+}
+
+impl Mark {
+    #[inline]
+    fn new(label: &Label, address: usize, site: &'static Location<'static>) -> Self {
+        Self { token: order::push(*label, site), holding: Holding::new(label, address, site) }
     }
 }
 
@@ -179,9 +196,6 @@ mod order {
     pub(super) fn check_none(_: &str) {}
 }
 
-use order::Token;
-use std::panic::Location;
-
 /// Panics (or logs while unwinding) if the calling thread holds a ranked lock; for after each poll of a task
 /// and each filesystem operation, which `context` names. Does nothing without debug assertions.
 #[inline]
@@ -214,24 +228,36 @@ impl<T> RankedMutex<T> {
 }
 
 impl<T: ?Sized> RankedMutex<T> {
+    fn address(&self) -> usize {
+        std::ptr::from_ref(&self.inner).cast::<()>().addr()
+    }
+
     /// Locks; waits for the holder, which holds it for instructions, never for I/O. Panics on a breach of the
     /// order in builds with debug assertions.
     #[inline]
-    #[cfg_attr(debug_assertions, track_caller)]
+    #[track_caller]
     pub fn lock(&self) -> RankedGuard<'_, T> {
-        let site = Location::caller();
+        let (site, address) = (Location::caller(), self.address());
         order::check(self.label, site);
-        let inner = self.inner.lock();
-        RankedGuard { inner, token: order::push(self.label, site), not_send: PhantomData }
+        let inner = match self.inner.try_lock() {
+            Some(inner) => inner,
+            None => holders::waiting(&self.label, address, site, || self.inner.lock()),
+        };
+        RankedGuard {
+            inner,
+            mark: Mark::new(&self.label, address, site),
+            label: &self.label,
+            not_send: PhantomData,
+        }
     }
 
     /// Locks if nobody holds it. Never waits, so never refused by the order.
     #[inline]
-    #[cfg_attr(debug_assertions, track_caller)]
+    #[track_caller]
     pub fn try_lock(&self) -> Option<RankedGuard<'_, T>> {
-        let site = Location::caller();
         let inner = self.inner.try_lock()?;
-        Some(RankedGuard { inner, token: order::push(self.label, site), not_send: PhantomData })
+        let mark = Mark::new(&self.label, self.address(), Location::caller());
+        Some(RankedGuard { inner, mark, label: &self.label, not_send: PhantomData })
     }
 
     /// The value through a unique reference, without locking.
@@ -250,9 +276,10 @@ impl<T: ?Sized> RankedMutex<T> {
 #[derive(Debug)]
 #[must_use = "dropping the guard unlocks"]
 pub struct RankedGuard<'a, T: ?Sized> {
-    // Unlocked first, then taken off the list.
+    // Unlocked first, then taken off the record.
     inner: parking_lot::MutexGuard<'a, T>,
-    token: Token,
+    mark: Mark,
+    label: &'a Label,
     // Whatever features parking_lot was built with.
     not_send: PhantomData<*const ()>,
 }
@@ -298,42 +325,63 @@ impl<T> RankedRwLock<T> {
 }
 
 impl<T: ?Sized> RankedRwLock<T> {
+    fn address(&self) -> usize {
+        std::ptr::from_ref(&self.inner).cast::<()>().addr()
+    }
+
+    fn mark(&self, site: &'static Location<'static>) -> Mark {
+        Mark::new(&self.label, self.address(), site)
+    }
+
     /// Locks for reading; waits for a writer. Panics on a breach of the order with debug assertions.
     #[inline]
-    #[cfg_attr(debug_assertions, track_caller)]
+    #[track_caller]
     pub fn read(&self) -> RankedReadGuard<'_, T> {
         let site = Location::caller();
         order::check(self.label, site);
-        let inner = self.inner.read();
-        RankedReadGuard { inner, _token: order::push(self.label, site), not_send: PhantomData }
+        let inner = match self.inner.try_read() {
+            Some(inner) => inner,
+            None => holders::waiting(&self.label, self.address(), site, || self.inner.read()),
+        };
+        RankedReadGuard { inner, _mark: self.mark(site), not_send: PhantomData }
     }
 
     /// Locks for writing; waits for all others. Panics on a breach of the order with debug assertions.
     #[inline]
-    #[cfg_attr(debug_assertions, track_caller)]
+    #[track_caller]
     pub fn write(&self) -> RankedWriteGuard<'_, T> {
         let site = Location::caller();
         order::check(self.label, site);
-        let inner = self.inner.write();
-        RankedWriteGuard { inner, _token: order::push(self.label, site), not_send: PhantomData }
+        let inner = match self.inner.try_write() {
+            Some(inner) => inner,
+            None => holders::waiting(&self.label, self.address(), site, || self.inner.write()),
+        };
+        RankedWriteGuard { inner, _mark: self.mark(site), not_send: PhantomData }
     }
 
     /// Locks for reading if no writer holds it or waits. Never waits.
     #[inline]
-    #[cfg_attr(debug_assertions, track_caller)]
+    #[track_caller]
     pub fn try_read(&self) -> Option<RankedReadGuard<'_, T>> {
-        let site = Location::caller();
         let inner = self.inner.try_read()?;
-        Some(RankedReadGuard { inner, _token: order::push(self.label, site), not_send: PhantomData })
+        Some(RankedReadGuard { inner, _mark: self.mark(Location::caller()), not_send: PhantomData })
+    }
+
+    /// Locks for reading, and waits for that so long at most: for who looks because something may be wrong.
+    #[track_caller]
+    pub fn read_within(&self, limit: Duration) -> Option<RankedReadGuard<'_, T>> {
+        let site = Location::caller();
+        order::check(self.label, site);
+        let inner = holders::waiting(&self.label, self.address(), site, || self.inner.try_read_for(limit))?;
+        Some(RankedReadGuard { inner, _mark: self.mark(site), not_send: PhantomData })
     }
 
     /// Locks for writing if nobody holds it. Never waits.
     #[inline]
-    #[cfg_attr(debug_assertions, track_caller)]
+    #[track_caller]
     pub fn try_write(&self) -> Option<RankedWriteGuard<'_, T>> {
-        let site = Location::caller();
         let inner = self.inner.try_write()?;
-        Some(RankedWriteGuard { inner, _token: order::push(self.label, site), not_send: PhantomData })
+        Some(RankedWriteGuard { inner, _mark: self.mark(Location::caller()), not_send: PhantomData })
     }
 
     /// The value through a unique reference, without locking.
@@ -347,7 +395,7 @@ impl<T: ?Sized> RankedRwLock<T> {
 #[must_use = "dropping the guard unlocks"]
 pub struct RankedReadGuard<'a, T: ?Sized> {
     inner: parking_lot::RwLockReadGuard<'a, T>,
-    _token: Token,
+    _mark: Mark,
     not_send: PhantomData<*const ()>,
 }
 
@@ -364,7 +412,7 @@ impl<T: ?Sized> Deref for RankedReadGuard<'_, T> {
 #[must_use = "dropping the guard unlocks"]
 pub struct RankedWriteGuard<'a, T: ?Sized> {
     inner: parking_lot::RwLockWriteGuard<'a, T>,
-    _token: Token,
+    _mark: Mark,
     not_send: PhantomData<*const ()>,
 }
 
@@ -398,17 +446,21 @@ impl RankedCondvar {
 
     /// Waits until notified, without a bound: only for a worker that is notified at its end. May wake for
     /// nothing, so look again.
-    #[cfg_attr(debug_assertions, track_caller)]
+    #[track_caller]
     pub fn wait<T: ?Sized>(&self, guard: &mut RankedGuard<'_, T>) {
-        order::check_only(&guard.token, Location::caller());
-        self.inner.wait(&mut guard.inner);
+        let site = Location::caller();
+        order::check_only(&guard.mark.token, site);
+        let RankedGuard { inner, mark, label, .. } = guard;
+        mark.holding.without(label, site, || self.inner.wait(inner));
     }
 
     /// Waits until notified or for this long at most; true when the time ran out. May wake for nothing.
-    #[cfg_attr(debug_assertions, track_caller)]
+    #[track_caller]
     pub fn wait_timeout<T: ?Sized>(&self, guard: &mut RankedGuard<'_, T>, timeout: Duration) -> bool {
-        order::check_only(&guard.token, Location::caller());
-        self.inner.wait_for(&mut guard.inner, timeout).timed_out()
+        let site = Location::caller();
+        order::check_only(&guard.mark.token, site);
+        let RankedGuard { inner, mark, label, .. } = guard;
+        mark.holding.without(label, site, || self.inner.wait_for(inner, timeout)).timed_out()
     }
 
     /// Wakes one waiter.

@@ -203,7 +203,8 @@ impl State {
 
     fn rebuild(&mut self) {
         let torrents = self.torrents.iter().map(|(slot, t)| (t.shown.clone(), *slot, t.subtree.clone()));
-        self.tree = Arc::new(Tree::new(torrents.collect(), 1_600_000_000));
+        let newest = self.torrents.values().map(|t| t.subtree.mtime()).max();
+        self.tree = Arc::new(Tree::new(torrents.collect(), newest.unwrap_or_default()));
     }
 
     /// Takes out the waiters of which this holds.
@@ -283,7 +284,7 @@ impl Mock {
     pub fn new(piece: u64) -> std::io::Result<Arc<Self>> {
         let (events, receiver) = sync_channel(EVENTS);
         let state = State {
-            tree: Arc::new(Tree::new(Vec::new(), 1_600_000_000)),
+            tree: Arc::default(),
             torrents: BTreeMap::new(),
             next_slot: 1,
             waiters: BTreeMap::new(),

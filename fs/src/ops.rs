@@ -23,6 +23,7 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::attr::{Attr, AttrOptions, Kind, attr_of, kind_of};
 use crate::content::{Backing, Content, Stream, TryRead};
@@ -89,6 +90,9 @@ pub struct Counts {
     /// Reads the kernel has asked for since the mount began.
     pub reads: u64,
 }
+
+/// Longest name of an entry, in bytes: as on a disk, and as `statfs` tells.
+pub const NAME_LENGTH: u32 = 255;
 
 /// Only attributes of users' kind are asked of the content; tools ask for `security.…` before each access.
 const XATTR_PREFIX: &str = "user.";
@@ -201,8 +205,12 @@ impl Operations {
     /// Finds a name in a folder. The kernel now holds one more reference to the node.
     ///
     /// # Errors
-    /// ENOENT, ENOTDIR, ESTALE for a folder that went away.
+    /// ENOENT, ENOTDIR, ENAMETOOLONG, ESTALE for a folder that went away.
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, Errno> {
+        // The kernel's own limit is 1024.
+        if name.len() > NAME_LENGTH as usize {
+            return Err(Errno::ENAMETOOLONG);
+        }
         let tree = self.content.tree();
         // All names are text; what isn't can't be there.
         let name = name.to_str().ok_or(Errno::ENOENT)?;
@@ -403,10 +411,15 @@ impl Operations {
         mut add: impl FnMut(DirEntry<'_>, &Attr) -> bool,
     ) -> Result<(), Errno> {
         let (tree, dir) = self.listing(handle, offset)?;
+        let present = self.content.tree();
         let mut added = Vec::new();
         let outcome = list(&tree, dir, offset, |entry| {
-            // Of the listed tree: an entry that has gone since is found to be gone when it is used.
-            let Ok(attr) = self.attr(&tree, entry.node) else { return false };
+            // Of the listed tree: an entry that has gone since is found to be gone when it is used…
+            let Ok(mut attr) = self.attr(&tree, entry.node) else { return false };
+            if kind_of(&present, entry.node).is_none() {
+                // …at once, and isn't remembered: its name may stand for another one.
+                (attr.ttl, attr.entry_ttl) = (Duration::ZERO, Duration::ZERO);
+            }
             let full = add(entry, &attr);
             if !full && entry.name != "." && entry.name != ".." {
                 added.push(entry.node);
@@ -482,6 +495,11 @@ impl Operations {
             parked: self.parked.len(),
             reads: self.reads.load(Ordering::Relaxed),
         }
+    }
+
+    /// The present tree.
+    pub fn tree(&self) -> Arc<Tree> {
+        self.content.tree()
     }
 
     /// The inode table.

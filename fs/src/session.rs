@@ -23,14 +23,15 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 
 use crate::adapter::Adapter;
 use crate::attr::AttrOptions;
+use crate::callers::Identity;
 use crate::content::Content;
 use crate::events;
 use crate::inodes::HandleCounts;
 use crate::lock::{Rank, RankedMutex};
 use crate::mountinfo;
 use crate::ops::{Counts, Operations};
-use crate::parked::{ParkedReads, WaitingRead};
-use crate::tree::NodeId;
+use crate::parked::{ParkedRead, ParkedReads, WaitingRead};
+use crate::tree::{NodeId, NodeKind};
 use crate::watcher;
 use crate::worker::{Flag, Worker};
 
@@ -181,6 +182,11 @@ impl Mounted {
         self.parked.waiting()
     }
 
+    /// A way to look at what waits and what is open, from any thread.
+    pub fn view(&self) -> View {
+        View { ops: self.ops.clone(), parked: self.parked.clone() }
+    }
+
     /// How much is open or waiting.
     pub fn counts(&self) -> Counts {
         self.ops.counts()
@@ -194,6 +200,12 @@ impl Mounted {
     /// Whether the session has ended: unmounted, by us or from outside.
     pub fn has_ended(&self) -> bool {
         self.end.flag.is_raised()
+    }
+
+    /// Whether it was unmounted lazily while somebody uses it: it has no place any more and goes on until the last
+    /// of them is done.
+    pub fn is_detached(&self) -> bool {
+        !self.has_ended() && self.connection.is_some_and(|minor| !mountinfo::has_place(minor))
     }
 
     /// Calls this once when the session ends, on its thread, or at once if it has. Must not block.
@@ -283,6 +295,53 @@ impl Mounted {
         // Also past the deadline it gets a moment: without it, all that hangs goes on hanging.
         worker.join_until(until.max(Instant::now() + Duration::from_millis(100)));
         receiver.try_recv().unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
+    }
+}
+
+/// A parked read, for a person.
+#[derive(Debug, Clone)]
+pub struct ParkedView {
+    /// What it waits for.
+    pub what: WaitingRead,
+    /// Its file, from the root of the mount; `None` if it is gone.
+    pub path: Option<String>,
+    /// The content's own number of the file.
+    pub file: Option<u32>,
+    /// Who waits, as far as that may be seen.
+    pub who: Option<Identity>,
+}
+
+/// What a mount is at. Looks may wait for its locks, which are held for instructions as long as nothing is wrong:
+/// who looks because something may be wrong looks from a thread of its own.
+#[derive(Clone)]
+pub struct View {
+    ops: Arc<Operations>,
+    parked: Arc<ParkedReads>,
+}
+
+impl View {
+    /// The parked reads, the oldest first; no more than `most` of them with path and caller looked up, and how many
+    /// there are.
+    pub fn parked(&self, most: usize) -> (Vec<ParkedView>, usize) {
+        let mut reads = self.parked.all();
+        reads.sort_by_key(|read| read.what.since);
+        let all = reads.len();
+        let tree = self.ops.tree();
+        let view = |read: Arc<ParkedRead>| {
+            let node = read.what.node;
+            let file = match tree.node(node).map(|node| &node.kind) {
+                Some(NodeKind::File { file, .. }) => Some(*file),
+                _ => None,
+            };
+            let who = read.caller.as_ref().and_then(|caller| caller.identity());
+            ParkedView { what: read.what, path: tree.path(node), file, who }
+        };
+        (reads.into_iter().take(most).map(view).collect(), all)
+    }
+
+    /// How much is open or waiting.
+    pub fn counts(&self) -> Counts {
+        self.ops.counts()
     }
 }
 

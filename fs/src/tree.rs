@@ -233,6 +233,21 @@ impl Tree {
     pub fn node(&self, id: NodeId) -> Option<&Node> {
         self.slots.get(&id.slot())?.node(id.index())
     }
+    /// The path of a node from the root of the mount, as it is shown there.
+    pub fn path(&self, id: NodeId) -> Option<String> {
+        let subtree = self.slots.get(&id.slot())?;
+        let shown = self.root.iter().find(|(_, slot)| **slot == id.slot())?.0;
+        let mut names: Vec<&str> = Vec::new();
+        let mut at = id.index();
+        while at != 0 {
+            let node = subtree.node(at)?;
+            names.push(&node.name);
+            at = node.parent;
+        }
+        names.push(shown);
+        names.reverse();
+        Some(names.join("/"))
+    }
     /// The root folder's time, in seconds since the epoch.
     pub fn mtime(&self) -> i64 {
         self.mtime

@@ -63,6 +63,11 @@ impl Exit {
         self as u8
     }
 
+    /// The one with that number; [`Exit::Internal`] for a number that isn't ours.
+    pub fn of_code(code: i32) -> Self {
+        Self::ALL.into_iter().find(|exit| i32::from(exit.code()) == code).unwrap_or(Self::Internal)
+    }
+
     /// What it means, for the help text.
     pub fn meaning(self) -> &'static str {
         match self {
@@ -78,7 +83,9 @@ impl Exit {
             Self::Damaged => "some of what is there is wrong (verify)",
             Self::Control => "a running mount doesn't answer, is another user's, or refuses",
             Self::Internal => "internal error",
-            Self::Forced => "a second signal forced the end; or a signal ended cat or verify",
+            Self::Forced => {
+                "a second signal forced the end; or one ended cat, verify, or a wait for --daemon"
+            }
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::config::LogFormat;
 /// The variable whose filter replaces `-v` and `-q`, in the syntax of `tracing_subscriber::EnvFilter`.
 pub const ENV: &str = "TORRENTFS_LOG";
 
+/// The target of what somebody asked for: shown whatever `-q` says.
+pub const REPORT: &str = "report";
+
 /// Starts logging, once in the life of the process. `colour` is wanted on a terminal; `NO_COLOR` overrides it.
 ///
 /// # Errors
@@ -36,9 +39,9 @@ pub fn init(verbosity: i8, format: LogFormat, writer: LogWriter, colour: bool) -
 /// The filter for a verbosity. The libraries below us are a level quieter than we are.
 fn directives(verbosity: i8) -> &'static str {
     match verbosity {
-        ..=-2 => "error",
-        -1 => "warn",
-        0 => "warn,fuser=error,mainline=off,torrentfs=info,torrentfs_fs=info",
+        ..=-2 => "error,report=info",
+        -1 => "warn,report=info",
+        0 => "warn,fuser=error,mainline=off,torrentfs=info,torrentfs_fs=info,report=info",
         1 => "info,mainline=off,torrentfs=debug,torrentfs_fs=debug",
         2 => "debug,torrentfs=trace,torrentfs_fs=trace",
         3.. => "trace",

@@ -18,11 +18,14 @@
 pub use crate::storage::size::bytes;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use tokio::sync::oneshot;
 
 use super::progress::Progress;
 
@@ -335,6 +338,8 @@ enum Message {
     Lines(Vec<Live>),
     /// Look at the `finish` flag.
     Wake,
+    /// Drop this when what came before is written.
+    Written(oneshot::Sender<()>),
 }
 
 /// What the thread and its clients share. No lock: a log line may come from under any lock there is.
@@ -394,16 +399,26 @@ pub fn is_live() -> bool {
 impl Display {
     /// Starts the thread. With `is_tty`, updates are drawn; without, changes of state are logged.
     pub fn new(is_tty: bool) -> Self {
-        Self::on(is_tty, std::io::stderr(), terminal_size)
+        Self::with_log(is_tty, None)
     }
 
-    fn on(is_tty: bool, out: impl Write + Send + 'static, size: fn() -> Size) -> Self {
+    /// As [`Display::new`], with the log lines in a file. What is drawn goes to stderr still.
+    pub fn with_log(is_tty: bool, log: Option<File>) -> Self {
+        Self::on(is_tty, std::io::stderr(), log, terminal_size)
+    }
+
+    fn on(
+        is_tty: bool,
+        out: impl Write + Send + 'static,
+        log: Option<impl Write + Send + 'static>,
+        size: fn() -> Size,
+    ) -> Self {
         let (sender, messages) = sync_channel(QUEUE);
         let (ended, done) = sync_channel(0);
         let shared = Arc::new(Shared::default());
         let thread_shared = shared.clone();
         let thread = std::thread::Builder::new().name("terminal".into()).spawn(move || {
-            run(&messages, &thread_shared, is_tty, out, size);
+            run(&messages, &thread_shared, is_tty, out, log, size);
             drop((messages, ended));
         });
         // Without the thread its end of the channel is gone, and log lines go straight to stderr.
@@ -420,6 +435,20 @@ impl Display {
     /// Where log lines have to go, so that they and the live lines don't garble each other.
     pub fn writer(&self) -> LogWriter {
         self.writer.clone()
+    }
+
+    /// Whether live lines are drawn.
+    pub fn is_live(&self) -> bool {
+        self.is_tty
+    }
+
+    /// Waits until what was logged and shown so far is written, a second at most.
+    pub async fn written(&self) {
+        let (sender, receiver) = oneshot::channel();
+        // With no room in the queue its end can't be seen: then nothing is waited for.
+        if self.writer.sender.try_send(Message::Written(sender)).is_ok() {
+            let _ = tokio::time::timeout(crate::sync::timeouts::TERMINAL, receiver).await;
+        }
     }
 
     /// Shows this from now on. Never waits; when the terminal is stopped the update is dropped, and a later
@@ -486,15 +515,25 @@ fn log_state(torrent: &TorrentLine) {
 }
 
 /// The thread: the only one that writes to stderr. Waits for messages, and for the terminal.
-fn run(messages: &Receiver<Message>, shared: &Shared, is_tty: bool, mut out: impl Write, size: fn() -> Size) {
+fn run(
+    messages: &Receiver<Message>,
+    shared: &Shared,
+    is_tty: bool,
+    mut out: impl Write,
+    mut file: Option<impl Write>,
+    size: fn() -> Size,
+) {
     let mut screen = Screen::default();
     while let Ok(first) = messages.recv() {
         let mut log = Vec::new();
+        // Dropped when all of this is written.
+        let mut written = Vec::new();
         for message in std::iter::once(first).chain(messages.try_iter().take(QUEUE)) {
             match message {
                 Message::Log(line) => log.extend_from_slice(&line),
                 Message::Lines(live) => screen.live = live,
                 Message::Wake => {}
+                Message::Written(told) => written.push(told),
             }
         }
         let lost = shared.lost.swap(0, Ordering::Relaxed);
@@ -514,6 +553,11 @@ fn run(messages: &Receiver<Message>, shared: &Shared, is_tty: bool, mut out: imp
                     .flatten(),
             );
             screen.live.clear();
+        }
+        if let Some(file) = &mut file {
+            // Nobody is left to tell when the disk is full, either.
+            let _ = file.write_all(&log);
+            log.clear();
         }
         // Nobody is left to tell when stderr is gone; the program works on without it.
         let _ = out.write_all(&if is_tty { screen.render(&log, size()) } else { log });
@@ -798,7 +842,7 @@ mod tests {
     fn a_stopped_terminal_stops_nobody() {
         let (open, go) = sync_channel(1);
         let (written, got) = sync_channel(16);
-        let mut display = Display::on(false, Gate { go, written }, || USUAL_SIZE);
+        let mut display = Display::on(false, Gate { go, written }, None::<File>, || USUAL_SIZE);
         let mut writer = display.writer();
         // Twice the channel, plus what the thread may have taken: none of these may wait.
         for _ in 0..3 * QUEUE {
@@ -818,7 +862,7 @@ mod tests {
         let (open, go) = sync_channel(0);
         drop(open);
         let (written, got) = sync_channel(16);
-        let mut display = Display::on(true, Gate { go, written }, || USUAL_SIZE);
+        let mut display = Display::on(true, Gate { go, written }, None::<File>, || USUAL_SIZE);
         display.update(vec![TorrentLine { name: "a".into(), ..sample() }]);
         display.writer().write_all(b"last words\n").unwrap();
         display.finish();

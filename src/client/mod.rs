@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::{Dht, DhtOptions};
@@ -27,7 +27,7 @@ use crate::discovery::{FoundPeers, PeerSource};
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
 use crate::storage::cache::{CacheDir, CacheError};
-use crate::storage::pool::{Class, Workers};
+use crate::storage::pool::{Class, Job, Workers};
 use crate::storage::quota::Quota;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::background::Prefetch;
@@ -49,6 +49,11 @@ use sources::Loaded;
 fn worker_threads() -> usize {
     std::thread::available_parallelism().map_or(2, std::num::NonZero::get) + 1
 }
+
+/// How soon workers are asked again that took no more.
+const FULL: Duration = Duration::from_millis(20);
+/// Torrents that are ended at a time: each has the workers record what is complete, and they take a thousand jobs.
+const ENDING: usize = 64;
 
 /// How the client is set up.
 #[derive(Debug, Clone)]
@@ -116,6 +121,20 @@ pub enum ClientError {
     Cache(#[from] CacheError),
 }
 
+/// See [`Client::view`].
+pub struct View {
+    /// The torrents; `None` when somebody kept the table locked.
+    pub torrents: Option<Vec<Arc<Torrent>>>,
+    /// Who does blocking work.
+    pub workers: Arc<Workers>,
+    /// How much may be kept.
+    pub room: Room,
+    /// What the pieces in the making may take.
+    pub memory: Memory,
+    /// `None` when it is off.
+    pub dht: Option<Arc<Dht>>,
+}
+
 /// The client. Shared; it runs until its scope is cancelled.
 pub struct Client {
     scope: TaskScope,
@@ -126,6 +145,8 @@ pub struct Client {
     port: u16,
     torrents: RankedRwLock<Vec<Arc<Torrent>>>,
     dormant: Arc<Dormant>,
+    /// Turns of those who end a torrent.
+    ending: Arc<Semaphore>,
     next_slot: AtomicU32,
 }
 
@@ -171,6 +192,7 @@ impl Client {
             port,
             torrents: RankedRwLock::new(Rank::Client, "torrents", Vec::new()),
             dormant: Arc::new(Dormant::new()),
+            ending: Arc::new(Semaphore::new(ENDING)),
             next_slot: AtomicU32::new(1),
             cache,
             options,
@@ -222,6 +244,18 @@ impl Client {
         self.torrents.read().clone()
     }
 
+    /// What all torrents share, to look at from any thread: for diagnostics. Waits for the table of torrents
+    /// `limit` at most, and is without it after that.
+    pub fn view(&self, limit: Duration) -> View {
+        View {
+            torrents: self.torrents.read_within(limit).map(|torrents| torrents.clone()),
+            workers: self.env.workers.clone(),
+            room: self.env.room.clone(),
+            memory: self.env.memory.clone(),
+            dht: self.env.dht.clone(),
+        }
+    }
+
     /// The torrent that peers know by these 20 bytes.
     pub fn find(&self, wire: [u8; 20]) -> Option<Arc<Torrent>> {
         self.torrents.read().iter().find(|t| t.info_hash.wire().0 == wire).cloned()
@@ -238,15 +272,37 @@ impl Client {
     /// # Errors
     /// When its folder in the cache can't be made.
     pub async fn add(&self, loaded: Loaded) -> Result<Arc<Torrent>, ClientError> {
+        self.add_for(loaded, true).await
+    }
+
+    /// As [`Client::add`], for a folder that is watched: unless somebody else adds the torrent, too, it goes with its
+    /// last file there ([`Client::remove_watched`]).
+    ///
+    /// # Errors
+    /// As [`Client::add`].
+    pub async fn add_watched(&self, loaded: Loaded) -> Result<Arc<Torrent>, ClientError> {
+        self.add_for(loaded, false).await
+    }
+
+    /// The torrent that is there already. It is named from now on if this one who adds it does: said under the table's
+    /// lock, so that [`Client::remove_watched`] sees it or is over.
+    fn known(&self, wire: [u8; 20], named: bool) -> Option<Arc<Torrent>> {
+        let torrents = self.torrents.read();
+        let known = torrents.iter().find(|t| t.info_hash.wire().0 == wire)?;
+        known.named.fetch_or(named, Ordering::Relaxed);
+        Some(known.clone())
+    }
+
+    async fn add_for(&self, loaded: Loaded, named: bool) -> Result<Arc<Torrent>, ClientError> {
         let wire = loaded.info_hash.wire().0;
         let key = loaded.info_hash.to_string();
         let claim = loop {
-            if let Some(known) = self.find(wire) {
+            if let Some(known) = self.known(wire, named) {
                 return Ok(known);
             }
             let claim = self.dormant.claim(&key).await;
             // Somebody may have added it meanwhile, and somebody may be about to remove that one.
-            if let Some(known) = self.find(wire) {
+            if let Some(known) = self.known(wire, named) {
                 return Ok(known);
             }
             if !self.dormant.is_closing(&key) {
@@ -300,6 +356,7 @@ impl Client {
             },
         };
         let torrent = owner::start(self.scope.child(&format!("torrent {slot}")), plan, self.env.clone());
+        torrent.named.store(named, Ordering::Relaxed);
         self.torrents.write().push(torrent.clone());
         claim.opened();
         self.env.changed.notify_one();
@@ -336,10 +393,39 @@ impl Client {
         futures_util::future::join_all(all).await.into_iter().flatten().collect()
     }
 
+    /// Does something that may wait for a disk, on a storage worker; waits as long as they take no more. `None` when they
+    /// are closed, or it panicked. Cancel-safe: what is begun is done.
+    pub async fn on_worker<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        on_worker(&self.env.workers, work).await
+    }
+
+    /// Runs something in a named task of the client's; refused when the program ends.
+    pub fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        self.scope.spawn(name, task);
+    }
+
     /// Stops the workers; blocks up to `limit`. Returns the threads that are left, by name.
     pub fn stop_workers(&self, limit: Duration) -> Vec<String> {
         self.env.workers.stop(limit)
     }
+}
+
+/// See [`Client::on_worker`].
+async fn on_worker<T: Send + 'static>(
+    workers: &Workers,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, answer) = oneshot::channel();
+    let mut job: Job = Box::new(move |_: &mut _| _ = done.send(work()));
+    while let Err(refused) = workers.submit(Class::Verify, job) {
+        if workers.is_closed() {
+            return None;
+        }
+        // A thousand jobs stand before it.
+        tokio::time::sleep(FULL).await;
+        job = refused;
+    }
+    answer.await.ok()
 }
 
 /// Our peer id for this run: the client's letters and version as BEP 20 has them, and random bytes.

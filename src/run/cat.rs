@@ -75,7 +75,7 @@ pub fn run(config: &CatConfig) -> Result<Exit, Failure> {
 async fn run_async(config: &CatConfig, display: Option<&mut Display>) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
-    let mut running = Running { mounted: None, clients: Vec::new(), scope };
+    let mut running = Running::nothing(scope);
     let outcome = tokio::select! {
         outcome = print(config, &mut running, display) => outcome,
         () = signals.reached(1) => Ok(Exit::Forced),
@@ -182,7 +182,7 @@ struct Found {
 }
 
 fn find(torrent: &Torrent, path: Option<&str>) -> Result<Found, Failure> {
-    let tree = content::subtree(torrent, torrent.name());
+    let tree = content::subtree(torrent, torrent.live().map(|l| &**l), torrent.name());
     let given = path.unwrap_or_default();
     let node = locate(&tree, path).map_err(|astray| match astray {
         Astray::Missing(folder) => {

@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use super::mount::{mount_client, stay};
 use super::shutdown::{Running, shut_down};
-use super::signals::Signals;
+use super::signals::{self, Signals};
 use super::start::start_client;
+use super::watchdog::Watchdog;
 use crate::cli::demo;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display};
@@ -34,6 +35,8 @@ const RATE: u64 = 8 << 20;
 /// # Errors
 /// What kept it from coming up, for the user.
 pub fn run(mountpoint: Option<PathBuf>, verbosity: i8, log_format: LogFormat) -> Result<Exit, Failure> {
+    // Before there is any other thread.
+    signals::hold();
     let mut display = Display::new(terminal::is_live());
     crate::cli::log::init(verbosity, log_format, display.writer(), terminal::is_live())?;
     let failed = |e: std::io::Error| Failure::new(Exit::Cache, "can't make the demo's temporary folder", e);
@@ -61,9 +64,10 @@ pub fn run(mountpoint: Option<PathBuf>, verbosity: i8, log_format: LogFormat) ->
 async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
+    let watchdog = Watchdog::start(&scope)?;
     tracing::info!("making a sample torrent");
     let (seeder, magnet) = seed(config, temporary, &scope).await?;
-    let mut running = Running { mounted: None, clients: vec![seeder], scope: scope.clone() };
+    let mut running = Running { clients: vec![seeder], ..Running::nothing(scope.clone()) };
     let client = match start_client(&config.client, scope.child("client")).await {
         Ok(client) => client,
         Err(failure) => {
@@ -72,12 +76,16 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
         }
     };
     running.clients.insert(0, client.clone());
+    watchdog.client(&client);
     let mounted = match add(&client, &magnet).await {
-        Ok(torrent) => mount_client(&client, config, Vec::new(), &scope).map(|mounted| (torrent, mounted)),
+        Ok(torrent) => {
+            mount_client(&client, config, Vec::new(), &scope).await.map(|mounted| (torrent, mounted))
+        }
         Err(failure) => Err(failure),
     };
     let torrent = match mounted {
         Ok((torrent, mounted)) => {
+            watchdog.mount(&mounted);
             running.mounted = Some(mounted);
             torrent
         }

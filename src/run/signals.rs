@@ -1,18 +1,63 @@
 //! The one signal handler. The first SIGTERM, SIGINT or SIGHUP begins the shutdown; a second forces the exit.
+//!
+//! [`hold`] keeps them back until [`Signals::install`] has the handler in place, so that none ends the program in
+//! between. Where somebody else held them before us, they are let through then as well.
+//!
+//! SIGUSR1 asks for a report. It has no handler: it stays held, and the watchdog takes it from a descriptor
+//! ([`Asked`]), so that it works while the runtime hangs.
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::exit::{Exit, Failure};
 use crate::sync::tasks::TaskScope;
 
+/// The signals that ask for the end.
+const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// The signal that asks for a report.
+const ASKING: Signal = Signal::SIGUSR1;
+
+/// Keeps the signals that ask for the end from this thread, and those it starts, until [`Signals::install`]: they
+/// wait. So does SIGUSR1, for [`Asked`]. Processes that are started get an empty mask from the standard library.
+pub fn hold() {
+    // That it could fail for these signals isn't foreseen; they would end the program as they do without us.
+    let _ = SigSet::from_iter(ENDING.into_iter().chain([ASKING])).thread_block();
+}
+
+/// Takes SIGUSR1: somebody asks what the program is at.
+pub struct Asked(SignalFd);
+
+impl Asked {
+    /// After [`hold`], which must have come before any other thread was started.
+    ///
+    /// # Errors
+    /// [`Exit::Internal`] when the system refuses.
+    pub fn new() -> Result<Self, Failure> {
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let taken = SignalFd::with_flags(&SigSet::from_iter([ASKING]), flags);
+        taken.map(Self).map_err(|error| Failure::internal("can't watch for SIGUSR1", error))
+    }
+
+    /// Whether it has come since this was last called. Never waits.
+    pub fn take(&self) -> bool {
+        let mut came = false;
+        while let Ok(Some(_)) = self.0.read_signal() {
+            came = true;
+        }
+        came
+    }
+}
+
 /// How many signals that ask for the end have come.
 #[derive(Clone)]
 pub struct Signals(watch::Receiver<usize>);
 
 impl Signals {
-    /// Installs the handler, in a task of `scope`. SIGHUP stays ignored where it was inherited so (`nohup`).
+    /// Installs the handler, in a task of `scope`, and lets through to this thread what [`hold`] kept back. SIGHUP
+    /// stays ignored where it was inherited so (`nohup`).
     ///
     /// # Errors
     /// [`Exit::Internal`] when the system refuses.
@@ -24,6 +69,7 @@ impl Signals {
             true => None,
             false => Some(signal(SignalKind::hangup()).map_err(failed)?),
         };
+        SigSet::from_iter(ENDING).thread_unblock().map_err(|e| failed(e.into()))?;
         let (count, receiver) = watch::channel(0);
         scope.spawn("signals", async move {
             loop {

@@ -131,8 +131,43 @@ impl<J> Queue<J> {
     }
 }
 
+/// The jobs of one class that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lane {
+    /// The class.
+    pub class: Class,
+    /// How many.
+    pub jobs: usize,
+    /// How long the oldest has waited.
+    pub oldest: Option<Duration>,
+}
+
+/// A job that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// On which thread.
+    pub thread: String,
+    /// Its class.
+    pub class: Class,
+    /// For how long.
+    pub since: Duration,
+}
+
+/// What waits and what runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkersView {
+    /// By class.
+    pub lanes: [Lane; 4],
+    /// By thread.
+    pub running: Vec<Running>,
+    /// Threads in all.
+    pub threads: usize,
+}
+
 struct State {
     queue: Queue<Job>,
+    /// What runs, by the thread's number, and since when.
+    running: Vec<Option<(Class, Instant)>>,
     /// Jobs running now that aren't urgent.
     running_others: usize,
     closed: bool,
@@ -173,8 +208,13 @@ impl Workers {
     /// What the system said when it refused a thread; those started before are closed again.
     pub fn start(threads: usize) -> io::Result<Arc<Workers>> {
         let threads = threads.max(1);
-        let state =
-            State { queue: Queue::new(), running_others: 0, closed: false, alive: (0..threads).collect() };
+        let state = State {
+            queue: Queue::new(),
+            running: vec![None; threads],
+            running_others: 0,
+            closed: false,
+            alive: (0..threads).collect(),
+        };
         let shared = Arc::new(Shared {
             state: RankedMutex::new(Rank::Leaf, "queue of the storage workers", state),
             ready: RankedCondvar::new(),
@@ -190,7 +230,7 @@ impl Workers {
             // Owned here and joined by `stop`.
             let handle = std::thread::Builder::new().name(thread_name(number)).spawn(move || {
                 let _ending = Ending { shared: &shared, number };
-                shared.work();
+                shared.work(number);
             })?;
             workers.handles.lock().push((number, handle));
         }
@@ -212,6 +252,24 @@ impl Workers {
         }
         self.shared.ready.notify_one();
         Ok(())
+    }
+
+    /// What waits and what runs: for diagnostics.
+    pub fn view(&self, now: Instant) -> WorkersView {
+        let state = self.shared.state.lock();
+        let lanes = Class::ALL.map(|class| {
+            let lane = state.queue.lanes.get(class as usize);
+            let oldest = lane.and_then(VecDeque::front).map(|(due, _)| {
+                // Queued when it was due, less what its class gives way by.
+                (now + class.gives_way()).saturating_duration_since(*due)
+            });
+            Lane { class, jobs: lane.map_or(0, VecDeque::len), oldest }
+        });
+        let running = state.running.iter().enumerate().filter_map(|(number, running)| {
+            let (class, since) = (*running)?;
+            Some(Running { thread: thread_name(number), class, since: now.saturating_duration_since(since) })
+        });
+        WorkersView { lanes, running: running.collect(), threads: state.alive.len() }
     }
 
     /// Whether no job is taken any more.
@@ -281,9 +339,9 @@ impl Drop for Ending<'_> {
 }
 
 impl Shared {
-    fn work(&self) {
+    fn work(&self, number: usize) {
         let mut scratch = Scratch::default();
-        while let Some((class, job)) = self.next() {
+        while let Some((class, job)) = self.next(number) {
             guarded("running", || {
                 job(&mut scratch);
                 assert_none_held("a storage job");
@@ -296,9 +354,12 @@ impl Shared {
         }
     }
 
-    /// Waits for a job; `None` at the end.
-    fn next(&self) -> Option<(Class, Job)> {
+    /// Waits for a job for the thread of this number; `None` at the end.
+    fn next(&self, number: usize) -> Option<(Class, Job)> {
         let mut state = self.state.lock();
+        if let Some(running) = state.running.get_mut(number) {
+            *running = None;
+        }
         loop {
             if state.closed {
                 return None;
@@ -307,6 +368,9 @@ impl Shared {
             if let Some((class, job)) = state.queue.pop(urgent_only) {
                 if !class.urgent() {
                     state.running_others += 1;
+                }
+                if let Some(running) = state.running.get_mut(number) {
+                    *running = Some((class, Instant::now()));
                 }
                 return Some((class, job));
             }

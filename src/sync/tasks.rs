@@ -19,9 +19,56 @@ use torrentfs_fs::lock::{Rank, RankedMutex};
 
 struct Registry {
     next: AtomicU64,
-    /// Live tasks by number: name and start. Leaf rank: nothing is called under it.
-    live: RankedMutex<BTreeMap<u64, (String, Instant)>>,
+    /// Live tasks by number. Leaf rank: nothing is called under it.
+    live: RankedMutex<BTreeMap<u64, Live>>,
     changed: Notify,
+    /// What milliseconds are counted from.
+    began: Instant,
+}
+
+/// A live task.
+struct Live {
+    name: String,
+    since: Instant,
+    pulse: Arc<Pulse>,
+}
+
+/// Tells a task that runs on and on from one that waits. The task writes `turns`, those who look the rest.
+#[derive(Default)]
+struct Pulse {
+    /// Odd while the task runs, another number at each turn.
+    turns: AtomicU64,
+    /// The number that was seen last, and when it was seen first.
+    seen: AtomicU64,
+    since: AtomicU64,
+}
+
+/// Counts a turn of the task as over, in whatever way it ends.
+struct Turn<'a>(&'a Pulse);
+
+impl<'a> Turn<'a> {
+    fn begin(pulse: &'a Pulse) -> Self {
+        pulse.turns.fetch_add(1, Ordering::Relaxed);
+        Self(pulse)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.turns.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A live task, for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskView {
+    /// Its name, with its owners'.
+    pub name: String,
+    /// How old it is.
+    pub age: Duration,
+    /// For how long it has run without giving way, at least: since it was first seen in this turn. `None` while it
+    /// waits for something.
+    pub runs: Option<Duration>,
 }
 
 /// A scope that owns tasks. Cloning gives another handle on the same scope.
@@ -45,6 +92,24 @@ impl Drop for Registered {
     }
 }
 
+impl Registry {
+    /// For how long a task has run without giving way, if it runs.
+    fn runs(&self, task: &Live, now: Instant) -> Option<Duration> {
+        let now = u64::try_from(now.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
+        let turns = task.pulse.turns.load(Ordering::Relaxed);
+        if task.pulse.seen.swap(turns, Ordering::Relaxed) != turns {
+            task.pulse.since.store(now, Ordering::Relaxed);
+        }
+        let since = task.pulse.since.load(Ordering::Relaxed);
+        (turns % 2 == 1).then(|| Duration::from_millis(now.saturating_sub(since)))
+    }
+
+    fn view(&self, task: &Live, now: Instant) -> TaskView {
+        let age = now.saturating_duration_since(task.since);
+        TaskView { name: task.name.clone(), age, runs: self.runs(task, now) }
+    }
+}
+
 impl TaskScope {
     /// The root scope of the program.
     pub fn root() -> Self {
@@ -53,6 +118,7 @@ impl TaskScope {
                 next: AtomicU64::new(1),
                 live: RankedMutex::new(Rank::Leaf, "task registry", BTreeMap::new()),
                 changed: Notify::new(),
+                began: Instant::now(),
             }),
             token: CancellationToken::new(),
             prefix: "".into(),
@@ -96,14 +162,16 @@ impl TaskScope {
         if self.token.is_cancelled() {
             return false;
         }
-        let registered = self.register(name);
+        let (registered, pulse) = self.register(name);
         let name = format!("{}{name}", self.prefix);
         #[allow(clippy::disallowed_methods, reason = "the one place where tasks are spawned")]
         tokio::spawn(async move {
             let _registered = registered;
             let mut future = std::pin::pin!(AssertUnwindSafe(future).catch_unwind());
             let watched = std::future::poll_fn(|cx| {
+                let turn = Turn::begin(&pulse);
                 let polled = future.as_mut().poll(cx);
+                drop(turn);
                 torrentfs_fs::lock::assert_none_held(&name);
                 polled
             });
@@ -119,19 +187,34 @@ impl TaskScope {
         true
     }
 
-    fn register(&self, name: &str) -> Registered {
+    fn register(&self, name: &str) -> (Registered, Arc<Pulse>) {
         let number = self.registry.next.fetch_add(1, Ordering::Relaxed);
-        self.registry.live.lock().insert(number, (format!("{}{name}", self.prefix), Instant::now()));
-        Registered { registry: self.registry.clone(), number }
+        let pulse = Arc::new(Pulse::default());
+        let live =
+            Live { name: format!("{}{name}", self.prefix), since: Instant::now(), pulse: pulse.clone() };
+        self.registry.live.lock().insert(number, live);
+        (Registered { registry: self.registry.clone(), number }, pulse)
     }
 
     /// Names of the live tasks of this scope and its children, oldest first.
     pub fn live(&self) -> Vec<String> {
         let live = self.registry.live.lock();
-        live.values()
-            .filter(|(name, _)| name.starts_with(&*self.prefix))
-            .map(|(name, _)| name.clone())
-            .collect()
+        live.values().map(|task| &task.name).filter(|name| name.starts_with(&*self.prefix)).cloned().collect()
+    }
+
+    /// The live tasks of this scope and its children, oldest first, and which of them run just now.
+    pub fn look(&self, now: Instant) -> Vec<TaskView> {
+        let live = self.registry.live.lock();
+        let own = live.values().filter(|task| task.name.starts_with(&*self.prefix));
+        own.map(|task| self.registry.view(task, now)).collect()
+    }
+
+    /// The tasks of the program that have run without giving way for so long at least, as far as looks before this
+    /// tell. Allocates only for those. `None`, and nothing is looked at, while somebody has the registry locked.
+    pub fn unyielding(&self, limit: Duration, now: Instant) -> Option<Vec<TaskView>> {
+        let live = self.registry.live.try_lock()?;
+        let long = |task: &&Live| self.registry.runs(task, now).is_some_and(|runs| runs >= limit);
+        Some(live.values().filter(long).map(|task| self.registry.view(task, now)).collect())
     }
 
     /// Waits until no task of this scope is left, `limit` at most; what is left then is returned by name.
@@ -179,6 +262,35 @@ mod tests {
         root.spawn_graceful("hung", std::future::pending());
         root.cancel();
         assert_eq!(root.join(Duration::from_millis(10)).await, ["hung"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_task_that_runs_on_is_told_from_one_that_waits() {
+        let root = TaskScope::root();
+        let (running, runs) = tokio::sync::oneshot::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        root.spawn("waits", std::future::pending());
+        root.spawn("runs on", async move {
+            let _ = running.send(());
+            let _ = ended.recv();
+            std::future::pending::<()>().await;
+        });
+        runs.await.ok();
+        let (now, limit) = (Instant::now(), Duration::from_secs(5));
+        // Seen for the first time now: since when it runs nobody knows.
+        assert_eq!(root.unyielding(limit, now), Some(Vec::new()));
+        let long = root.unyielding(limit, now + limit).unwrap_or_default();
+        assert_eq!(
+            long.iter().map(|t| (t.name.as_str(), t.runs)).collect::<Vec<_>>(),
+            [("runs on", Some(limit))]
+        );
+        assert_eq!(root.look(now).len(), 2);
+        drop(end);
+        while root.look(now).iter().any(|task| task.runs.is_some()) {
+            tokio::task::yield_now().await;
+        }
+        root.cancel();
+        assert!(root.join(limit).await.is_empty());
     }
 
     #[tokio::test]

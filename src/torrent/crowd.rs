@@ -98,6 +98,11 @@ impl Crowd {
         state.stuck.as_ref().map(|s| Blocked { reason: s.reason.to_string(), disk: s.disk })
     }
 
+    /// How many pieces wait, and their bytes.
+    pub(super) fn waiting(&self) -> (usize, u64) {
+        (self.pieces.len(), self.pieces.iter().map(|w| w.bytes).sum())
+    }
+
     /// Waits until something has changed. Cancel-safe.
     pub(super) async fn changed(&mut self) {
         if self.state.changed().await.is_err() {

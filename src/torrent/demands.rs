@@ -396,6 +396,22 @@ impl Demands {
         waits
     }
 
+    /// Open handles, pieces that are being looked at for somebody, and pieces that fail at once: for diagnostics.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.streams.len(), self.checks.len(), self.failing.len())
+    }
+
+    /// Why this piece fails at once for whoever wants it, if it does.
+    pub fn failing(&self, piece: PieceIndex, now: Instant) -> Option<String> {
+        let (until, error) = self.failing.get(&piece)?;
+        (*until > now).then(|| error.to_string())
+    }
+
+    /// When the last block came.
+    pub fn last_block(&self) -> Option<Instant> {
+        self.last_block
+    }
+
     /// Whether a read has waited for [`STALLED`] without any block coming.
     pub fn is_stalled(&self, now: Instant) -> bool {
         let oldest = self.waits.values().map(|w| w.since).min();

@@ -13,6 +13,7 @@ pub mod choker;
 mod crash_tests;
 mod crowd;
 pub mod demands;
+pub mod describe;
 pub mod effects;
 pub mod inbox;
 pub mod lend;
@@ -39,6 +40,7 @@ mod verdicts;
 mod wants;
 mod work;
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,7 @@ use torrentfs_fs::lock::RankedMutex;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::sync::tasks::TaskScope;
+use describe::Description;
 use reads::Shared;
 use sessions::Sessions;
 use status::Status;
@@ -84,6 +87,11 @@ pub enum Command {
         /// Answered when nothing is written any more, and all is on disk that could be put there.
         done: oneshot::Sender<()>,
     },
+    /// Say what there is to know: for diagnostics.
+    Describe {
+        /// Answered at once.
+        done: oneshot::Sender<Box<Description>>,
+    },
     /// Tell the trackers that we leave, no longer than this.
     Leave {
         /// Bound on the wait.
@@ -112,10 +120,42 @@ pub struct Torrent {
     changed: Arc<Notify>,
     commands: mpsc::Sender<Command>,
     settled: watch::Sender<bool>,
+    /// Somebody named it, on the command line or to the running program; not only a file in a watched folder.
+    pub(crate) named: AtomicBool,
     /// All its tasks.
     pub(crate) scope: TaskScope,
     /// Bytes that are charged for what is kept of it, until it is live.
     charged: u64,
+    turns: Turns,
+}
+
+/// By when the owner's loop turns again, as it said itself: whoever finds it long past that looks at an owner that
+/// hangs.
+struct Turns {
+    began: Instant,
+    /// Milliseconds after `began`; `u64::MAX` when it has ended.
+    due: AtomicU64,
+}
+
+impl Turns {
+    /// It is to turn at once.
+    fn new(now: Instant) -> Self {
+        Self { began: now, due: AtomicU64::new(0) }
+    }
+
+    fn will(&self, by: Instant) {
+        let due = u64::try_from(by.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
+        self.due.store(due, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.due.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    fn overdue(&self, now: Instant) -> Duration {
+        let now = u64::try_from(now.saturating_duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(now.saturating_sub(self.due.load(Ordering::Relaxed)))
+    }
 }
 
 impl Torrent {
@@ -175,6 +215,19 @@ impl Torrent {
         self.live().map_or(self.charged, |shared| shared.take_charge())
     }
 
+    /// For how long the owner should have turned its loop again and hasn't: it hangs in something, or nobody lets it
+    /// run. Zero as long as all is well, or when it has ended.
+    pub fn overdue(&self, now: Instant) -> Duration {
+        self.turns.overdue(now)
+    }
+
+    /// What sessions told the owner and what it was told to do, as far as it hasn't looked at it yet: for
+    /// diagnostics, also of an owner that doesn't answer.
+    pub fn queued(&self) -> (usize, usize) {
+        let commands = &self.commands;
+        (self.sessions.queued(), commands.max_capacity() - commands.capacity())
+    }
+
     fn publish(&self, status: Status) {
         let new = Arc::new(status);
         let old = std::mem::replace(&mut *self.status.lock(), new);
@@ -188,5 +241,22 @@ impl std::fmt::Debug for Torrent {
             .field("slot", &self.slot)
             .field("name", &self.name())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_is_overdue_by_its_own_word() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let turns = Turns::new(now);
+        assert_eq!(turns.overdue(now + second), second, "it never began");
+        turns.will(now + 10 * second);
+        assert_eq!(turns.overdue(now + 10 * second), Duration::ZERO);
+        assert_eq!(turns.overdue(now + 17 * second), 7 * second);
+        turns.end();
+        assert_eq!(turns.overdue(now + 1_000_000 * second), Duration::ZERO);
     }
 }

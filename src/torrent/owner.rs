@@ -6,9 +6,10 @@
 //! All its channels are bounded; what fills them up is said where they are made ([`start`]).
 
 mod keeping;
+mod telling;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ use super::status::{State, Status, Waiting};
 use super::swarm::{Settings, Swarm};
 use super::table::ReadClock;
 use super::work::{self, Ready, Work};
-use super::{Command, Torrent};
+use super::{Command, Torrent, Turns};
 use crate::discovery::dht::Dht;
 use crate::discovery::tracker::{TrackerOptions, Trackers};
 use crate::discovery::{Announce, Following, FoundPeers, PeerDiscovery, Progress};
@@ -208,6 +209,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         peer_events,
         env.limits.clone(),
     ));
+    let now = Instant::now();
     let torrent = Arc::new(Torrent {
         slot: plan.slot,
         info_hash: plan.info_hash,
@@ -219,10 +221,11 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         changed: env.changed.clone(),
         commands,
         settled: watch::Sender::new(false),
+        turns: Turns::new(now),
+        named: AtomicBool::new(false),
         scope: scope.clone(),
         charged: plan.charged,
     });
-    let now = Instant::now();
     let owner = Owner {
         torrent: torrent.clone(),
         swarm: Swarm::new(plan.settings.clone()),
@@ -300,8 +303,9 @@ impl Owner {
             self.record_if_due(now);
             self.give_back_if_due(now);
             self.publish_if_due(now);
-            let next =
-                tokio::time::Instant::from_std(now + self.swarm.next_tick(now).min(self.next_chore(now)));
+            let next = now + self.swarm.next_tick(now).min(self.next_chore(now));
+            self.torrent.turns.will(next);
+            let next = tokio::time::Instant::from_std(next);
             tokio::select! {
                 () = token.cancelled() => break,
                 n = peer_events.recv_many(&mut batch, 64) => {
@@ -608,6 +612,10 @@ impl Owner {
             }
             Command::Evict { pieces, younger_than, done } => self.evict(pieces, younger_than, done),
             Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
+            Command::Describe { done } => {
+                // Whoever asked may have stopped waiting.
+                let _ = done.send(Box::new(self.describe(Instant::now())));
+            }
             Command::Leave { limit, done } => {
                 let trackers = self.trackers.take();
                 self.following = None;
@@ -702,6 +710,7 @@ struct End {
 
 impl Drop for End {
     fn drop(&mut self) {
+        self.torrent.turns.end();
         let panicked = std::thread::panicking();
         if let Some(shared) = self.torrent.live() {
             shared.fail_all(&match panicked {

@@ -148,6 +148,27 @@ impl Records {
             || self.wanted.is_none() && !self.syncing && self.snapshot.is_none() && self.recording.is_none()
     }
 
+    /// What goes on and what waits, in words: for diagnostics.
+    pub fn doing(&self) -> String {
+        let mut words: Vec<String> = Vec::new();
+        let mut say = |yes: bool, what: String| {
+            if yes {
+                words.push(what)
+            }
+        };
+        say(self.syncing, "syncing".into());
+        if let Some((record, discard)) = &self.recording {
+            say(true, format!("recording {} new, then giving back {}", record.new.len(), discard.len()));
+        }
+        say(self.wanted.is_some(), "another record is wanted".into());
+        say(!self.unnamed.is_empty(), format!("{} to be taken out of the record", self.unnamed.len()));
+        say(!self.gone.is_empty(), format!("{} to be given back after that", self.gone.len()));
+        say(!self.held.is_empty(), format!("{} not to be written before", self.held.len()));
+        say(self.failed, "the last record failed".into());
+        say(self.closed, "closed".into());
+        if words.is_empty() { "nothing to do".into() } else { words.join(", ") }
+    }
+
     /// What is to be done now, which is under way from then on. `busy` is the number of pieces that are being written,
     /// and of discards under way: a last record, which tells the times of the files, waits for them.
     pub fn next(&mut self, table: &PieceTable, busy: usize) -> Vec<Step> {

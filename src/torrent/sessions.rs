@@ -51,6 +51,11 @@ impl Sessions {
         }
     }
 
+    /// Batches of what sessions told the owner and it hasn't looked at yet.
+    pub fn queued(&self) -> usize {
+        self.events.max_capacity() - self.events.capacity()
+    }
+
     /// The torrent, once known.
     pub fn known(&self) -> &KnownCell {
         &self.known

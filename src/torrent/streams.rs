@@ -119,6 +119,11 @@ impl Streams {
         self.streams.get(&id).map(|s| s.file)
     }
 
+    /// Number of open handles.
+    pub fn len(&self) -> usize {
+        self.streams.len()
+    }
+
     /// A read of the handle waits, or no longer does.
     pub fn waits(&mut self, id: u64, more: bool) {
         if let Some(stream) = self.streams.get_mut(&id) {

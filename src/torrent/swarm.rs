@@ -635,6 +635,11 @@ impl Swarm {
         self.peers.len()
     }
 
+    /// Their numbers, in order.
+    pub fn keys(&self) -> impl Iterator<Item = PeerKey> + '_ {
+        self.peers.keys().copied()
+    }
+
     /// Connections being made.
     pub fn dialing(&self) -> usize {
         self.dialing

@@ -41,12 +41,16 @@ pub enum Need {
     Transmission,
     /// Network namespaces, with `ip` and root.
     Netns,
+    /// Mount namespaces, with `unshare`, `nsenter` and root.
+    Namespace,
     /// `getfattr`.
     Attr,
     /// `file`.
     File,
     /// `ffmpeg` and `ffprobe`.
     Ffmpeg,
+    /// A Go compiler.
+    Go,
 }
 
 /// The reason why a test can't run here, if there is one.
@@ -61,10 +65,12 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             (!has_tool("transmission-daemon")).then(|| "no transmission-daemon (Debian: the same)".to_owned())
         }
         Need::Netns => netns_missing(),
+        Need::Namespace => namespace_missing(),
         Need::Attr => (!has_tool("getfattr")).then(|| "no getfattr (Debian: attr)".to_owned()),
         Need::File => (!has_tool("file")).then(|| "no file (Debian: the same)".to_owned()),
         Need::Ffmpeg => (!has_tool("ffprobe") || !has_tool("ffmpeg"))
             .then(|| "no ffmpeg with ffprobe (Debian: ffmpeg)".to_owned()),
+        Need::Go => (!has_tool("go")).then(|| "no go (Debian: golang-go)".to_owned()),
     })
 }
 
@@ -93,6 +99,19 @@ fn netns_missing() -> Option<String> {
             run(&["netns", "del", &name]);
         }
         (!works).then(|| "no network namespaces here (they need root and `ip`)".to_owned())
+    })
+    .clone()
+}
+
+fn namespace_missing() -> Option<String> {
+    static WHY: OnceLock<Option<String>> = OnceLock::new();
+    WHY.get_or_init(|| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/sbin"]);
+        let works = command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+        let tools = ["nsenter", "setpriv", "fusermount3"].iter().all(|tool| has_tool(tool));
+        (!works || !tools)
+            .then(|| "no mount namespaces here (they need root, util-linux and fuse3)".to_owned())
     })
     .clone()
 }

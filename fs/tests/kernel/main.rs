@@ -7,4 +7,5 @@ mod common;
 mod faults;
 mod life;
 mod passthrough;
+mod listing;
 mod signals;

@@ -7,7 +7,7 @@
 //! blocks that are late, within a bound on waste; the first delivery wins and the loser is cancelled.
 //!
 //! Parts: this file has what is wanted and what came of it; `schedule` who is asked for what; `hedge` what is
-//! late; `check` the invariant; [`super::background`] what is fetched beyond what is read.
+//! late; `check` the invariant; `view` what is told of a piece; [`super::background`] what is fetched beyond what is read.
 //!
 //! Costs: changing what is wanted, O(log n) per piece changed; a piece whose blocks are all requested isn't
 //! looked at again; a peer for which there was nothing isn't looked at again before something changes.
@@ -18,6 +18,9 @@
 mod check;
 mod hedge;
 mod schedule;
+mod view;
+
+pub use view::PartsView;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;

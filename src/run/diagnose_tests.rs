@@ -1,0 +1,98 @@
+//! Tests of the report: what it says of a client whose torrent can't be fetched, and of one that has ended.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use super::*;
+use crate::client::Options;
+use crate::client::sources::Loaded;
+use crate::metainfo::build::TorrentBuilder;
+use crate::metainfo::info::Info;
+use crate::storage::StorageKind;
+use crate::storage::cache::CacheDir;
+use crate::torrent::background::Prefetch;
+use crate::torrent::reads::Reader;
+
+const PIECE: u32 = 32 * 1024;
+const LONG: Duration = Duration::from_secs(20);
+
+fn options() -> Options {
+    Options {
+        listen_addr: Some([127, 0, 0, 1].into()),
+        listen_port: Some(0),
+        peers: Vec::new(),
+        trackers: Vec::new(),
+        use_trackers: false,
+        use_dht: false,
+        use_pex: false,
+        dht_bootstrap: None,
+        read_timeout: None,
+        max_peers: 8,
+        download_limit: None,
+        upload_limit: None,
+        upload: false,
+        storage: StorageKind::Memory,
+        cache_size: Some(64 << 20),
+        min_free: None,
+        check_all: false,
+        trust_resume: true,
+        prefetch: Prefetch::None,
+    }
+}
+
+fn torrent() -> Loaded {
+    let mut builder = TorrentBuilder::new("film.mkv", PIECE);
+    builder.single_file(u64::from(4 * PIECE)).data(&vec![7; 4 * PIECE as usize]);
+    let info = Arc::new(Info::parse(&builder.info().unwrap(), None).unwrap());
+    Loaded {
+        info_hash: info.info_hash,
+        hint: info.name.clone(),
+        info: Some(info),
+        trackers: Vec::new(),
+        peers: Vec::new(),
+        created: None,
+    }
+}
+
+/// Whoever serves the control socket makes the report in a task.
+fn sendable<T: Send>(future: T) -> T {
+    future
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_hangs_is_named_and_so_is_an_owner_that_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Arc::new(CacheDir::open(folder.path()).unwrap());
+    let scope = TaskScope::root();
+    let client = Client::start(scope.child("client"), cache, options()).await.unwrap();
+    let torrent = client.add(torrent()).await.unwrap();
+    tokio::time::timeout(LONG, torrent.settled()).await.unwrap();
+    let shared = torrent.live().unwrap().clone();
+    let reader = Reader::open(shared, FileIndex(0)).unwrap();
+    let _ticket = reader.read(u64::from(PIECE), PIECE as usize + 1, Box::new(|_| ()));
+    // Once the owner has heard of it.
+    let text = tokio::time::timeout(LONG, async {
+        loop {
+            let text = sendable(report(&client, None, &scope)).await;
+            if text.contains("1 reads wait") {
+                return text;
+            }
+        }
+    });
+    let text = text.await.unwrap();
+    for expected in [
+        "client/torrent 1/owner: ",
+        "locks:\n",
+        "client/keeper: ",
+        "1 \"film.mkv\" ",
+        "pieces: 0 complete, 0 verifying, 0 requested, 4 missing, 0 unknown",
+        "\"film.mkv\" at byte 32768 of the torrent: 2 pieces (1, 2), since ",
+        "peers: 0 connected",
+        "jobs that wait: Read 0; ",
+    ] {
+        assert!(text.contains(expected), "no \"{expected}\" in\n{text}");
+    }
+    scope.cancel();
+    assert!(scope.join(LONG).await.is_empty());
+    let text = report(&client, None, &scope).await;
+    assert!(text.contains("its owner says nothing: it has ended"), "{text}");
+    client.stop_workers(LONG);
+}

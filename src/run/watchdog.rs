@@ -1,0 +1,282 @@
+//! The watchdog: a thread that says what hangs, unasked, and everything there is to say when it is asked (row L5).
+//!
+//! **Goal.** A lock that is kept, a task that doesn't give way and an owner that doesn't turn its loop are named in the
+//! log the first time it happens. SIGUSR1 prints the whole [report](super::diagnose) there, and disturbs nothing.
+//!
+//! **Why a thread.** What hangs may be the runtime itself. The watchdog shares nothing with it: it looks at what
+//! others write down for it without waiting for them, and the report is made on a thread and a runtime of its own.
+//!
+//! **Flow.** It looks every [`LOOK`] at the locks and for SIGUSR1, and every [`SLOW`] at tasks and owners. What goes on
+//! for too long is said once, and again when it has gone on for ten times as long ([`Alarms`]); all together no more
+//! than some lines a minute ([`Pace`]). One report is made at a time: SIGUSR1 while one is under way adds nothing.
+//!
+//! **Not here.** Doing anything about it.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use torrentfs_fs::lock::holders::{self, Look};
+use torrentfs_fs::session::Mounted;
+
+use super::diagnose;
+use super::signals::Asked;
+use crate::cli::exit::Failure;
+use crate::client::Client;
+use crate::sync::tasks::TaskScope;
+
+/// Between two looks at the locks: half of what is too long, so that what is too long is seen while it lasts. A look
+/// takes some microseconds.
+const LOOK: Duration = Duration::from_millis(50);
+/// Between two looks at tasks and owners.
+const SLOW: Duration = Duration::from_secs(1);
+/// A lock is held for instructions; for as long as this only if its holder waits for something.
+const LOCK: Duration = Duration::from_millis(100);
+/// A task gives way within milliseconds, and an owner turns its loop when it said. A busy machine may keep either
+/// waiting for a second or two.
+const TURN: Duration = Duration::from_secs(5);
+/// The table of torrents is waited for so long at most: it is free unless something hangs, and then the lock is named.
+const TABLE: Duration = Duration::from_millis(10);
+/// Lines a minute at most.
+const LINES: u32 = 20;
+
+/// The running watchdog. Dropping it ends the thread, within a look; a report under way goes on.
+pub struct Watchdog {
+    subjects: Arc<Subjects>,
+    _end: SyncSender<()>,
+}
+
+/// What is watched, as far as it is up.
+struct Subjects {
+    scope: TaskScope,
+    client: OnceLock<Weak<Client>>,
+    mounted: OnceLock<Weak<Mounted>>,
+}
+
+impl Watchdog {
+    /// Watches the locks and the tasks of a program from now on, and for whoever asks: see [`Asked`] for what must
+    /// have come before.
+    ///
+    /// # Errors
+    /// [`crate::cli::exit::Exit::Internal`] when the system refuses a thread.
+    pub fn start(scope: &TaskScope) -> Result<Self, Failure> {
+        let asked = Asked::new()?;
+        let subjects =
+            Arc::new(Subjects { scope: scope.clone(), client: OnceLock::new(), mounted: OnceLock::new() });
+        let (end, ended) = sync_channel(0);
+        let watched = subjects.clone();
+        // Not joined: it ends within a look, or with the process.
+        std::thread::Builder::new()
+            .name("watchdog".into())
+            .spawn(move || watch(&watched, &asked, &ended))
+            .map_err(|error| Failure::internal("can't start the watchdog", error))?;
+        Ok(Self { subjects, _end: end })
+    }
+
+    /// Watches this client's torrents as well.
+    pub fn client(&self, client: &Arc<Client>) {
+        // The first one stays: there is one behind the mount.
+        let _ = self.subjects.client.set(Arc::downgrade(client));
+    }
+
+    /// Tells of this mount as well.
+    pub fn mount(&self, mounted: &Arc<Mounted>) {
+        let _ = self.subjects.mounted.set(Arc::downgrade(mounted));
+    }
+}
+
+fn watch(subjects: &Arc<Subjects>, asked: &Asked, ended: &Receiver<()>) {
+    let mut alarms = (Alarms::new(LOCK), Alarms::new(TURN), Alarms::new(TURN));
+    let mut pace = Pace::new(Instant::now());
+    let mut slow = Instant::now();
+    let mut report: Option<JoinHandle<()>> = None;
+    while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+        let now = Instant::now();
+        let mut lines = locks(&mut alarms.0, &holders::look());
+        if now >= slow {
+            slow = now + SLOW;
+            if let Some(tasks) = subjects.scope.unyielding(TURN, now) {
+                let due = alarms.1.due(tasks, |task| (task.name.clone(), task.runs.unwrap_or_default()));
+                lines.extend(due.into_iter().map(|task| {
+                    let runs = diagnose::time(task.runs.unwrap_or_default());
+                    format!("task {} has run without giving way for {runs} at least", task.name)
+                }));
+            }
+            lines.extend(owners(&mut alarms.2, subjects, now));
+        }
+        for line in pace.pass(lines, now) {
+            tracing::warn!("{line}");
+        }
+        if asked.take() {
+            match &report {
+                Some(running) if !running.is_finished() => tracing::debug!("a report is under way"),
+                _ => report = begin_report(subjects.clone()),
+            }
+        }
+    }
+}
+
+/// Locks that are held for too long, in words.
+fn locks(alarms: &mut Alarms<(u32, usize, usize)>, look: &Look) -> Vec<String> {
+    let key = |held: &&holders::Taking| ((held.tid, held.address, held.version), held.since);
+    let due = alarms.due(look.held.iter().collect(), key);
+    due.into_iter()
+        .map(|held| {
+            let waiting: Vec<String> = look
+                .waiting
+                .iter()
+                .filter(|waits| waits.address == held.address)
+                .map(diagnose::waiter)
+                .collect();
+            let waiting = if waiting.is_empty() { "nobody waits for it".into() } else { waiting.join("; ") };
+            format!("lock {}; {waiting}", diagnose::holder(held))
+        })
+        .collect()
+}
+
+/// Owners that should have turned their loop, in words.
+fn owners(alarms: &mut Alarms<u32>, subjects: &Subjects, now: Instant) -> Vec<String> {
+    let client = subjects.client.get().and_then(Weak::upgrade);
+    let torrents = client.and_then(|client| client.view(TABLE).torrents);
+    let overdue = torrents.into_iter().flatten().map(|torrent| (torrent.overdue(now), torrent));
+    let due = alarms.due(overdue.collect(), |(overdue, torrent)| (torrent.slot, *overdue));
+    due.into_iter()
+        .map(|(overdue, torrent)| {
+            let (name, overdue) = (torrent.name(), diagnose::time(overdue));
+            format!(
+                "the owner of torrent {} \"{name}\" should have turned its loop {overdue} ago",
+                torrent.slot
+            )
+        })
+        .collect()
+}
+
+/// Makes the report on a thread of its own, and puts it into the log.
+fn begin_report(subjects: Arc<Subjects>) -> Option<JoinHandle<()>> {
+    let make = move || {
+        // A runtime of its own, for time-outs that go on when the program's runtime hangs.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let (client, mounted) =
+            (subjects.client.get().and_then(Weak::upgrade), subjects.mounted.get().and_then(Weak::upgrade));
+        let report = runtime.map(|runtime| {
+            runtime.block_on(diagnose::report_early(client.as_deref(), mounted.as_deref(), &subjects.scope))
+        });
+        match report {
+            // Of a target that every verbosity shows: somebody asked for it.
+            Ok(report) => {
+                tracing::info!(target: crate::cli::log::REPORT, "what the program is at:\n{report}")
+            }
+            Err(error) => tracing::error!("no report can be made: {error}"),
+        }
+    };
+    // Not joined: its waits are bounded, and it ends with the process.
+    let thread = std::thread::Builder::new().name("report".into()).spawn(make);
+    thread.map_err(|error| tracing::error!("no report can be made: {error}")).ok()
+}
+
+/// What of all that goes on is to be said now: what has passed the limit, and later what has gone on ten times as long
+/// as when it was said last. Pure.
+struct Alarms<K> {
+    limit: Duration,
+    /// When what was said is said again, of what goes on still.
+    again: HashMap<K, Duration>,
+}
+
+impl<K: Hash + Eq> Alarms<K> {
+    fn new(limit: Duration) -> Self {
+        Self { limit, again: HashMap::new() }
+    }
+
+    /// Takes in all that goes on, each with what it is and for how long; gives those that are to be said.
+    fn due<T>(&mut self, all: Vec<T>, of: impl Fn(&T) -> (K, Duration)) -> Vec<T> {
+        let mut before = std::mem::take(&mut self.again);
+        let mut due = Vec::new();
+        for one in all {
+            let (key, age) = of(&one);
+            let said = before.remove(&key);
+            if age >= said.unwrap_or(self.limit) {
+                self.again.insert(key, age * 10);
+                due.push(one);
+            } else if let Some(again) = said {
+                self.again.insert(key, again);
+            }
+        }
+        due
+    }
+}
+
+/// No more than [`LINES`] a minute; how many were left out is said afterwards. Pure.
+struct Pace {
+    minute: Instant,
+    said: u32,
+    left_out: u32,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { minute: now, said: 0, left_out: 0 }
+    }
+
+    fn pass(&mut self, mut lines: Vec<String>, now: Instant) -> Vec<String> {
+        if now.saturating_duration_since(self.minute) >= Duration::from_secs(60) {
+            (self.minute, self.said) = (now, 0);
+            let left_out = std::mem::take(&mut self.left_out);
+            if left_out > 0 {
+                lines.insert(0, format!("{left_out} warnings of what hangs were left out"));
+            }
+        }
+        let room = LINES.saturating_sub(self.said) as usize;
+        self.left_out += lines.len().saturating_sub(room) as u32;
+        lines.truncate(room);
+        self.said += lines.len() as u32;
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn what_goes_on_is_said_when_it_is_too_long_and_then_ever_less_often() {
+        let mut alarms = Alarms::new(100 * MS);
+        // For how long it has gone on at each look, and whether that is said.
+        let rows = [
+            (0, false),
+            (50, false),
+            (110, true),
+            (160, false),
+            (1_050, false),
+            (1_100, true),
+            (10_000, false),
+        ];
+        for (age, said) in rows {
+            let due = alarms.due(vec![age], |age| ("a", *age * MS));
+            assert_eq!(due, if said { vec![age] } else { vec![] }, "{age}");
+        }
+        // Another begins anew, and so does the same after it has ended.
+        assert_eq!(alarms.due(vec![("b", 100), ("a", 10_100)], |(key, age)| (*key, *age * MS)).len(), 1);
+        assert_eq!(alarms.due(vec![("b", 150), ("a", 99)], |(key, age)| (*key, *age * MS)).len(), 0);
+        assert_eq!(alarms.due(Vec::<u32>::new(), |_| ("a", MS)).len(), 0);
+        assert_eq!(alarms.due(vec![100], |age| ("a", *age * MS)).len(), 1);
+        assert!(alarms.again.len() == 1, "what has ended is forgotten");
+    }
+
+    #[test]
+    fn a_flood_is_bounded_and_counted() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let lines = |n: u32| (0..n).map(|n| n.to_string()).collect::<Vec<_>>();
+        assert_eq!(pace.pass(lines(5), start).len(), 5);
+        assert_eq!(pace.pass(lines(LINES), start + 10 * MS).len(), LINES as usize - 5);
+        assert!(pace.pass(lines(2), start + 59_999 * MS).is_empty());
+        let later = pace.pass(lines(1), start + 60_000 * MS);
+        assert_eq!(later, ["7 warnings of what hangs were left out", "0"]);
+        assert_eq!(pace.pass(lines(1), start + 60_001 * MS), ["0"]);
+    }
+}
