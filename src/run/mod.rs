@@ -22,8 +22,8 @@ pub mod shutdown;
 pub mod signals;
 pub mod start;
 pub mod verify;
-pub mod watchdog;
 pub mod watch;
+pub mod watchdog;
 
 use std::future::Future;
 

@@ -84,9 +84,8 @@ impl<'a> Opens<'a> {
     }
 }
 
-/// Reads all of an open file, by pieces.
-fn check(file: &File, seed: u64) {
-    let size = file.metadata().expect("its size").len();
+/// Reads all of an open file of this size.
+fn check(file: &File, seed: u64, size: u64) {
     let mut buffer = vec![0; MIB as usize];
     for offset in (0..size).step_by(MIB as usize) {
         let part = buffer.get_mut(..MIB.min(size - offset) as usize).expect("a part");
@@ -109,11 +108,14 @@ fn a_complete_file_is_read_without_the_program() {
         let (file, first) = opens.open(&path);
         let (second, also) = opens.open(&path);
         assert!(first && also);
+        // The kernel asks for the first time, and remembers.
+        let before = second.metadata().expect("its attributes");
         let stopped = Stopped::new(&mount);
-        check(&file, sample.seed);
+        check(&file, sample.seed, sample.total);
         // What is told of it is what is told of all: of the time the torrent was made, not of the file behind it.
         let metadata = second.metadata().expect("remembered by the kernel");
-        assert_eq!((metadata.len(), metadata.mtime()), (sample.total, metadata.ctime()));
+        assert_eq!((metadata.len(), metadata.mtime()), (sample.total, before.ctime()));
+        assert_eq!(metadata.atime(), before.atime());
         drop(stopped);
         // Who maps it, and who reads it by other ways.
         drop((file, second));
@@ -133,16 +135,16 @@ fn what_completes_while_it_is_open_goes_on_as_it_was_opened() {
     let path = mount.path(&sample.name);
     let mut opens = Opens::of(&mount);
     let (before, _) = opens.open(&path);
-    check(&before, sample.seed);
+    check(&before, sample.seed, sample.total);
     let whole = home(&sample, mount.cache()).join("data").join(&sample.name);
     wait_until("the file to be recorded as whole", MINUTE, || whole.exists());
     let (after, passed) = opens.open(&path);
     assert!(!passed);
-    check(&after, sample.seed);
+    check(&after, sample.seed, sample.total);
     drop((before, after));
     let last = opens.passed(&path);
     let stopped = Stopped::new(&mount);
-    check(&last, sample.seed);
+    check(&last, sample.seed, sample.total);
     drop(stopped);
     mount.stop();
 }
@@ -151,7 +153,9 @@ fn what_completes_while_it_is_open_goes_on_as_it_was_opened() {
 fn a_bounded_cache_is_never_filled_with_what_is_held() {
     needs!(Fuse, Root);
     const COUNT: usize = 12;
-    let files: Vec<(String, u64)> = (0..COUNT).map(|n| (format!("{n}.bin"), 4 * MIB)).collect();
+    /// Three of them are less than half of the bound, four more.
+    const SIZE: u64 = 5 * MIB;
+    let files: Vec<(String, u64)> = (0..COUNT).map(|n| (format!("{n}.bin"), SIZE)).collect();
     let mut list: Vec<(&str, u64)> = files.iter().map(|(name, size)| (name.as_str(), *size)).collect();
     list.push(("large.bin", 9 * MIB));
     let sample = Sample::folder("held", &list, PIECE);
@@ -165,30 +169,30 @@ fn a_bounded_cache_is_never_filled_with_what_is_held() {
     let seed = |name: &str| list.iter().position(|(file, _)| *file == name).expect("of the list") as u64 + 1;
     let mut opens = Opens::of(&mount);
     // Too large for that: a quarter at most.
-    check(&opens.open(&path("large.bin")).0, seed("large.bin"));
+    check(&opens.open(&path("large.bin")).0, seed("large.bin"), 9 * MIB);
     wait_until("it to be recorded as whole", MINUTE, || whole("large.bin").exists());
     for _ in 0..5 {
         let (file, passed) = opens.open(&path("large.bin"));
-        check(&file, seed("large.bin"));
+        check(&file, seed("large.bin"), 9 * MIB);
         assert!(!passed);
     }
-    // Half of the bound is held by four of them, and the fifth is cached.
+    // Half of the bound holds three of them, and the fourth is cached.
     let mut held: Vec<(File, u64)> = Vec::new();
-    for (name, _) in files.iter().take(4) {
-        check(&opens.open(&path(name)).0, seed(name));
+    for (name, _) in files.iter().take(3) {
+        check(&opens.open(&path(name)).0, seed(name), SIZE);
         wait_until("it to be recorded as whole", MINUTE, || whole(name).exists());
         held.push((opens.passed(&path(name)), seed(name)));
     }
-    let fifth = &files[4].0;
-    check(&opens.open(&path(fifth)).0, seed(fifth));
-    wait_until("it to be recorded as whole", MINUTE, || whole(fifth).exists());
+    let more = &files[3].0;
+    check(&opens.open(&path(more)).0, seed(more), SIZE);
+    wait_until("it to be recorded as whole", MINUTE, || whole(more).exists());
     for _ in 0..5 {
-        assert!(!opens.open(&path(fifth)).1);
+        assert!(!opens.open(&path(more)).1);
     }
     // Everything else goes through the other half.
     for _ in 0..2 {
         for (name, _) in &files {
-            check(&opens.open(&path(name)).0, seed(name));
+            check(&opens.open(&path(name)).0, seed(name), SIZE);
             forget_pages(&path(name));
             opens.seen += 1;
         }
@@ -196,11 +200,11 @@ fn a_bounded_cache_is_never_filled_with_what_is_held() {
     }
     let stopped = Stopped::new(&mount);
     for (file, seed) in &held {
-        check(file, *seed);
+        check(file, *seed, SIZE);
     }
     drop(stopped);
     drop(held);
-    check(&opens.open(&path("large.bin")).0, seed("large.bin"));
+    check(&opens.open(&path("large.bin")).0, seed("large.bin"), 9 * MIB);
     mount.stop();
 }
 
@@ -220,7 +224,7 @@ fn who_maps_a_file_and_closes_it_never_sees_a_hole() {
     let mount = builder.args(&["--cache-size", &(16 * MIB).to_string()]).start();
     let path: PathBuf = mount.path("mapped/a.bin");
     let mut opens = Opens::of(&mount);
-    check(&opens.open(&path).0, 1);
+    check(&opens.open(&path).0, 1, 3 * MIB);
     let whole = home(&sample, cache.path()).join("data/a.bin");
     wait_until("it to be recorded as whole", MINUTE, || whole.exists());
     // So that the mapper has passthrough as well.
@@ -250,7 +254,7 @@ fn what_lies_in_no_file_of_ours_is_cached() {
     let mut opens = Opens::of(&mount);
     for _ in 0..3 {
         let (file, passed) = opens.open(&mount.path(&sample.name));
-        check(&file, sample.seed);
+        check(&file, sample.seed, sample.total);
         assert!(!passed);
     }
     mount.stop();

@@ -6,6 +6,6 @@
 mod common;
 mod faults;
 mod life;
-mod passthrough;
 mod listing;
+mod passthrough;
 mod signals;
