@@ -392,11 +392,11 @@ impl Content for TorrentContent {
     }
 
     fn backing(&self, file: NodeId, done: BackingDone) {
-        let Some((shared, index)) = self.file(file) else { return done(None) };
+        let snapshot = self.snapshot();
         // What is in a torrent with an error is as good as what reads find of it.
-        if self.snapshot().torrent(file).is_none_or(|torrent| torrent.status().error.is_some()) {
-            return done(None);
-        }
+        let sound = snapshot.torrent(file).is_some_and(|torrent| torrent.status().error.is_none());
+        let found = snapshot.file(file).filter(|(shared, _)| sound && !shared.is_removed());
+        let Some((shared, index)) = found else { return done(None) };
         let lent = |(file, held)| Backing { file, hold: Box::new(held) };
         shared.lend(index, self.client.quota(), Box::new(move |found| done(found.map(lent))));
     }

@@ -94,9 +94,11 @@ pub trait Stream: Send + Sync {
 
 /// A complete file as one file of the system, so that the kernel can read it without asking anybody.
 pub struct Backing {
-    /// That file, open for reading. It holds exactly the node's bytes, verified, and stays so while `hold` lives.
+    /// That file, open for reading, also with `O_DIRECT`. It holds exactly the node's bytes, verified, and stays so while
+    /// `hold` lives.
     pub file: OwnedFd,
-    /// Kept as long as a handle is open that reads it so. Dropping it never blocks.
+    /// Kept as long as a handle is open that reads it so. A mapping goes on beyond that, and nobody is told of it: who
+    /// changes the file afterwards has to find out whether somebody has it mapped. Dropping it never blocks.
     pub hold: Box<dyn Any + Send + Sync>,
 }
 
@@ -155,7 +157,10 @@ pub trait Content: Send + Sync + 'static {
 
     /// Asks for the file of the system that holds all of this one. Returns at once: finding out may take a disk, and
     /// `done` is called then. `None` when it isn't complete, doesn't lie in one file, or may not be held.
-    fn backing(&self, file: NodeId, done: BackingDone);
+    fn backing(&self, file: NodeId, done: BackingDone) {
+        let _ = file;
+        done(None);
+    }
 
     /// Names of the extended attributes of a node (full names: `user.torrentfs.state`).
     fn xattr_names(&self, node: NodeId) -> Vec<String>;

@@ -305,6 +305,7 @@ impl Operations {
                 // One that was prepared in vain goes, before the reply lets somebody count what is open.
                 drop(offer);
                 let Opening { node, size, offline, reply } = opening;
+                tracing::trace!(node = node.0, "opened by passthrough");
                 let served = Served::Passthrough;
                 let handle = self.handles.open_file(FileHandle { node, size, served, offline });
                 reply.passthrough(handle, &passing.registered);
@@ -315,6 +316,7 @@ impl Operations {
                 let opened = if offline { self.content.open_here(node) } else { self.content.open(node) };
                 match opened {
                     Ok(stream) => {
+                        tracing::trace!(node = node.0, "opened cached");
                         let served = Served::Cached(stream);
                         reply.cached(self.handles.open_file(FileHandle { node, size, served, offline }));
                     }

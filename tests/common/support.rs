@@ -33,6 +33,8 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option
 pub enum Need {
     /// `/dev/fuse`, and root or fusermount3.
     Fuse,
+    /// To be root, which passthrough takes.
+    Root,
     /// Python with libtorrent.
     Libtorrent,
     /// transmission-daemon.
@@ -55,6 +57,7 @@ pub enum Need {
 pub fn missing(needs: &[Need]) -> Option<String> {
     needs.iter().find_map(|need| match need {
         Need::Fuse => fuse_missing(),
+        Need::Root => (!nix::unistd::geteuid().is_root()).then(|| "not root".to_owned()),
         Need::Libtorrent => super::python()
             .is_none()
             .then(|| "no python3 with libtorrent (Debian: python3-libtorrent)".to_owned()),

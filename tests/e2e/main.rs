@@ -41,6 +41,7 @@ mod mount_helper;
 mod no_peer;
 mod offline;
 mod parked;
+mod passthrough;
 mod prefetch;
 mod restart;
 mod resume;

@@ -12,7 +12,7 @@ use torrentfs_fs::inodes::HandleCounts;
 use torrentfs_fs::mock::{Mock, MockFile};
 use torrentfs_fs::tree::NodeId;
 
-use crate::common::{Bed, PIECE, SOON, can_mount_as_root, until};
+use crate::common::{Bed, PIECE, SOON, can_mount_as_root, lacks, until};
 
 const SIZE: u64 = 8 * PIECE + 1234;
 
@@ -183,12 +183,17 @@ fn a_program_runs_and_an_image_mounts() {
     if !can_mount_as_root("a_program_runs_and_an_image_mounts") {
         return;
     }
+    let mke2fs = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].into_iter().find(|path| Path::new(path).exists());
+    let Some(mke2fs) = mke2fs else {
+        lacks("a_program_runs_and_an_image_mounts", "mke2fs (Debian: e2fsprogs)");
+        return;
+    };
     let mock = Mock::new(PIECE).unwrap();
     let behind = tempfile::tempdir().unwrap();
     // A program of the system, and an image made on the spot.
     let image = behind.path().join("image");
     File::create(&image).unwrap().set_len(4 << 20).unwrap();
-    assert!(Command::new("mke2fs").args(["-q", "-F"]).arg(&image).status().unwrap().success());
+    assert!(Command::new(mke2fs).args(["-q", "-F"]).arg(&image).status().unwrap().success());
     let program = std::fs::read("/bin/ls").unwrap();
     let image_bytes = std::fs::read(&image).unwrap();
     let sizes = [("program", program.len() as u64), ("image", image_bytes.len() as u64)];
@@ -296,6 +301,47 @@ fn on_an_overlay_files_are_passed_through_and_where_the_kernel_refuses_they_are_
         setting.all_released();
     }
     assert_eq!(setting.bed.mock.counts().backings, 1, "it was asked once");
+}
+
+#[test]
+fn without_the_privilege_files_are_cached() {
+    if !can_mount_as_root("without_the_privilege_files_are_cached") {
+        return;
+    }
+    let setting = Setting::new();
+    setting.bed.mock.keep_backings();
+    std::thread::scope(|scope| {
+        let opens = scope.spawn(|| setting.open("whole"));
+        until("a backing file is asked for", || setting.bed.mock.backings_waiting() == 1);
+        // Who answers tells the kernel; privileges are a thread's own.
+        scope.spawn(|| {
+            give_up_sys_admin();
+            setting.bed.mock.answer_backings(true);
+        });
+        let file = opens.join().unwrap();
+        assert_eq!(setting.kinds(setting.whole), (1, 0));
+        assert!(read_all(&file) == setting.bytes(setting.whole));
+    });
+    setting.all_released();
+    // The next could be told of again, by threads that may, but that isn't tried.
+    let file = setting.open("whole");
+    assert_eq!((setting.kinds(setting.whole), setting.bed.mock.counts().backings), ((1, 0), 1));
+    assert!(read_all(&file) == setting.bytes(setting.whole));
+}
+
+/// Takes `CAP_SYS_ADMIN` from this thread (`capset(2)`, version 3 of its structures).
+fn give_up_sys_admin() {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let mut header = [0x2008_0522_u32, 0];
+    // Effective, permitted, inheritable; for the lower 32 capabilities and the upper.
+    let mut sets = [[0_u32; 3]; 2];
+    // SAFETY: both calls read the header, and read or write the six words of the sets, which outlive them.
+    let done = unsafe {
+        assert_eq!(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()), 0);
+        sets[0][0] &= !(1 << CAP_SYS_ADMIN);
+        libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_mut_ptr())
+    };
+    assert_eq!(done, 0);
 }
 
 #[test]
