@@ -7,11 +7,11 @@
 mod keeper;
 pub mod listen;
 mod plan;
+mod slots;
 pub mod sources;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, oneshot};
@@ -22,6 +22,7 @@ use crate::discovery::tracker::http_client;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
+use crate::storage::added::time_added;
 use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::pool::Workers;
 use crate::storage::quota::Quota;
@@ -37,6 +38,7 @@ use crate::torrent::table::ReadClock;
 use crate::torrent::{Command, Torrent, owner};
 use keeper::{Dormant, Keeper};
 use listen::Listener;
+use slots::Slots;
 use sources::Loaded;
 
 /// Threads that do blocking work. Hashing is what costs, so one per core; one more, so that a disk that keeps
@@ -121,7 +123,7 @@ pub struct Client {
     port: u16,
     torrents: RankedRwLock<Vec<Arc<Torrent>>>,
     dormant: Arc<Dormant>,
-    next_slot: AtomicU32,
+    slots: Slots,
 }
 
 impl Client {
@@ -166,7 +168,7 @@ impl Client {
             port,
             torrents: RankedRwLock::new(Rank::Client, "torrents", Vec::new()),
             dormant: Arc::new(Dormant::new()),
-            next_slot: AtomicU32::new(1),
+            slots: Slots::default(),
             cache,
             options,
             scope,
@@ -226,12 +228,16 @@ impl Client {
         if !self.options.trackers.is_empty() {
             trackers.push(self.options.trackers.clone());
         }
-        let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        let slot = self.slots.take(wire);
+        let added = match loaded.created {
+            Some(_) => now_seconds(),
+            None => time_added(&dir, now_seconds()),
+        };
         let plan = Plan {
             slot,
             info_hash: loaded.info_hash,
             hint: loaded.hint,
-            added: now_seconds(),
+            added,
             created: loaded.created,
             info: loaded.info,
             trackers,
@@ -258,7 +264,8 @@ impl Client {
                 check_invariants: cfg!(debug_assertions),
             },
         };
-        let torrent = owner::start(self.scope.child(&format!("torrent {slot}")), plan, self.env.clone());
+        let scope = self.scope.child(&format!("torrent {}", plan.info_hash.short8()));
+        let torrent = owner::start(scope, plan, self.env.clone());
         self.torrents.write().push(torrent.clone());
         self.env.changed.notify_one();
         Ok(torrent)

@@ -29,7 +29,7 @@ pub use disk::{SmallDisk, allocated, forget_pages};
 pub use mount::{Mount, is_mounted, program, torrentfs};
 pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
 pub use process::{Proc, Reader};
-pub use sample::{Sample, bytes_at};
+pub use sample::{Made, Sample, bytes_at};
 pub use scripted::{Behaviour, ScriptedPeer};
 use support::wait_for;
 pub use support::{Need, has_tool, missing, skip, wait_until};

@@ -42,6 +42,7 @@ mod resume;
 mod scale;
 mod scans;
 mod seeks;
+mod semantics;
 mod shutdown;
 mod signals;
 mod swarm;

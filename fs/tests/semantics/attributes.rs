@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use torrentfs_fs::attr::Kind;
 
 use super::view::Stat;
-use super::{DATE, LONG, OWNER, PIECE, PROGRAM, Shown, TREE, UMASK, World, here_of, size_of, until};
+use super::{DATE, LONG, PIECE, PROGRAM, Shown, TREE, UMASK, World, here_of, size_of, until};
 
 pub fn numbers(world: &World<'_>) {
     let mut seen: HashMap<u64, String> = HashMap::new();
@@ -107,7 +107,7 @@ pub fn modes(world: &World<'_>) {
 
 pub fn owners(world: &World<'_>) {
     for path in world.everything() {
-        assert_eq!(world.stat(&path).owner, OWNER, "{path}");
+        assert_eq!(world.stat(&path).owner, super::owner(), "{path}");
     }
 }
 

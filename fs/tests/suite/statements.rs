@@ -9,7 +9,7 @@ use torrentfs_fs::mock::{Mock, MockFile};
 use torrentfs_fs::tree::NodeId;
 
 use crate::common::{can_mount, until};
-use crate::semantics::{self, Control, LONG, MANY, OWNER, PROGRAM, Shown, TREE, UMASK, World};
+use crate::semantics::{self, Control, LONG, MANY, PROGRAM, Shown, TREE, UMASK, World};
 use crate::subject::{Kernel, Layer, Subject};
 
 /// For a reader to be there first.
@@ -88,14 +88,15 @@ impl Control for Scripted<'_> {
 
 #[test]
 fn docs_semantics_holds_for_the_operations() {
-    let options = AttrOptions { uid: OWNER.0, gid: OWNER.1, umask: UMASK as u16 };
+    let (uid, gid) = semantics::owner();
+    let options = AttrOptions { uid, gid, umask: UMASK as u16 };
     Scripted::new(&Layer::with(options)).run(semantics::Subject::Operations, None);
 }
 
 #[test]
 fn docs_semantics_holds_for_a_mount() {
     if can_mount("docs_semantics_holds_for_a_mount") {
-        let (uid, gid) = OWNER;
+        let (uid, gid) = semantics::owner();
         let kernel = Kernel::with(|o| MountOptions { uid, gid, umask: UMASK as u16, ..o });
         let point = kernel.bed.root().to_owned();
         Scripted::new(&kernel).run(semantics::Subject::MockMount, Some(&point));
