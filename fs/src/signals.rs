@@ -364,9 +364,10 @@ mod tests {
     fn a_signal_to_a_process_is_for_one_thread() {
         let now = Instant::now();
         let mut offers = Offers::default();
+        /// When in milliseconds, who waits, whether the last one is busy; who gets it.
+        type Row<'a> = (&'a str, u64, &'a [u32], bool, Option<u32>);
         #[rustfmt::skip]
-        let rows: [(&str, u64, &[u32], bool, Option<u32>); 16] = [
-            // When in milliseconds, who waits, whether the last one is busy; who gets it.
+        let rows: [Row; 16] = [
             ("nobody", 0, &[], false, None),
             ("the first thread", 0, &[80, 70, 75], false, Some(70)),
             ("not to another one while it returns", 50, &[80, 75], false, None),

@@ -93,6 +93,7 @@ impl View<'_> {
     /// in the cache is as likely to be read.
     fn wanted(&self) -> u64 {
         let share = self.quota.bound().map_or(BATCH_MAX, |bound| bound / 4);
+        // `unit` is no less than the largest piece that waits: with less, nobody could make use of an offer.
         self.need.map_or(0, |need| need.bytes).min(share.max(self.unit))
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::torrent::room::Room;
 
 const M: u64 = 1 << 20;
 const G: u64 = 1 << 30;
@@ -41,7 +42,7 @@ impl World {
     }
 
     fn needs(&mut self, bytes: u64, since: Option<Instant>) {
-        self.need = Some(Need { bytes, since });
+        self.need = Some(Need { bytes, largest: 0, since });
         self.plan.woken();
     }
 
@@ -303,7 +304,7 @@ fn when_the_disk_is_looked_at() {
     let looked = world.now;
     for (age, written, need, due) in rows {
         world.now = looked + age;
-        world.need = (need > 0).then_some(Need { bytes: need, since: None });
+        world.need = (need > 0).then_some(Need { bytes: need, largest: 0, since: None });
         assert_eq!(world.plan.look_due(&view(&world), written), due, "{age:?} {written} {need}");
     }
     // While it is full, each second.
@@ -313,5 +314,23 @@ fn when_the_disk_is_looked_at() {
     for (age, due) in [(S / 2, false), (S, true)] {
         world.now = looked + age;
         assert_eq!(world.plan.look_due(&view(&world), 0), due);
+    }
+}
+
+#[test]
+fn a_piece_larger_than_its_torrents_others_is_made_room_for() {
+    // 63 MiB may be kept, one piece of 32 MiB is; another waits, of a torrent whose first piece takes next to nothing.
+    let mut world = World::new(Some(63 * M));
+    world.quota.charge(32 * M);
+    world.need = Some(Need { bytes: 32 * M, largest: 32 * M, since: None });
+    let room = Room::new(world.quota.clone());
+    room.ask(1, Need { bytes: 32 * M, largest: 32 * M, since: None });
+    world.unit = room.unit();
+    assert!(world.quota.reserve(32 * M).is_none());
+    for _ in 0..3 {
+        // It waits again after each offer, which wakes the keeper.
+        world.plan.woken();
+        let step = world.step();
+        assert!(matches!(step, Step::Give(..)), "offered what isn't enough, for ever: {step:?}");
     }
 }

@@ -392,6 +392,17 @@ impl Place {
         if let Some(adopted) = next.adopted.as_mut().filter(|adopted| adopted.read_only) {
             adopted.below = bits(&findings.below, |below| *below);
         }
+        // Somebody may have written it a moment ago: what is recorded outlives a power cut.
+        for (piece, (_, is_below)) in (0..)
+            .map(PieceIndex)
+            .zip(found.iter().zip(&findings.below))
+            .filter(|(_, (found, _))| **found == Found::Good)
+        {
+            let start = geometry.piece_offset(piece);
+            let store = self.below.as_ref().filter(|_| *is_below).unwrap_or(&self.own);
+            store.adopt(start..start + u64::from(geometry.piece_len(piece)));
+        }
+        self.below.as_ref().map_or(Ok(()), |below| below.sync()).map_err(broken)?;
         resume::persist(&*self.own, &self.dir, &next).map_err(broken)?;
         if ours {
             for (range, around) in worthless(geometry, &above) {

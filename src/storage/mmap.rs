@@ -224,6 +224,10 @@ impl Store for MmapStore {
         self.files.sync()
     }
 
+    fn adopt(&self, range: Range<u64>) {
+        self.files.adopt(range);
+    }
+
     /// Holes are seen through mappings, too: they are of the same pages.
     fn discard(&self, range: Range<u64>, around: Range<u64>) -> Result<(), StorageError> {
         self.files.discard(range, around)

@@ -97,6 +97,12 @@ pub trait Store: Send + Sync + 'static {
     /// this returned. A write under way then fails too. What is written afterwards is covered by the next call.
     fn sync(&self) -> Result<(), StorageError>;
 
+    /// What lies in `range` counts as written by this store from now on, whoever wrote it: the next [`Store::sync`] makes
+    /// it durable. Never waits.
+    fn adopt(&self, range: Range<u64>) {
+        let _ = range;
+    }
+
     /// Gives the room of `range` back: its bytes read as anything from then on. `around` contains it and has nothing
     /// else in it that is of any worth, so that room taken in larger units than bytes can be given back at its
     /// edges. Not durable. Must not run at the same time as a write into `around`.
@@ -204,6 +210,12 @@ pub enum StorageError {
         /// What the system said.
         #[source]
         source: Arc<io::Error>,
+    },
+    /// It was written, and a sync that failed meanwhile may have lost some of it.
+    #[error("a sync failed while it was written: {cause}")]
+    Unsynced {
+        /// What was wrong with the sync.
+        cause: Arc<StorageError>,
     },
     /// The disk, or the user's share of it, is full.
     #[error("no space left to write {}; free some there, or choose another disk with --cache-dir", .path.display())]

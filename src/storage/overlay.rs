@@ -302,10 +302,17 @@ impl Store for Overlay {
         self.read(offset, buf, |store, at, part| store.try_read(at, part))
     }
 
-    /// Of what is above; nothing was written below.
+    /// Of both: nothing was written below, but what was adopted there is to outlive a power cut.
     fn sync(&self) -> Result<(), StorageError> {
         self.usable()?;
+        self.below.sync()?;
         self.above.sync()
+    }
+
+    fn adopt(&self, range: Range<u64>) {
+        for (below, range) in self.sides(range) {
+            if below { self.below.adopt(range) } else { self.above.adopt(range) }
+        }
     }
 
     /// Of what is above. Pieces below keep their bytes and give no room back, since they took none of ours.
@@ -407,7 +414,7 @@ mod tests {
             self.0.try_read(offset, buf)
         }
         fn sync(&self) -> Result<(), StorageError> {
-            panic!("it is never synced");
+            Ok(())
         }
         fn discard(&self, _: Range<u64>, _: Range<u64>) -> Result<(), StorageError> {
             panic!("it is never discarded");

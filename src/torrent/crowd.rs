@@ -8,14 +8,14 @@
 //!
 //! **Not here.** Whose pieces go: [`super::room`] and the client's keeper.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 
 use super::effects::Blocked;
-use super::room::{Room, RoomState};
+use super::room::{Need, Room, RoomState};
 use crate::metainfo::geometry::PieceIndex;
 use crate::peer::buffer::PieceBuffer;
 
@@ -41,8 +41,10 @@ struct Waiting {
 
 /// Pieces that were evicted, and who is to hear when their room is there.
 struct Eviction {
-    pieces: HashSet<PieceIndex>,
-    bytes: u64,
+    /// Those that aren't there yet, with what they take in bytes.
+    pieces: HashMap<PieceIndex, u64>,
+    /// Bytes of those that are.
+    freed: u64,
     done: oneshot::Sender<u64>,
 }
 
@@ -75,7 +77,8 @@ impl Crowd {
 
     fn ask(&self) {
         let bytes = self.pieces.iter().map(|w| w.bytes).sum();
-        self.room.ask(self.slot, bytes, self.oldest);
+        let largest = self.pieces.iter().map(|w| w.bytes).max().unwrap_or(0);
+        self.room.ask(self.slot, Need { bytes, largest, since: self.oldest });
     }
 
     /// Takes out all that waits, to be tried again: what readers have waited for longest first.
@@ -105,23 +108,34 @@ impl Crowd {
 
     /// These pieces were evicted; `done` is told how many bytes that gave when they are given back.
     pub(super) fn evicted(&mut self, pieces: Vec<(PieceIndex, u64)>, done: oneshot::Sender<u64>) {
-        let bytes = pieces.iter().map(|(_, bytes)| bytes).sum();
-        let pieces: HashSet<PieceIndex> = pieces.into_iter().map(|(piece, _)| piece).collect();
+        let pieces: HashMap<PieceIndex, u64> = pieces.into_iter().collect();
         if pieces.is_empty() {
             // Whoever asked has gone: so be it.
             let _ = done.send(0);
         } else {
-            self.evictions.push(Eviction { pieces, bytes, done });
+            self.evictions.push(Eviction { pieces, freed: 0, done });
         }
     }
 
-    /// What these pieces took was given back, or can't be.
+    /// What these pieces took was given back.
     pub(super) fn discarded(&mut self, pieces: &[PieceIndex]) {
+        for eviction in &mut self.evictions {
+            eviction.freed += pieces.iter().filter_map(|p| eviction.pieces.remove(p)).sum::<u64>();
+        }
+        self.answer();
+    }
+
+    /// What these pieces take can't be given back.
+    pub(super) fn given_up(&mut self, pieces: &[PieceIndex]) {
         for eviction in &mut self.evictions {
             pieces.iter().for_each(|p| _ = eviction.pieces.remove(p));
         }
+        self.answer();
+    }
+
+    fn answer(&mut self) {
         for over in self.evictions.extract_if(.., |e| e.pieces.is_empty()) {
-            let _ = over.done.send(over.bytes);
+            let _ = over.done.send(over.freed);
         }
     }
 }

@@ -128,6 +128,8 @@ impl Demands {
                     fx.push(Effect::Fail(id, error.clone()));
                     return;
                 }
+                // What it waited for came, and went before it was read: it may wait for something else now.
+                self.withdraw(id, table, picker, fx);
                 let missing: Vec<PieceIndex> =
                     pieces.into_iter().filter(|p| !table.is_complete(*p)).collect();
                 let due = urgent(now);

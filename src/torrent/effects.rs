@@ -58,11 +58,11 @@ pub enum Event {
     Found(FoundPeers),
     /// Readers want something, or no longer: all that came in since they were last looked at.
     Demands(Vec<Demand>),
-    /// A file is to be fetched whole in the background, or no longer.
+    /// Files are to be fetched whole in the background, or no longer.
     Prefetch {
-        /// The file; one beyond the last stands for all.
-        file: FileIndex,
-        /// Whether it is.
+        /// The files; [`super::swarm::EVERYTHING`] alone stands for all.
+        files: Vec<FileIndex>,
+        /// Whether they are.
         on: bool,
     },
     /// A received piece was hashed.
@@ -81,19 +81,32 @@ pub enum Event {
         /// Also those that waiting reads will need, of reads that have waited less long than since then.
         younger_than: Option<Instant>,
     },
-    /// What was written of these pieces is lost, or can't be believed.
+    /// A sync failed: what was written of these pieces is lost, or can't be believed.
     Lost(Vec<PieceIndex>),
+    /// A sync was good.
+    Synced,
     /// There is no room for more data, or there is again.
     Blocked(Option<Blocked>),
-    /// A piece on disk was hashed.
+    /// A piece on disk was to be hashed.
     Checked {
         /// The piece.
         piece: PieceIndex,
-        /// Whether it is right.
-        good: bool,
+        /// What came of it.
+        looked: Looked,
     },
     /// Time has passed.
     Tick,
+}
+
+/// What came of looking at a piece on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Looked {
+    /// Nobody knew whether it is here: whether it is, and right.
+    Unsure(bool),
+    /// It counted as complete, and was held as such: whether it is right.
+    Recorded(bool),
+    /// It had gone before its turn came, or the end came: that says nothing.
+    Nothing,
 }
 
 /// What came of hashing and writing a piece.

@@ -7,7 +7,7 @@
 
 mod keeping;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -169,12 +169,24 @@ struct Owner {
     membership: Option<Membership>,
     /// What the workers had no room for giving back.
     undiscarded: Vec<PieceIndex>,
+    /// Discards under way.
+    discarding: usize,
+    /// What couldn't be given back, and is tried again.
+    stubborn: keeping::Stubborn,
+    /// Missing pieces that take room all the same, since it can't be given back; it is charged.
+    charged_still: HashSet<PieceIndex>,
     checking: usize,
     published: Option<Instant>,
     /// Whether the published status is out of date, or about to be: a rate falls though nothing happens.
     stale: bool,
     failed: Option<String>,
     persisted: Vec<oneshot::Sender<()>>,
+    /// It is about to end: nothing more is opened.
+    closing: bool,
+    /// Who waits for that, until what is being opened or kept is.
+    closers: Vec<oneshot::Sender<()>>,
+    /// Its metadata is being kept.
+    keeping: bool,
 }
 
 /// Starts a torrent in tasks of `scope` and returns its handle at once.
@@ -207,6 +219,8 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         changed: env.changed.clone(),
         commands,
         settled: watch::Sender::new(false),
+        scope: scope.clone(),
+        charged: plan.charged,
     });
     let now = Instant::now();
     let owner = Owner {
@@ -240,12 +254,18 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         mending: 0,
         crowd: Crowd::new(plan.slot, &env.room),
         undiscarded: Vec::new(),
+        discarding: 0,
+        stubborn: keeping::Stubborn::default(),
+        charged_still: HashSet::new(),
         membership: None,
         checking: 0,
         published: None,
         stale: true,
         failed: None,
         persisted: Vec::new(),
+        closing: false,
+        closers: Vec::new(),
+        keeping: false,
         env,
     };
     owner.totals.left.store(u64::MAX >> 1, Ordering::Relaxed);
@@ -278,6 +298,7 @@ impl Owner {
         loop {
             let now = Instant::now();
             self.record_if_due(now);
+            self.give_back_if_due(now);
             self.publish_if_due(now);
             let next =
                 tokio::time::Instant::from_std(now + self.swarm.next_tick(now).min(self.next_chore(now)));
@@ -306,7 +327,7 @@ impl Owner {
 
     fn next_chore(&self, now: Instant) -> Duration {
         let again = self.record_failed.map(|at| at + keeping::RECORD_PAUSE);
-        let persist = self.record_due().into_iter().chain(again).min();
+        let persist = self.record_due().into_iter().chain(again).chain(self.stubborn.again).min();
         let persist = persist.map(|at| at.saturating_duration_since(now));
         let publish = if self.stale { PUBLISH } else { Duration::from_secs(60) };
         let backlog = if self.backlog.is_empty() { publish } else { BACKLOG };
@@ -440,7 +461,8 @@ impl Owner {
         match Info::parse(&raw, None) {
             Ok(info) => {
                 tracing::info!(torrent = %info.name, "metadata came from peers");
-                work::keep_metadata(&self.env.workers, &self.home, raw);
+                self.keeping = true;
+                work::keep_metadata(&self.env.workers, &self.home, raw, &self.work);
                 self.prepare(Arc::new(info));
             }
             Err(error) => self.fail(format!("its metadata can't be used: {error}")),
@@ -449,7 +471,7 @@ impl Owner {
 
     /// Opens the storage, once: metadata may be found in the cache and come from peers at the same time.
     fn prepare(&mut self, info: Arc<Info>) {
-        if std::mem::replace(&mut self.preparing, true) {
+        if self.closing || std::mem::replace(&mut self.preparing, true) {
             return;
         }
         let env = &self.env;
@@ -489,16 +511,18 @@ impl Owner {
                 self.torrent.settled.send_replace(true);
             }
             Work::Verified { piece, verdict, digests } => self.hashed(piece, verdict, digests),
-            Work::Checked { piece, good } => {
+            Work::Checked { piece, looked } => {
                 self.checking = self.checking.saturating_sub(1);
-                self.apply(Event::Checked { piece, good });
+                self.apply(Event::Checked { piece, looked });
             }
             Work::Synced(result) => self.synced(result),
             Work::Recorded(result) => self.recorded(&result),
-            Work::Discarded { pieces, freed } => self.discarded(&pieces, freed),
+            Work::Discarded { freed, kept, never } => self.discarded(&freed, kept, never),
             Work::Mended => self.mending = self.mending.saturating_sub(1),
+            Work::Kept => self.keeping = false,
         }
         self.try_backlog();
+        self.close_if_may();
     }
 
     fn try_backlog(&mut self) {
@@ -513,7 +537,7 @@ impl Owner {
 
     fn go_live(&mut self, ready: Ready) {
         let shared = ready.shared;
-        let piece = shared.cost(PieceIndex(0));
+        let piece = ready.dearest;
         if self.env.room.quota().bound().is_some_and(|bound| piece > bound) {
             // Nothing of it could ever be kept, and waiting for that would hold all others up.
             return self.fail(format!(
@@ -525,6 +549,7 @@ impl Owner {
             return;
         }
         self.env.room.quota().recount(self.charged, ready.kept);
+        shared.charge(ready.kept);
         self.membership = Some(self.env.room.join(self.torrent.slot, shared.clone()));
         self.records = Some(Records::new(shared.store.is_durable(), ready.recorded, ready.clean));
         let geometry = Arc::new(shared.info.geometry.clone());
@@ -575,19 +600,14 @@ impl Owner {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Persist { clean, done } => {
-                if self.torrent.live().is_none() {
-                    let _ = done.send(());
-                    return;
-                }
-                self.persisted.push(done);
-                if let Some(records) = &mut self.records {
-                    records.want(clean);
-                }
-                self.record();
+            Command::Persist { clean, done } => self.persist(clean, done),
+            Command::Close { done } => {
+                self.closing = true;
+                self.closers.push(done);
+                self.close_if_may();
             }
             Command::Evict { pieces, younger_than, done } => self.evict(pieces, younger_than, done),
-            Command::Prefetch { file, on } => self.apply(Event::Prefetch { file, on }),
+            Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
             Command::Leave { limit, done } => {
                 let trackers = self.trackers.take();
                 self.following = None;

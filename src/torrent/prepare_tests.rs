@@ -19,7 +19,7 @@ use crate::storage::pool::Scratch;
 use crate::storage::quota::Quota;
 use crate::storage::verify::{Checked, check_piece};
 use crate::torrent::background::Prefetch;
-use crate::torrent::effects::{Effect, Event, Verdict};
+use crate::torrent::effects::{Effect, Event, Looked, Verdict};
 use crate::torrent::inbox::Demand;
 use crate::torrent::memory::Memory;
 use crate::torrent::swarm::{Settings, Swarm};
@@ -218,11 +218,13 @@ impl<'a> World<'a> {
                 self.apply(Event::Verified { piece, verdict: Verdict::Good, digests: Vec::new() });
             }
             Effect::Check(piece) | Effect::Sweep { piece, .. } => {
+                let recorded = matches!(effect, Effect::Sweep { recorded: true, .. });
                 let hash = shared.info.hashes.piece(piece).unwrap();
                 let right = |bytes: &[u8]| hash.verify(&[bytes]);
                 let checked = check_piece(&*shared.store, geometry, piece, &mut Scratch::default(), right);
                 let good = checked.unwrap() == Checked::Good;
-                self.apply(Event::Checked { piece, good });
+                let looked = if recorded { Looked::Recorded(good) } else { Looked::Unsure(good) };
+                self.apply(Event::Checked { piece, looked });
             }
             Effect::Discard(pieces) => {
                 for piece in pieces {

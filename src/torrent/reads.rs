@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -48,6 +48,9 @@ pub enum ReadError {
     /// It isn't here, and nothing is fetched for this reader.
     #[error("it isn't here")]
     NotHere,
+    /// The torrent was removed.
+    #[error("the torrent was removed")]
+    Removed,
 }
 
 /// How often a read has the pieces checked whose bytes the store couldn't give, before it fails.
@@ -87,6 +90,10 @@ pub struct Shared {
     next: AtomicU64,
     /// Why nobody looks at demands any more, once that is so.
     ended: OnceLock<ReadError>,
+    /// It isn't one of the client's torrents any more.
+    removed: AtomicBool,
+    /// What is charged for what is kept of it, in bytes.
+    charged: AtomicU64,
     /// Bytes of all files that are shown: pad files are not.
     size: u64,
 }
@@ -103,7 +110,22 @@ impl Shared {
         let (notifier, next) = (Notifier::new(), AtomicU64::new(1));
         let size = info.files.iter().filter(|f| f.kind == FileKind::Regular).map(|f| f.size).sum();
         let (writes, recent, ended) = (WriteQueue::new(), Recent::new(0).member(), OnceLock::new());
-        Self { info, table, store, workers, notifier, inbox, writes, recent, next, ended, size }
+        let (removed, charged) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self {
+            info,
+            table,
+            store,
+            workers,
+            notifier,
+            inbox,
+            writes,
+            recent,
+            next,
+            ended,
+            removed,
+            charged,
+            size,
+        }
     }
 
     /// Keeps pieces in memory, as far as there is room beside those of other torrents.
@@ -115,6 +137,36 @@ impl Shared {
     pub fn cost(&self, piece: PieceIndex) -> u64 {
         let start = self.info.geometry.piece_offset(piece);
         self.store.room(start..start + u64::from(self.info.geometry.piece_len(piece)))
+    }
+
+    /// So many bytes more are charged for it.
+    pub(super) fn charge(&self, bytes: u64) {
+        self.charged.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// So many bytes of what was charged for it were released.
+    pub(super) fn uncharge(&self, bytes: u64) {
+        let less = |charged: u64| Some(charged.saturating_sub(bytes));
+        // Always some: never an error.
+        let _ = self.charged.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+
+    /// What is charged for it, in bytes, from now on by somebody else.
+    pub(super) fn take_charge(&self) -> u64 {
+        self.charged.swap(0, Ordering::AcqRel)
+    }
+
+    /// Whether it was removed: nobody is to read it any more, whatever is here of it.
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::SeqCst)
+    }
+
+    /// It is removed: each read that waits ends with [`ReadError::Removed`], and so does each later one. An effect:
+    /// called without any lock.
+    pub fn remove(&self) {
+        self.removed.store(true, Ordering::SeqCst);
+        self.fail_all(&ReadError::Removed);
+        self.recent.clear();
     }
 
     /// Bytes of all files that are shown: pad files are not.
@@ -199,10 +251,16 @@ impl Shared {
 
     /// Fills `buf` if all of it is complete and in memory. Never waits.
     pub fn try_here(&self, offset: u64, buf: &mut [u8]) -> bool {
-        let Some(_pins) = self.table.pin(self.info.geometry.pieces_of(offset, buf.len() as u64)) else {
-            return false;
-        };
-        self.fill(offset, buf, |at, part| self.store.try_read(at, part)).unwrap_or(false)
+        let pieces = self.info.geometry.pieces_of(offset, buf.len() as u64);
+        let Some(_pins) = self.table.pin(pieces.clone()) else { return false };
+        let read = self.fill(offset, buf, |at, part| self.store.try_read(at, part)).unwrap_or(false);
+        read && self.still_here(pieces)
+    }
+
+    /// Whether what was read of these pieces is what was verified. Eviction passes over what is held; but what a disk
+    /// turns out to have lost, or somebody to have changed, goes under the reader's hands.
+    fn still_here(&self, pieces: Range<u32>) -> bool {
+        self.table.all_complete(pieces)
     }
 
     /// Reads what is complete with a storage worker, for a reader for whom nothing is fetched.
@@ -210,11 +268,13 @@ impl Shared {
         let shared = self.clone();
         let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
             let pieces = shared.info.geometry.pieces_of(offset, len as u64);
-            let Some(pins) = shared.table.pin(pieces) else { return done(Err(ReadError::NotHere)) };
+            let Some(pins) = shared.table.pin(pieces.clone()) else { return done(Err(ReadError::NotHere)) };
             let buf = scratch.buffer(len);
             let read = shared.fetch(offset, buf);
+            let still_here = shared.still_here(pieces);
             drop(pins);
             match read {
+                Ok(()) if !still_here => done(Err(ReadError::NotHere)),
                 Ok(()) => done(Ok(buf)),
                 Err(error) => {
                     shared.suspect(offset, len, &error);
@@ -244,6 +304,7 @@ impl Shared {
             StorageError::Closed
             | StorageError::OutOfRange { .. }
             | StorageError::Layout { .. }
+            | StorageError::Unsynced { .. }
             | StorageError::ReadOnly { .. } => return,
         };
         tracing::warn!(torrent = %self.info.name, "reading failed, so it is checked: {error}");
@@ -366,18 +427,23 @@ impl Shared {
         let Some(pins) = self.table.pin(self.pieces(waiter)) else { return self.take_up(waiter) };
         let buf = scratch.buffer(waiter.len);
         let read = self.fetch(waiter.offset, buf);
+        let still_here = self.still_here(self.pieces(waiter));
         drop(pins);
         let result = match read {
+            Ok(()) if !still_here => return self.take_up(waiter),
             Ok(()) => Ok(&*buf),
+            Err(StorageError::Closed) if self.is_removed() => Err(ReadError::Removed),
             Err(StorageError::Closed) => Err(ReadError::Closed),
             Err(error) => {
-                self.suspect(waiter.offset, waiter.len, &error);
                 if waiter.failures.fetch_add(1, Ordering::Relaxed) + 1 < TRIES {
                     let pieces: Vec<PieceIndex> = self.pieces(waiter).map(PieceIndex).collect();
-                    // They still count as complete: no second look before the owner has heard of it.
+                    // They still count as complete: no second look before the owner has heard of it. Registered before
+                    // that: it may have them checked, and wake, at once.
                     self.register(waiter, &pieces);
+                    self.suspect(waiter.offset, waiter.len, &error);
                     return self.demand(waiter, pieces);
                 }
+                self.suspect(waiter.offset, waiter.len, &error);
                 self.inbox.post(Demand::Unreadable { reason: error.to_string() });
                 Err(error.into())
             }
@@ -525,9 +591,9 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens a file of the torrent. Never waits.
+    /// Opens a file of the torrent; `None` when there is none, or the torrent was removed. Never waits.
     pub fn open(shared: Arc<Shared>, file: FileIndex) -> Option<Self> {
-        let extent = *shared.info.geometry.files().get(file.0 as usize)?;
+        let extent = *shared.info.geometry.files().get(file.0 as usize).filter(|_| !shared.is_removed())?;
         let id = shared.next.fetch_add(1, Ordering::Relaxed);
         shared.inbox.post(Demand::Open { stream: id, file });
         Some(Self {
@@ -538,6 +604,11 @@ impl Reader {
             track: RankedMutex::new(Rank::Leaf, "stream track", Track::new(extent.offset)),
             shared,
         })
+    }
+
+    /// Whether its torrent was removed: it reads nothing any more.
+    pub fn is_removed(&self) -> bool {
+        self.shared.is_removed()
     }
 
     /// Follows a read; the owner is told where the reader is, for what is to be fetched ahead.
@@ -557,9 +628,9 @@ impl Reader {
     }
 
     /// Fills `buf` from `offset` in the file, if all of it is complete and in memory.
-    /// Otherwise, also when the disk fails: false. Never waits.
+    /// Otherwise, also when the disk fails or the torrent was removed: false. Never waits.
     pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> bool {
-        let Some(at) = self.clamp(offset, buf.len()) else { return false };
+        let Some(at) = self.clamp(offset, buf.len()).filter(|_| !self.is_removed()) else { return false };
         // Whoever may wait for the disk finds out why it fails.
         let read = self.shared.try_here(at, buf);
         if read {
@@ -576,6 +647,10 @@ impl Reader {
             done(Err(ReadError::Io("a read beyond the end of the file".into())));
             return ReadTicket { shared, waiter: None };
         };
+        if self.is_removed() {
+            done(Err(ReadError::Removed));
+            return ReadTicket { shared, waiter: None };
+        }
         let waiter = Arc::new(Waiter {
             id: shared.next.fetch_add(1, Ordering::Relaxed),
             file: self.file,
@@ -689,6 +764,68 @@ mod tests {
         let mut buf = [0; 10];
         assert!(reader.try_read(0, &mut buf));
         assert_eq!(buf, [7; 10]);
+        workers.stop(LONG);
+    }
+
+    #[test]
+    fn s1_what_goes_under_the_readers_hands_is_not_answered() {
+        /// The first time, the piece turns out to be lost while it is read.
+        #[derive(Default)]
+        struct Loses(OnceLock<Arc<Shared>>, AtomicUsize);
+        impl Loses {
+            fn fill(&self, buf: &mut [u8]) {
+                let again = self.1.fetch_add(1, Ordering::SeqCst) > 0;
+                buf.fill(if again { 7 } else { 9 });
+                if let Some(shared) = self.0.get().filter(|_| !again) {
+                    shared.table.set(PieceIndex(0), PieceState::Missing);
+                }
+            }
+        }
+        impl Store for Loses {
+            fn write_at(&self, _: u64, _: &[IoSlice<'_>]) -> Result<(), StorageError> {
+                Ok(())
+            }
+            fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<(), StorageError> {
+                self.fill(buf);
+                Ok(())
+            }
+            fn try_read(&self, _: u64, buf: &mut [u8]) -> Result<bool, StorageError> {
+                self.fill(buf);
+                Ok(true)
+            }
+            fn sync(&self) -> Result<(), StorageError> {
+                Ok(())
+            }
+            fn discard(&self, _: std::ops::Range<u64>, _: std::ops::Range<u64>) -> Result<(), StorageError> {
+                Ok(())
+            }
+            fn files(&self) -> Result<Vec<crate::storage::FileState>, StorageError> {
+                Ok(Vec::new())
+            }
+            fn close(&self) {}
+        }
+        let workers = Workers::start(1).unwrap();
+        let plain = shared(&workers, 2);
+        let losing = || {
+            let store = Arc::new(Loses::default());
+            let (info, table) = (plain.info.clone(), Arc::new(PieceTable::new(2, PieceState::Complete)));
+            let shared = Arc::new(Shared::new(info, table, store.clone(), workers.clone(), Arc::default()));
+            assert!(store.0.set(shared.clone()).is_ok());
+            shared
+        };
+        let shared = losing();
+        let reader = Reader::open(shared.clone(), FileIndex(0)).unwrap();
+        let (_ticket, answers) = read(&reader, 0, 10);
+        while shared.notifier.waiters().is_empty() {
+            assert!(answers.try_recv().is_err(), "what was lost was answered");
+            std::thread::yield_now();
+        }
+        complete(&shared, 0);
+        assert_eq!(answers.recv_timeout(LONG).unwrap().unwrap(), vec![7; 10]);
+        assert!(!losing().try_here(0, &mut [0; 10]));
+        let (told, answers) = channel();
+        losing().read_here(0, 10, Box::new(move |r| _ = told.send(r.map(<[u8]>::to_vec))));
+        assert_eq!(answers.recv_timeout(LONG).unwrap(), Err(ReadError::NotHere));
         workers.stop(LONG);
     }
 

@@ -93,8 +93,12 @@ impl Records {
         }
     }
 
-    /// What is complete is to be recorded; `last` when nothing is written afterwards.
+    /// What is complete is to be recorded; `last` when nothing is written afterwards. After that nothing more is: what
+    /// a clean end tells of the files would be lost.
     pub fn want(&mut self, last: bool) {
+        if self.closed && !last {
+            return;
+        }
         self.closed |= last;
         self.wanted = Some(last || self.wanted.unwrap_or(false));
     }
@@ -123,6 +127,11 @@ impl Records {
         !(self.closed || self.held.contains(&piece) || self.clean && !self.failed)
     }
 
+    /// Whether a piece has gone, and what it takes isn't given back yet.
+    pub fn is_held(&self, piece: PieceIndex) -> bool {
+        self.held.contains(&piece)
+    }
+
     /// Whether the last record was asked for.
     pub fn is_closed(&self) -> bool {
         self.closed
@@ -139,9 +148,9 @@ impl Records {
             || self.wanted.is_none() && !self.syncing && self.snapshot.is_none() && self.recording.is_none()
     }
 
-    /// What is to be done now, which is under way from then on. `writing` is the number of pieces that are being
-    /// written: a last record waits for them.
-    pub fn next(&mut self, table: &PieceTable, writing: usize) -> Vec<Step> {
+    /// What is to be done now, which is under way from then on. `busy` is the number of pieces that are being written,
+    /// and of discards under way: a last record, which tells the times of the files, waits for them.
+    pub fn next(&mut self, table: &PieceTable, busy: usize) -> Vec<Step> {
         let mut steps = Vec::new();
         if !self.durable {
             self.wanted = None;
@@ -153,7 +162,7 @@ impl Records {
         }
         if !self.syncing
             && self.snapshot.is_none()
-            && let Some(last) = self.wanted.take_if(|last| !*last || writing == 0)
+            && let Some(last) = self.wanted.take_if(|last| !*last || busy == 0)
         {
             self.snapshot = Some(table.bitfield());
             self.syncing = true;
@@ -189,6 +198,13 @@ impl Records {
         steps
     }
 
+    /// The sync that was to be done can't be begun now: it is to be done later.
+    pub fn refused(&mut self) {
+        self.syncing = false;
+        self.snapshot = None;
+        self.wanted = Some(std::mem::take(&mut self.last) || self.wanted.unwrap_or(false));
+    }
+
     /// The sync has ended. When it failed, returns the pieces that nobody can believe in any more: those that are
     /// complete and not recorded.
     pub fn synced(&mut self, good: bool, table: &PieceTable) -> Vec<PieceIndex> {
@@ -210,10 +226,14 @@ impl Records {
             return gone;
         }
         self.failed = true;
-        // The old record stands, and names them still.
-        let named = gone.iter().filter(|p| bit(&self.recorded, p.0));
-        self.unnamed.extend(named);
+        // The old record stands, and names still what this one didn't.
+        let pieces = (0..self.recorded.len() as u32 * 8).map(PieceIndex);
+        self.unnamed.extend(pieces.filter(|p| bit(&self.recorded, p.0) && !bit(&record.complete, p.0)));
         self.gone.extend(gone);
+        if record.clean || !record.new.is_empty() {
+            // Nobody else asks for it again, if nothing more is written.
+            self.wanted = Some(record.clean || self.wanted.unwrap_or(false));
+        }
         Vec::new()
     }
 

@@ -259,3 +259,52 @@ fn without_a_record_what_goes_is_given_back_at_once() {
     assert_eq!(records.next(&table, 0), [Step::Discard(vec![PieceIndex(1)])]);
     assert!(records.is_settled() && records.next(&table, 0).is_empty());
 }
+
+#[test]
+fn s3_a_clean_end_stays_clean() {
+    let mut world = World::new(&[], false);
+    world.fetch(0);
+    world.records.want(true);
+    world.go_on();
+    world.end_sync(true);
+    world.go_on();
+    world.end_record(true);
+    assert!(world.clean);
+    // The owner's clock: `dirty_since` was set before the end.
+    world.records.want(false);
+    world.go_on();
+    world.end_sync(true);
+    world.go_on();
+    world.end_record(true);
+    assert!(world.clean, "the clean record was written over");
+}
+
+#[test]
+fn s3_a_doubt_outlives_a_failed_record() {
+    let mut world = World::new(&[0, 1], false);
+    world.doubt(0);
+    world.go_on();
+    world.end_record(false);
+    assert!(world.records.retry());
+    world.go_on();
+    world.end_record(true);
+    assert!(!bit(&world.record, 0), "the record names what is doubtful");
+}
+
+#[test]
+fn o8_what_could_not_be_recorded_is_recorded_later() {
+    let mut world = World::new(&[], false);
+    world.fetch(0);
+    world.records.want(false);
+    world.go_on();
+    world.end_sync(true);
+    world.go_on();
+    world.end_record(false);
+    assert!(world.records.retry());
+    for _ in 0..5 {
+        world.go_on();
+        world.end_sync(true);
+        world.end_record(true);
+    }
+    assert!(bit(&world.record, 0), "never recorded");
+}

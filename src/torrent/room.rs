@@ -17,7 +17,6 @@ use tokio::sync::{Notify, watch};
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::reads::Shared;
-use crate::metainfo::geometry::PieceIndex;
 use crate::storage::quota::{Mark, Quota, Reservation};
 
 /// After so many reserved bytes the disk is looked at again: others write to it, too.
@@ -44,6 +43,8 @@ pub struct RoomState {
 pub struct Need {
     /// Bytes.
     pub bytes: u64,
+    /// What a single piece of it takes at most: with less, nothing can be begun.
+    pub largest: u64,
     /// Since when the reader has waited that has waited longest.
     pub since: Option<Instant>,
 }
@@ -102,8 +103,8 @@ impl Room {
     }
 
     /// A torrent waits for so much room in all, in place of what it said before.
-    pub fn ask(&self, slot: u32, bytes: u64, since: Option<Instant>) {
-        self.0.needs.lock().insert(slot, Need { bytes, since });
+    pub fn ask(&self, slot: u32, need: Need) {
+        self.0.needs.lock().insert(slot, need);
         self.0.wake.notify_one();
     }
 
@@ -145,8 +146,9 @@ impl Room {
     pub fn need(&self) -> Option<Need> {
         let needs = self.0.needs.lock();
         let bytes = needs.values().map(|n| n.bytes).sum();
+        let largest = needs.values().map(|n| n.largest).max().unwrap_or(0);
         let since = needs.values().filter_map(|n| n.since).min();
-        (!needs.is_empty()).then_some(Need { bytes, since })
+        (!needs.is_empty()).then_some(Need { bytes, largest, since })
     }
 
     /// Waits until the keeper may be needed. Cancel-safe; for one waiter.
@@ -165,10 +167,12 @@ impl Room {
         self.0.written.load(Ordering::Relaxed)
     }
 
-    /// What a piece takes, of the torrent with the largest ones; 1 MiB at least, which makes a try worth it.
+    /// What a piece takes that is waited for, or else one that may be; 1 MiB at least, which makes a try worth it.
     pub fn unit(&self) -> u64 {
-        let costs = self.members().into_values().map(|shared| shared.cost(PieceIndex(0)));
-        costs.max().unwrap_or(0).max(1 << 20)
+        let waiting = self.need().map_or(0, |need| need.largest);
+        let lengths =
+            self.members().into_values().map(|shared| u64::from(shared.info.geometry.piece_length()));
+        lengths.max().unwrap_or(0).max(waiting).max(1 << 20)
     }
 
     /// Whether a write has found the disk full since this was last asked.
@@ -212,13 +216,13 @@ mod tests {
         assert_eq!(room.need(), None);
         let now = Instant::now();
         let later = now + std::time::Duration::from_secs(1);
-        room.ask(1, 10, None);
-        room.ask(2, 20, Some(later));
-        room.ask(3, 5, Some(now));
-        room.ask(2, 30, Some(later));
-        assert_eq!(room.need(), Some(Need { bytes: 45, since: Some(now) }));
+        room.ask(1, Need { bytes: 10, largest: 10, since: None });
+        room.ask(2, Need { bytes: 20, largest: 20, since: Some(later) });
+        room.ask(3, Need { bytes: 50, largest: 25, since: Some(now) });
+        room.ask(2, Need { bytes: 30, largest: 15, since: Some(later) });
+        assert_eq!(room.need(), Some(Need { bytes: 90, largest: 25, since: Some(now) }));
         room.withdraw(3);
-        assert_eq!(room.need(), Some(Need { bytes: 40, since: Some(later) }));
+        assert_eq!(room.need(), Some(Need { bytes: 40, largest: 15, since: Some(later) }));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 //! ([`super::background`]); the [`Picker`]; who is to blame for bad pieces; the addresses to connect to; the metadata while it is still being fetched
 //! ([`super::resolve`]); and the [`super::relations`] with peers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -117,6 +117,8 @@ pub(super) struct Live {
     pub(super) blame: Blame,
     /// The full check.
     pub(super) sweep: Sweep,
+    /// Pieces that were being written or looked at when somebody was found to have been at their file.
+    pub(super) tainted: HashSet<PieceIndex>,
     /// When a reader last wanted anything, or the torrent began.
     pub(super) wanted: Instant,
 }
@@ -147,6 +149,8 @@ pub struct Swarm {
     pub(super) blocked: Option<Blocked>,
     /// Pieces in a row that could not be written.
     pub(super) faults: u32,
+    /// Syncs that failed one after another.
+    pub(super) lost_syncs: u32,
     pub(super) banned: Vec<SocketAddr>,
     pub(super) finished: bool,
     /// How often it was decided who is asked for what, and how often the invariants were checked: for tests.
@@ -173,6 +177,7 @@ impl Swarm {
             error: None,
             blocked: None,
             faults: 0,
+            lost_syncs: 0,
             banned: Vec::new(),
             finished: false,
             scheduled: 0,
@@ -205,13 +210,14 @@ impl Swarm {
                 }
             }
             Event::Demands(demands) => self.demanded(demands, now, &mut fx),
-            Event::Prefetch { file, on } => self.prefetch(file, on, now, &mut fx),
+            Event::Prefetch { files, on } => self.prefetch(&files, on, now, &mut fx),
             Event::Verified { piece, verdict, digests } => {
                 self.verified(piece, verdict, &digests, now, &mut fx)
             }
-            Event::Checked { piece, good } => self.checked(piece, good, now, &mut fx),
+            Event::Checked { piece, looked } => self.checked(piece, looked, now, &mut fx),
             Event::Evict { pieces, younger_than } => self.evict(&pieces, younger_than, &mut fx),
             Event::Lost(pieces) => self.lost(&pieces, now, &mut fx),
+            Event::Synced => self.kept(),
             Event::Blocked(blocked) => self.blocked = blocked,
             Event::Tick => self.tick(now, &mut fx),
         }
@@ -270,6 +276,7 @@ impl Swarm {
             picker,
             wanted: now,
             sweep: Sweep::new(self.settings.check_all),
+            tainted: HashSet::new(),
         });
         self.sweep(now, fx);
         for (key, peer) in self.peers.iter().filter(|(_, p)| p.who.extensions) {
@@ -280,7 +287,7 @@ impl Swarm {
             self.leave_strangers(fx);
         }
         if self.settings.prefetch == Prefetch::All {
-            self.prefetch(EVERYTHING, true, now, fx);
+            self.prefetch(&[EVERYTHING], true, now, fx);
         }
         self.all_interests(now, fx);
     }

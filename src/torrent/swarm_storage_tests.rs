@@ -215,7 +215,9 @@ fn what_a_failed_sync_lost_is_fetched_again() {
     assert_eq!(world.count(|e| matches!(e, Effect::Discard(_))), 1);
     world.want(7, &[0]);
     settle(&mut world);
-    assert!(world.table.is_complete(PieceIndex(0)) && world.swarm.error().is_none());
+    assert!(world.table.is_complete(PieceIndex(0)) && world.swarm.error().is_some());
+    world.apply(Event::Synced);
+    assert_eq!(world.swarm.error(), None, "it is kept at last");
 }
 
 #[test]
@@ -232,4 +234,49 @@ fn what_nobody_reads_drives_nothing_out() {
         world.want(7, &[5]);
         assert!(world.asked.iter().any(|a| a.block.piece == PieceIndex(5)), "what is read is asked for");
     }
+}
+
+#[test]
+fn failed_syncs_are_counted_by_themselves() {
+    let mut world = World::live(16);
+    world.seed(1);
+    world.open(1);
+    world.want(7, &[0]);
+    settle(&mut world);
+    for round in 0..5u32 {
+        // What the owner does when a sync fails while pieces are being written, once for all of them.
+        let pieces = [1 + 2 * round, 2 + 2 * round];
+        world.want(8 + u64::from(round), &pieces);
+        world.deliver_all(&[]);
+        world.apply(Event::Lost(Vec::new()));
+        for piece in pieces.map(PieceIndex) {
+            world.apply(Event::Verified { piece, verdict: Verdict::Harmed, digests: Vec::new() });
+        }
+        world.hashing.clear();
+        assert!(world.failed().is_empty(), "round {round}: a failed sync is one fault");
+        settle(&mut world);
+        if round < 3 {
+            world.apply(Event::Synced);
+        }
+    }
+    // Writes were good in between, and syncs never.
+    world.apply(Event::Lost(Vec::new()));
+    world.want(99, &[12]);
+    assert_eq!(world.failed().len(), 1, "the third in a row");
+}
+
+#[test]
+fn s1_a_piece_written_before_the_cut_is_doubtful_too() {
+    let mut world = World::live(4);
+    world.seed(1);
+    world.open(1);
+    world.want(7, &[0]);
+    settle(&mut world);
+    world.want(8, &[1]);
+    world.deliver_all(&[]);
+    assert_eq!(world.table.state(PieceIndex(1)), PieceState::Verifying);
+    // Written by a worker; its answer is on its way. A reader finds that the file was cut or replaced.
+    world.apply(Event::Demands(vec![Demand::Suspect { pieces: 0..1, files: vec![FileIndex(0)] }]));
+    while world.hash_one(true) {}
+    assert!(!world.table.is_complete(PieceIndex(1)), "complete, in a file of which nothing is certain");
 }

@@ -15,7 +15,7 @@ use crate::peer::buffer::PieceBuffer;
 use crate::peer::metadata::MetadataMessage;
 use crate::peer::session::REQUESTS_MAX;
 use crate::torrent::blame::Digest;
-use crate::torrent::effects::Verdict;
+use crate::torrent::effects::{Looked, Verdict};
 use crate::torrent::inbox::Demand;
 use crate::torrent::picker::Assignment;
 use crate::torrent::track::Reach;
@@ -69,6 +69,8 @@ struct World {
     late: Vec<Assignment>,
     hashing: Vec<(Arc<PieceBuffer>, bool)>,
     checking: Vec<PieceIndex>,
+    /// Those of them that count as complete.
+    recorded: BTreeSet<PieceIndex>,
     /// Everything else that was to be done, as it came.
     fx: Vec<Effect>,
     reaches: u64,
@@ -86,6 +88,7 @@ impl World {
             late: Vec::new(),
             hashing: Vec::new(),
             checking: Vec::new(),
+            recorded: BTreeSet::new(),
             fx: Vec::new(),
             reaches: 0,
         }
@@ -113,7 +116,11 @@ impl World {
                     }
                 }
                 Effect::Verify { buffer, digests } => self.hashing.push((buffer, digests)),
-                Effect::Check(piece) | Effect::Sweep { piece, .. } => self.checking.push(piece),
+                Effect::Check(piece) => self.checking.push(piece),
+                Effect::Sweep { piece, recorded } => {
+                    self.checking.push(piece);
+                    self.recorded.extend(recorded.then_some(piece));
+                }
                 other => self.fx.push(other),
             }
         }
@@ -208,7 +215,9 @@ impl World {
 
     fn check_one(&mut self, good: bool) -> bool {
         let Some(piece) = self.checking.pop() else { return false };
-        self.apply(Event::Checked { piece, good });
+        let recorded = self.recorded.remove(&piece);
+        let looked = if recorded { Looked::Recorded(good) } else { Looked::Unsure(good) };
+        self.apply(Event::Checked { piece, looked });
         true
     }
 
@@ -730,6 +739,9 @@ mod effects_outside_locks;
 
 #[path = "swarm_storage_tests.rs"]
 mod storage;
+
+#[path = "swarm_prefetch_tests.rs"]
+mod prefetching;
 
 #[path = "swarm_cost_tests.rs"]
 mod costs;

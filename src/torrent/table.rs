@@ -187,6 +187,11 @@ impl PieceTable {
         self.cells.get(piece.0 as usize).is_some_and(|cell| evictable(cell.load(Ordering::Relaxed)))
     }
 
+    /// Whether somebody holds a piece at this moment, whatever its state.
+    pub fn is_held(&self, piece: PieceIndex) -> bool {
+        self.cells.get(piece.0 as usize).is_some_and(|cell| cell.load(Ordering::Acquire) >= PIN)
+    }
+
     /// The pieces that could go at this moment, for a torrent with this number.
     pub fn victims(&self, slot: u32) -> impl Iterator<Item = Victim> + Clone {
         let pieces = (0..self.len()).map(PieceIndex).filter(|piece| self.is_evictable(*piece));

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::blame::Digest;
-use super::effects::{Effect, Verdict};
+use super::effects::{Effect, Looked, Verdict};
 use super::reads::ReadError;
 use super::swarm::Swarm;
 use super::table::PieceState;
@@ -82,9 +82,18 @@ impl Swarm {
         fx: &mut Vec<Effect>,
     ) {
         let Some(live) = &mut self.live else { return };
+        // It may have been written to what was there before.
+        let tainted = live.tainted.remove(&piece) && verdict == Verdict::Good;
+        if tainted {
+            // It was kept somewhere, for which it has its room.
+            fx.push(Effect::Discard(vec![piece]));
+        }
+        let verdict = if tainted { Verdict::Harmed } else { verdict };
         match verdict {
             Verdict::Good => {
-                self.error = None;
+                if self.lost_syncs == 0 {
+                    self.error = None;
+                }
                 self.faults = 0;
                 for addr in live.blame.passed(piece, digests) {
                     self.ban(addr, fx);
@@ -127,8 +136,13 @@ impl Swarm {
     /// The disk failed. Whoever waits goes on waiting, a few times.
     fn fault(&mut self, error: &ReadError, fx: &mut Vec<Effect>) {
         self.faults += 1;
+        self.failed(self.faults, error, fx);
+    }
+
+    /// It failed so often in a row.
+    fn failed(&mut self, times: u32, error: &ReadError, fx: &mut Vec<Effect>) {
         self.error = Some(error.to_string());
-        if let Some(live) = self.live.as_mut().filter(|_| self.faults >= FAULTS) {
+        if let Some(live) = self.live.as_mut().filter(|_| times >= FAULTS) {
             tracing::error!(torrent = %live.info.name, "nothing more is fetched, since it can't be kept: {error}");
             live.demands.fail_all(error, &live.table, &mut live.picker, fx);
         }
@@ -149,8 +163,17 @@ impl Swarm {
             fx.push(Effect::Discard(gone));
         }
         let why = "the disk failed to keep what was written; it is fetched again".to_owned();
-        self.fault(&ReadError::Io(why), fx);
+        // Writes that are good in between say nothing against it.
+        self.lost_syncs += 1;
+        self.failed(self.lost_syncs, &ReadError::Io(why), fx);
         self.all_interests(now, fx);
+    }
+
+    /// The disk keeps what is written.
+    pub(super) fn kept(&mut self) {
+        if std::mem::take(&mut self.lost_syncs) > 0 && self.faults == 0 {
+            self.error = None;
+        }
     }
 
     /// Makes pieces missing that nobody holds, as if they had never been fetched: nobody is to blame, and they are
@@ -177,7 +200,11 @@ impl Swarm {
     pub(super) fn suspect(&mut self, pieces: Range<u32>, files: Vec<FileIndex>, fx: &mut Vec<Effect>) {
         let Some(live) = &mut self.live else { return };
         let geometry = live.picker.geometry();
-        let doubtful = files.iter().flat_map(|file| geometry.file_pieces(*file)).chain(pieces);
+        let in_files = || files.iter().flat_map(|file| geometry.file_pieces(*file)).map(PieceIndex);
+        // Being written or looked at: where, nobody knows.
+        let verifying = in_files().filter(|p| live.table.state(*p) == PieceState::Verifying);
+        live.tainted.extend(verifying);
+        let doubtful = in_files().map(|p| p.0).chain(pieces);
         let doubtful: BTreeSet<u32> = doubtful.filter(|p| live.table.is_complete(PieceIndex(*p))).collect();
         let doubtful: Vec<PieceIndex> = doubtful.into_iter().map(PieceIndex).collect();
         doubtful.iter().for_each(|p| live.table.set(*p, PieceState::Unknown));
@@ -206,12 +233,20 @@ impl Swarm {
         }
     }
 
-    pub(super) fn checked(&mut self, piece: PieceIndex, good: bool, now: Instant, fx: &mut Vec<Effect>) {
+    pub(super) fn checked(&mut self, piece: PieceIndex, looked: Looked, now: Instant, fx: &mut Vec<Effect>) {
         let Some(live) = &mut self.live else { return };
         live.sweep.ended(piece, now);
-        let recorded = live.table.is_complete(piece);
-        if good && recorded || !recorded && !live.demands.is_checked(piece) {
-            // As recorded; or it has gone meanwhile, and what was looked at is no more.
+        let complete = live.table.is_complete(piece);
+        let (recorded, good) = match looked {
+            Looked::Recorded(good) => (true, good),
+            Looked::Unsure(good) => (false, good),
+            Looked::Nothing => return self.sweep(now, fx),
+        };
+        if recorded != complete || !recorded && !live.demands.is_checked(piece) || recorded && good {
+            // As recorded; or it isn't any more what was looked at.
+        } else if live.tainted.remove(&piece) {
+            // Somebody was at its file meanwhile: once more.
+            fx.push(Effect::Check(piece));
         } else if good {
             live.demands.check_ended(piece);
             self.complete(piece, now, fx);

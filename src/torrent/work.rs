@@ -9,10 +9,10 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::blame::Digest;
-use super::effects::Verdict;
+use super::effects::{Looked, Verdict};
 use super::prepare::{self, Home, Means, Opening, Prepared};
 use super::reads::{ReadError, Shared};
 use super::records::Record;
@@ -35,6 +35,8 @@ pub(super) struct Ready {
     pub(super) shared: Arc<Shared>,
     /// What its pieces take that are here, or may be, in bytes.
     pub(super) kept: u64,
+    /// What keeping its dearest piece takes, in bytes.
+    pub(super) dearest: u64,
     /// What the record on the disk calls complete.
     pub(super) recorded: Vec<u8>,
     /// Whether that record tells sizes and times of files.
@@ -60,8 +62,8 @@ pub(super) enum Work {
     Checked {
         /// The piece.
         piece: PieceIndex,
-        /// Whether it is right.
-        good: bool,
+        /// What came of it.
+        looked: Looked,
     },
     /// What was written was synced.
     Synced(Result<(), StorageError>),
@@ -69,13 +71,17 @@ pub(super) enum Work {
     Recorded(Result<(), StorageError>),
     /// What pieces took that aren't here any more was given back, or can't be.
     Discarded {
-        /// The pieces.
-        pieces: Vec<PieceIndex>,
-        /// Whether there is room for others now.
-        freed: bool,
+        /// The pieces whose room is there for others now.
+        freed: Vec<PieceIndex>,
+        /// Those that take what they took.
+        kept: Vec<PieceIndex>,
+        /// Whether it is no use trying again: what they lie on can't do it.
+        never: bool,
     },
     /// Files were taken as they are now.
     Mended,
+    /// The metadata was kept for the next run, or could not be.
+    Kept,
 }
 
 /// Says something exactly once: what it is told to, or on being dropped what it was made with.
@@ -173,6 +179,7 @@ impl Write for Right {
             Ok(()) => {
                 // Before the answer: who is woken by it finds the piece.
                 self.shared.recent.keep(&self.buffer, len);
+                self.shared.charge(self.room.bytes());
                 self.room.keep();
                 Verdict::Good
             }
@@ -184,11 +191,14 @@ impl Write for Right {
                         tracing::error!(torrent = %self.shared.info.name, "a piece could not be written: {error}");
                     }
                 }
-                if let StorageError::Short { .. } | StorageError::Changed { .. } = error {
-                    self.shared.suspect(self.offset, len, &error);
-                    Verdict::Harmed
-                } else {
-                    Verdict::Unwritten(error.into())
+                match error {
+                    StorageError::Short { .. } | StorageError::Changed { .. } => {
+                        self.shared.suspect(self.offset, len, &error);
+                        Verdict::Harmed
+                    }
+                    // The sync that failed tells, once for all that it took along.
+                    StorageError::Unsynced { .. } => Verdict::Harmed,
+                    _ => Verdict::Unwritten(error.into()),
                 }
             }
         };
@@ -211,31 +221,38 @@ pub(super) enum Check {
 pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, why: Check, to: &mpsc::Sender<Work>) -> bool {
     let (job_shared, job_to) = (shared.clone(), to.clone());
     let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
-        let answer = Answer::new(&job_to, Work::Checked { piece, good: false });
+        let looked =
+            |good| if why == Check::Recorded { Looked::Recorded(good) } else { Looked::Unsure(good) };
+        let answer = Answer::new(&job_to, Work::Checked { piece, looked: looked(false) });
         let info = &job_shared.info;
         tracing::debug!(torrent = %info.name, piece = piece.0, "hashing a piece on the disk");
         // While what is recorded is looked at, it stays.
         let pins = job_shared.table.hold(piece.0..piece.0 + 1);
         if why == Check::Recorded && pins.is_none() {
             // It went before its turn came. What may have come in its place was hashed then.
-            return answer.say(Work::Checked { piece, good: true });
+            return answer.say(Work::Checked { piece, looked: Looked::Nothing });
         }
         let hash = info.hashes.piece(piece);
         let right = |bytes: &[u8]| {
             let blocks: Vec<&[u8]> = bytes.chunks(crate::metainfo::geometry::BLOCK_LEN as usize).collect();
             hash.as_ref().is_some_and(|h| h.verify(&blocks))
         };
-        let good = match check_piece(&*job_shared.store, &info.geometry, piece, scratch, right) {
-            Ok(checked) => checked == Checked::Good,
+        let looked = match check_piece(&*job_shared.store, &info.geometry, piece, scratch, right) {
+            Ok(checked) => looked(checked == Checked::Good),
             // The end, which says nothing against it.
-            Err(StorageError::Closed) => why == Check::Recorded,
+            Err(StorageError::Closed) if why == Check::Recorded => Looked::Nothing,
             Err(error) => {
                 tracing::warn!(torrent = %info.name, "a piece could not be checked, so it is fetched: {error}");
-                false
+                looked(false)
             }
         };
+        if looked == Looked::Unsure(true) {
+            // Nobody knows who wrote it, and whether it would outlive a power cut.
+            let start = info.geometry.piece_offset(piece);
+            job_shared.store.adopt(start..start + u64::from(info.geometry.piece_len(piece)));
+        }
         // Said while it is held: of what is here after it had gone, this says nothing.
-        answer.say(Work::Checked { piece, good });
+        answer.say(Work::Checked { piece, looked });
         drop(pins);
     });
     let class = match why {
@@ -258,7 +275,8 @@ pub(super) fn prepare(
     let job = Box::new(move |_: &mut _| {
         let ready = prepare::prepare(&home, how, info, means).map(|prepared| {
             let Prepared { shared, recorded, clean } = prepared;
-            Ready { kept: kept(&shared), shared, recorded, clean }
+            let dearest = (0..shared.table.len()).map(|p| shared.cost(PieceIndex(p))).max();
+            Ready { kept: kept(&shared), dearest: dearest.unwrap_or(0), shared, recorded, clean }
         });
         answer.say(Work::Prepared(ready));
     });
@@ -284,9 +302,11 @@ pub(super) fn recall(workers: &Workers, home: &Home, to: &mpsc::Sender<Work>) {
 }
 
 /// Keeps metadata for the next run.
-pub(super) fn keep_metadata(workers: &Workers, home: &Home, raw: Vec<u8>) {
+pub(super) fn keep_metadata(workers: &Workers, home: &Home, raw: Vec<u8>, to: &mpsc::Sender<Work>) {
     let dir = home.dir.clone();
+    let answer = Answer::new(to, Work::Kept);
     let job = Box::new(move |_: &mut _| {
+        let _answer = answer;
         if let Err(error) = resume::save_metadata(&dir, &raw) {
             tracing::warn!("the metadata could not be kept for the next time: {error}");
         }
@@ -356,25 +376,39 @@ fn finish(shared: &Shared, record: &Record) {
 pub(super) fn discard(shared: &Arc<Shared>, pieces: Vec<PieceIndex>, to: &mpsc::Sender<Work>) -> bool {
     let (job_shared, job_to) = (shared.clone(), to.clone());
     let job = Box::new(move |_: &mut _| {
-        let answer = Answer::new(&job_to, Work::Discarded { pieces: pieces.clone(), freed: false });
+        let otherwise = Work::Discarded { freed: Vec::new(), kept: pieces.clone(), never: false };
+        let answer = Answer::new(&job_to, otherwise);
         let (shared, turn) = (job_shared.clone(), job_shared);
         // No write may come between the look at the neighbours and the hole.
         turn.writes.exclusively(
             &*turn.store,
             Box::new(move || {
-                let freed = give_back(&shared, &pieces);
-                answer.say(Work::Discarded { pieces, freed });
+                answer.say(give_back(&shared, &pieces));
             }),
         );
     });
     shared.workers.submit(Class::Verify, job).is_ok()
 }
 
+/// Waits until what was being written of a torrent whose store is closed is written.
+pub(super) async fn written(shared: &Arc<Shared>) {
+    let (done, answer) = oneshot::channel();
+    let turn = shared.clone();
+    let job = Box::new(move |_: &mut _| {
+        // What comes later finds the store closed.
+        turn.writes.exclusively(&*turn.store, Box::new(move || _ = done.send(())));
+    });
+    // Refused only when the program ends; an error says that it is over, too.
+    if shared.workers.submit(Class::Verify, job).is_ok() {
+        let _ = answer.await;
+    }
+}
+
 /// How far beyond a piece its missing neighbours are looked at: no file system has larger blocks.
 const AROUND: u64 = 1 << 20;
 
-/// True when all of it was given back.
-fn give_back(shared: &Shared, pieces: &[PieceIndex]) -> bool {
+/// Gives back what it can, and says what that was.
+fn give_back(shared: &Shared, pieces: &[PieceIndex]) -> Work {
     let geometry = &shared.info.geometry;
     let end = |piece: PieceIndex| geometry.piece_offset(piece) + u64::from(geometry.piece_len(piece));
     // Not written yet, or never again as it was.
@@ -382,9 +416,13 @@ fn give_back(shared: &Shared, pieces: &[PieceIndex]) -> bool {
         PieceState::Missing | PieceState::Requested => true,
         PieceState::Unknown | PieceState::Verifying | PieceState::Complete => false,
     };
+    // Somebody is reading what was lost under their hands: they look again when they have read, and until then it is
+    // neither taken away nor written anew.
+    let (pieces, mut kept): (Vec<PieceIndex>, Vec<PieceIndex>) =
+        pieces.iter().copied().partition(|p| !shared.table.is_held(*p));
+    let (mut freed, mut never) = (Vec::new(), false);
     let mut sorted: Vec<u32> = pieces.iter().map(|p| p.0).collect();
     sorted.sort_unstable();
-    let mut freed = true;
     for run in sorted.chunk_by(|a, b| a + 1 == *b) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
         let range = geometry.piece_offset(PieceIndex(*first))..end(PieceIndex(*last));
@@ -401,12 +439,17 @@ fn give_back(shared: &Shared, pieces: &[PieceIndex]) -> bool {
                 break;
             }
         }
-        if let Err(error) = shared.store.discard(range, around) {
-            freed = false;
-            tracing::warn!(torrent = %shared.info.name, "room couldn't be given back: {error}");
+        let pieces = run.iter().copied().map(PieceIndex);
+        match shared.store.discard(range, around) {
+            Ok(()) => freed.extend(pieces),
+            Err(error) => {
+                tracing::warn!(torrent = %shared.info.name, "room couldn't be given back: {error}");
+                never |= matches!(error, StorageError::Unsupported { .. });
+                kept.extend(pieces);
+            }
         }
     }
-    freed
+    Work::Discarded { freed, kept, never }
 }
 
 /// Takes files as they are now. False when the workers have no room; nothing is said then.
@@ -453,7 +496,11 @@ pub(super) fn serve(
         let offset = job_shared.info.geometry.piece_offset(request.piece) + u64::from(request.begin);
         let Some(_pins) = job_shared.table.hold(request.piece.0..request.piece.0 + 1) else { return };
         match job_shared.fetch_to_serve(offset, buf) {
-            Ok(()) => served.data = Some(Bytes::copy_from_slice(buf)),
+            // Unless it has gone meanwhile, as what a disk has lost does.
+            Ok(()) if job_shared.table.is_complete(request.piece) => {
+                served.data = Some(Bytes::copy_from_slice(buf));
+            }
+            Ok(()) => {}
             Err(error) => job_shared.suspect(offset, request.len as usize, &error),
         }
     });
@@ -462,7 +509,7 @@ pub(super) fn serve(
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use crate::metainfo::build::TorrentBuilder;
     use crate::metainfo::geometry::BlockIndex;
@@ -479,7 +526,7 @@ mod tests {
     #[test]
     fn an_answer_is_given_once_whatever_happens() {
         let (to, mut answers) = mpsc::channel(4);
-        let checked = |good| Work::Checked { piece: PieceIndex(1), good };
+        let checked = |good| Work::Checked { piece: PieceIndex(1), looked: Looked::Unsure(good) };
         Answer::new(&to, checked(false)).say(checked(true));
         let answer = Answer::new(&to, checked(false));
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
@@ -489,14 +536,15 @@ mod tests {
         assert!(panicked.is_err());
         drop(to);
         let mut said = Vec::new();
-        while let Some(Work::Checked { good, .. }) = answers.blocking_recv() {
-            said.push(good);
+        while let Some(Work::Checked { looked, .. }) = answers.blocking_recv() {
+            said.push(looked);
         }
-        assert_eq!(said, [true, false]);
+        assert_eq!(said, [Looked::Unsure(true), Looked::Unsure(false)]);
     }
 
-    /// Takes all pieces but the second, which finds the disk full, and panics at the fourth.
-    struct Picky;
+    /// Takes all pieces but the second, which finds the disk full, and panics at the fourth. Gives back all but the
+    /// second; remembers what it was to adopt.
+    struct Picky(std::sync::mpsc::Sender<std::ops::Range<u64>>);
 
     impl Store for Picky {
         fn write_at(&self, offset: u64, parts: &[IoSlice<'_>]) -> Result<(), StorageError> {
@@ -518,8 +566,14 @@ mod tests {
         fn sync(&self) -> Result<(), StorageError> {
             Ok(())
         }
-        fn discard(&self, _: std::ops::Range<u64>, _: std::ops::Range<u64>) -> Result<(), StorageError> {
-            Ok(())
+        fn adopt(&self, range: std::ops::Range<u64>) {
+            self.0.send(range).unwrap();
+        }
+        fn discard(&self, range: std::ops::Range<u64>, _: std::ops::Range<u64>) -> Result<(), StorageError> {
+            match range.contains(&PIECE) {
+                true => Err(StorageError::Full { path: "/x".into() }),
+                false => Ok(()),
+            }
         }
         fn files(&self) -> Result<Vec<crate::storage::FileState>, StorageError> {
             Ok(Vec::new())
@@ -529,6 +583,68 @@ mod tests {
 
     const PIECE: u64 = 16 * 1024;
 
+    fn shared(workers: &Arc<Workers>, store: Picky) -> Arc<Shared> {
+        let bytes = |piece: u32| vec![piece as u8; PIECE as usize];
+        let mut builder = TorrentBuilder::new("t", PIECE as u32);
+        builder.single_file(8 * PIECE).piece_hashes((0..8).map(|piece| hash::sha1(&bytes(piece))));
+        let info = Arc::new(Info::parse(&builder.info().unwrap(), None).unwrap());
+        let table = Arc::new(PieceTable::new(8, PieceState::Missing));
+        Arc::new(Shared::new(info, table, Arc::new(store), workers.clone(), Arc::default()))
+    }
+
+    #[test]
+    fn s2_what_is_read_is_not_given_back_under_the_readers_hands() {
+        let workers = Workers::start(1).unwrap();
+        let shared = shared(&workers, Picky(std::sync::mpsc::channel().0));
+        let pieces: Vec<PieceIndex> = (0..6).map(PieceIndex).collect();
+        let outcome = |shared: &Shared| match give_back(shared, &pieces) {
+            Work::Discarded { mut kept, freed, never: false } => {
+                kept.sort();
+                let numbers = |pieces: Vec<PieceIndex>| pieces.iter().map(|p| p.0).collect::<Vec<_>>();
+                (numbers(freed), numbers(kept))
+            }
+            _ => panic!("something else was said"),
+        };
+        shared.table.set(PieceIndex(3), PieceState::Complete);
+        let pins = shared.table.hold(3..4);
+        // The disk failed to keep it.
+        shared.table.set(PieceIndex(3), PieceState::Missing);
+        assert_eq!(outcome(&shared), (vec![4, 5], vec![0, 1, 2, 3]), "one can't be, and its run with it");
+        drop(pins);
+        assert_eq!(outcome(&shared), (vec![], vec![0, 1, 2, 3, 4, 5]));
+        workers.stop(std::time::Duration::from_secs(20));
+    }
+
+    #[test]
+    fn c2_what_was_not_looked_at_is_not_called_good_and_what_was_is_made_durable() {
+        let workers = Workers::start(1).unwrap();
+        let (adopted, told) = std::sync::mpsc::channel();
+        let shared = shared(&workers, Picky(adopted));
+        let (to, mut answers) = mpsc::channel(4);
+        // The store gives zeros: the first piece is right, and the second isn't.
+        let rows = [
+            (0, PieceState::Complete, Check::Recorded, Looked::Recorded(true)),
+            (1, PieceState::Complete, Check::Recorded, Looked::Recorded(false)),
+            (0, PieceState::Verifying, Check::Recorded, Looked::Nothing),
+            (0, PieceState::Missing, Check::Recorded, Looked::Nothing),
+            (0, PieceState::Verifying, Check::Wanted, Looked::Unsure(true)),
+            (1, PieceState::Verifying, Check::Unknown, Looked::Unsure(false)),
+        ];
+        for (piece, state, why, expected) in rows {
+            let piece = PieceIndex(piece);
+            shared.table.set(piece, state);
+            assert!(check(&shared, piece, why, &to));
+            match answers.blocking_recv() {
+                Some(Work::Checked { looked, .. }) => {
+                    assert_eq!(looked, expected, "{piece:?} {state:?} {why:?}")
+                }
+                _ => panic!("something else was said"),
+            }
+        }
+        assert!(told.try_iter().eq(std::iter::once(0..PIECE)));
+        workers.stop(std::time::Duration::from_secs(20));
+    }
+
     #[test]
     fn each_piece_has_its_own_verdict_and_what_is_written_is_kept() {
         let workers = Workers::start(2).unwrap();
@@ -537,7 +653,13 @@ mod tests {
         builder.single_file(8 * PIECE).piece_hashes((0..8).map(|piece| hash::sha1(&bytes(piece))));
         let info = Arc::new(Info::parse(&builder.info().unwrap(), None).unwrap());
         let table = Arc::new(PieceTable::new(8, PieceState::Missing));
-        let shared = Shared::new(info, table, Arc::new(Picky), workers.clone(), Arc::default());
+        let shared = Shared::new(
+            info,
+            table,
+            Arc::new(Picky(std::sync::mpsc::channel().0)),
+            workers.clone(),
+            Arc::default(),
+        );
         let recent = Recent::new(1 << 20);
         let shared = Arc::new(shared.keeping(&recent));
         let (to, mut answers) = mpsc::channel(64);

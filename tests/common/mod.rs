@@ -2,7 +2,8 @@
 //!
 //! Parts: [`Mount`] runs the binary; [`Seeder`], [`Leecher`] are libtorrent; [`ScriptedPeer`] is a peer that
 //! misbehaves as told; a [`Crowd`] is many honest ones; [`Tracker`] and the dead ones; [`Sample`] is
-//! deterministic content, [`Uniform`] and [`Varied`] content of any size; [`SmallDisk`] fills up soon; [`Proc`] is any other process; [`cpu`], [`memory`] are
+//! deterministic content, [`Uniform`] and [`Varied`] content of any size; [`SmallDisk`] fills up soon;
+//! a [`Place`] is for a mount in the background, a [`Namespace`] for one that the machine doesn't see; [`Proc`] is any other process; [`cpu`], [`memory`] are
 //! what one uses. Whatever a test starts ends with it, also when it panics: no process and no mount is left
 //! behind.
 //!
@@ -13,6 +14,7 @@
 
 mod command;
 mod crowd;
+mod daemon;
 mod disk;
 mod mount;
 mod peers;
@@ -25,8 +27,9 @@ mod usage;
 
 pub use command::{Ended, fetch, fetch_from, home, ran};
 pub use crowd::{Crowd, Uniform, Varied};
+pub use daemon::{Namespace, Place, is_gone, mount_line};
 pub use disk::{SmallDisk, allocated, forget_pages};
-pub use mount::{Mount, is_mounted, program, torrentfs};
+pub use mount::{Mount, MountBuilder, STOP, is_mounted, program, torrentfs};
 pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
 pub use process::{Proc, Reader};
 pub use sample::{Made, Sample, bytes_at};

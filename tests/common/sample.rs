@@ -125,6 +125,17 @@ impl Sample {
         })
     }
 
+    /// A folder that `fill` fills by whatever means; it is kept between runs under the name. v1, so that files begin
+    /// and end inside pieces; what is executable there is so in the torrent.
+    pub fn filled(name: &str, piece_length: u64, fill: &dyn Fn(&Path)) -> Self {
+        Self::made(&format!("filled-{name}"), 0, |folder| {
+            let root = folder.join("data").join(name);
+            std::fs::create_dir_all(&root).expect("a folder");
+            fill(&root);
+            make_torrent(&root, &folder.join("torrent"), TorrentKind::V1, piece_length, &[])
+        })
+    }
+
     /// What [`Made`] says, in a torrent of one folder (or of one file, whose path is then the name); v1, each file
     /// aligned to pieces by padding files. Without a date the `.torrent` tells none. The seeder's copy has the same.
     pub fn of(name: &str, entries: &[(&str, Made)], piece_length: u64, date: Option<i64>) -> Self {
@@ -148,6 +159,12 @@ impl Sample {
                     Made::Link(target) => std::os::unix::fs::symlink(target, &path).expect("a link"),
                     Made::File(content, executable) => {
                         std::fs::write(&path, content).expect("room on the disk");
+                        // libtorrent cuts names, and looks for the data under what is left.
+                        let name = path.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+                        if name.len() > 240 {
+                            std::fs::hard_link(&path, path.with_file_name(&name[..240]))
+                                .expect("another name");
+                        }
                         let mode = if *executable { 0o755 } else { 0o644 };
                         std::fs::set_permissions(&path, Permissions::from_mode(mode)).expect("its own file");
                     }
@@ -162,17 +179,18 @@ impl Sample {
         })
     }
 
-    /// Very many files of a byte each, all zero, in a folder `d`; without data to seed.
-    pub fn many(name: &str, files: usize, date: Option<i64>) -> Self {
+    /// Very many files of a byte each, all zero, in folders `d000`, `d001` and so on; without data to seed. Their
+    /// names count on through all folders.
+    pub fn many(name: &str, files: usize, folders: usize, date: Option<i64>) -> Self {
         const PIECE: u64 = 64 * KIB;
-        Self::made(&format!("many-{name}-{files}-{date:?}"), 0, |folder| {
-            let paths: Vec<String> = (0..files).map(|number| format!("d/file {number:06}")).collect();
-            let list: String = paths
-                .iter()
-                .map(|path| format!("d6:lengthi1e4:pathl1:d{}:{}ee", path.len() - 2, &path[2..]))
-                .collect();
-            let zeros = vec![0; files];
-            let torrent = bencoded_of(name, &format!("5:filesl{list}e"), &zeros, PIECE, date);
+        Self::made(&format!("many-{name}-{files}-{folders}-{date:?}"), 0, |folder| {
+            let per_folder = files.div_ceil(folders);
+            let entry = |number: usize| {
+                let folder = format!("d{:03}", number / per_folder);
+                format!("d6:lengthi1e4:pathl{}:{folder}11:file {number:06}ee", folder.len())
+            };
+            let list: String = (0..files).map(entry).collect();
+            let torrent = bencoded_of(name, &format!("5:filesl{list}e"), &vec![0; files], PIECE, date);
             std::fs::write(folder.join("torrent"), &torrent.file).expect("room on the disk");
             serde_json::json!({
                 "name": name, "v1": torrent.info_hash, "v2": null, "piece_length": PIECE,

@@ -39,12 +39,24 @@ pub enum Need {
     Transmission,
     /// Network namespaces, with `ip` and root.
     Netns,
+    /// Mount namespaces, with `unshare`, `nsenter` and root.
+    Namespace,
     /// `getfattr`.
     Attr,
     /// `file`.
     File,
     /// `ffmpeg` and `ffprobe`.
     Ffmpeg,
+    /// `rsync`.
+    Rsync,
+    /// `sqlite3`.
+    Sqlite,
+    /// `zip` and `unzip`.
+    Zip,
+    /// `fio`.
+    Fio,
+    /// `mksquashfs`, and root to mount what it makes through a loop device.
+    Squashfs,
 }
 
 /// The reason why a test can't run here, if there is one.
@@ -58,11 +70,29 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             (!has_tool("transmission-daemon")).then(|| "no transmission-daemon (Debian: the same)".to_owned())
         }
         Need::Netns => netns_missing(),
+        Need::Namespace => namespace_missing(),
         Need::Attr => (!has_tool("getfattr")).then(|| "no getfattr (Debian: attr)".to_owned()),
         Need::File => (!has_tool("file")).then(|| "no file (Debian: the same)".to_owned()),
         Need::Ffmpeg => (!has_tool("ffprobe") || !has_tool("ffmpeg"))
             .then(|| "no ffmpeg with ffprobe (Debian: ffmpeg)".to_owned()),
+        Need::Rsync => tool_missing("rsync", "rsync"),
+        Need::Sqlite => tool_missing("sqlite3", "sqlite3"),
+        Need::Zip => tool_missing("zip", "zip").or_else(|| tool_missing("unzip", "unzip")),
+        Need::Fio => tool_missing("fio", "fio"),
+        Need::Squashfs => tool_missing("mksquashfs", "squashfs-tools").or_else(loop_missing),
     })
+}
+
+fn tool_missing(tool: &str, package: &str) -> Option<String> {
+    (!has_tool(tool)).then(|| format!("no {tool} (Debian: {package})"))
+}
+
+fn loop_missing() -> Option<String> {
+    let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let works = nix::unistd::geteuid().is_root()
+        && Path::new("/dev/loop-control").exists()
+        && kinds.lines().any(|kind| kind.trim_start() == "squashfs");
+    (!works).then(|| "no mounting of squashfs through a loop device here (it needs root and both)".to_owned())
 }
 
 fn fuse_missing() -> Option<String> {
@@ -90,6 +120,19 @@ fn netns_missing() -> Option<String> {
             run(&["netns", "del", &name]);
         }
         (!works).then(|| "no network namespaces here (they need root and `ip`)".to_owned())
+    })
+    .clone()
+}
+
+fn namespace_missing() -> Option<String> {
+    static WHY: OnceLock<Option<String>> = OnceLock::new();
+    WHY.get_or_init(|| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/sbin"]);
+        let works = command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+        let tools = ["nsenter", "setpriv", "fusermount3"].iter().all(|tool| has_tool(tool));
+        (!works || !tools)
+            .then(|| "no mount namespaces here (they need root, util-linux and fuse3)".to_owned())
     })
     .clone()
 }

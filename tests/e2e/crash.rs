@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use torrentfs::metainfo::Metainfo;
 use torrentfs::metainfo::geometry::PieceIndex;
 use torrentfs::metainfo::info::{FileKind, Info};
+use torrentfs::storage::Store;
 use torrentfs::storage::file::{FileStore, StoredFile};
 use torrentfs::storage::pool::Scratch;
 use torrentfs::storage::resume;
@@ -31,10 +32,11 @@ const KILLS: u64 = 55;
 const START: Duration = Duration::from_secs(30);
 
 /// Numbers that differ from one to the next and are the same for the same seed (splitmix64).
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, n: u64) -> u64 {
+    /// Less than `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -44,7 +46,7 @@ impl Random {
 }
 
 /// What a record names, each piece of it read back and found right.
-fn recorded(sample: &Sample, info: &Arc<Info>, cache: &Path) -> BTreeSet<u32> {
+pub fn recorded(sample: &Sample, info: &Arc<Info>, cache: &Path) -> BTreeSet<u32> {
     let dir = cache.join(sample.v1.as_deref().expect("a v1 torrent"));
     if !dir.is_dir() {
         return BTreeSet::new();
@@ -59,6 +61,15 @@ fn recorded(sample: &Sample, info: &Arc<Info>, cache: &Path) -> BTreeSet<u32> {
     };
     let files: Vec<StoredFile> = info.files.iter().map(file).collect();
     let store = FileStore::open(&dir, Arc::new(info.geometry.clone()), &files).expect("the store");
+    // What the next start believes of it without looking: all, unless somebody was at the files.
+    let states = store.files().expect("what is there");
+    let believed = resume::believable(&data, &info.geometry, &states);
+    let doubted: Vec<u32> = pieces
+        .iter()
+        .copied()
+        .filter(|p| believed.complete[*p as usize / 8] & (0x80 >> (p % 8)) == 0)
+        .collect();
+    assert!(doubted.is_empty(), "{doubted:?} are recorded and not believed: {:?} and {states:?}", data.files);
     let mut scratch = Scratch::default();
     for piece in &pieces {
         let index = PieceIndex(*piece);
@@ -111,7 +122,7 @@ fn killed(sample: &Sample, args: &[&str], bounded: bool) {
     let cache = folder.path().join("cache");
     let total = AtomicU64::new(0);
     let mut known = BTreeSet::new();
-    let (mut asked, mut most) = (0, 0);
+    let (mut asked, mut most, mut slow) = (0, 0, 0);
     for life in 0..kills {
         let mut builder = Mount::sample(sample).cache(&cache).peer(peer.addr()).log("torrentfs=debug");
         for arg in args {
@@ -130,7 +141,7 @@ fn killed(sample: &Sample, args: &[&str], bounded: bool) {
                 scope.spawn(move || read_about(files, seed, stop, total));
             }
             // The moment is what this is about.
-            std::thread::sleep(Duration::from_millis(random.below(longest(life))));
+            std::thread::sleep(Duration::from_millis(random.below(longest(life, slow))));
             mount.signal(Signal::SIGKILL);
             let _ = mount.exited(START);
             stop.store(true, Ordering::Relaxed);
@@ -155,6 +166,7 @@ fn killed(sample: &Sample, args: &[&str], bounded: bool) {
         }
         known = now;
         most = most.max(known.len());
+        slow += u32::from(most == 0 && life % 4 == 3 && slow < 4);
     }
     println!(
         "{kills} kills, {} bytes read, {most} of {} pieces recorded",
@@ -180,12 +192,13 @@ fn killed(sample: &Sample, args: &[&str], bounded: bool) {
     mount.stop();
 }
 
-/// The longest that a life may be, in milliseconds: now and then long enough for records to be written in it.
-fn longest(life: u64) -> u64 {
+/// The longest that a life may be, in milliseconds: now and then long enough for records to be written in it. `slow`
+/// times it wasn't: then longer.
+fn longest(life: u64, slow: u32) -> u64 {
     match life % 4 {
         0 => 20,
         1 | 2 => 200,
-        _ => 1600,
+        _ => 1600 << slow,
     }
 }
 

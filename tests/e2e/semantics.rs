@@ -49,7 +49,7 @@ impl Torrents {
         content.insert("single.bin".to_owned(), seven.clone());
         Self {
             semantics: Sample::of("semantics", &entries, PIECE, Some(DATE)),
-            many: Sample::many("many", MANY, Some(DATE)),
+            many: Sample::many("many", MANY, 1, Some(DATE)),
             single: Sample::of("single.bin", &[("single.bin", Made::File(seven, false))], PIECE, Some(DATE)),
             content,
         }

@@ -41,7 +41,7 @@ pub fn owner() -> (u32, u32) {
 }
 /// The torrents' creation date, in seconds since the epoch.
 pub const DATE: i64 = 1_500_000_000;
-/// Names in the folder `many/d`.
+/// Names in the folder `many/d000`.
 pub const MANY: usize = 100_000;
 /// What the programs in the tree hold.
 pub const PROGRAM: &[u8] = b"#!/bin/sh\necho ran \"$1\"\n";
@@ -62,7 +62,7 @@ pub enum Shown {
 pub const ALL: &[u64] = &[0, 1, 2, 3];
 
 /// What each subject shows: a torrent `semantics` with these, a torrent `many` with [`MANY`] files of a byte in the
-/// folder `d`, none of them here, and a torrent `single.bin` of one file of 7 bytes, which is here.
+/// folder `d000`, none of them here, and a torrent `single.bin` of one file of 7 bytes, which is here.
 pub const TREE: [(&str, Shown); 14] = [
     ("complete.bin", Shown::File(3 * PIECE + 100, ALL)),
     ("half.bin", Shown::File(4 * PIECE, &[0, 2])),
@@ -158,7 +158,7 @@ impl World<'_> {
     /// Every entry, folders before what is in them: `semantics` and `single.bin`, and of `many` its folders.
     pub fn everything(&self) -> Vec<String> {
         let mut found: BTreeSet<String> =
-            ["", "semantics", "many", "many/d", "single.bin"].map(String::from).into();
+            ["", "semantics", "many", "many/d000", "single.bin"].map(String::from).into();
         for (path, _) in TREE {
             for (at, _) in path.match_indices('/').chain([(path.len(), "")]) {
                 found.insert(self.path(&path[..at]));

@@ -42,7 +42,8 @@ impl<'a> Scripted<'a> {
                 Shown::Link(_) => {}
             }
         }
-        let many: Vec<_> = (0..MANY).map(|number| MockFile::new(&format!("d/file {number:06}"), 1)).collect();
+        let many: Vec<_> =
+            (0..MANY).map(|number| MockFile::new(&format!("d000/file {number:06}"), 1)).collect();
         mock.add("many", &many);
         let single = mock.add("single.bin", &[MockFile::new("single.bin", 7).here()]);
         Self { subject, semantics, single }

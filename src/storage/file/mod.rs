@@ -194,7 +194,7 @@ impl FileStore {
             table.dirty.insert(file);
             // A sync that failed meanwhile may have lost some of what was written here, and won't say so again.
             if let Some(error) = table.failed.as_ref().filter(|_| table.failures != failures) {
-                return Err(error.clone());
+                return Err(StorageError::Unsynced { cause: Arc::new(error.clone()) });
             }
         }
         written.map_err(|e| self.error(file, "writing", e))
@@ -467,6 +467,16 @@ impl Store for FileStore {
         });
         drop(syncing);
         result
+    }
+
+    fn adopt(&self, range: Range<u64>) {
+        let spans = self.geometry.spans(range.start, range.end.saturating_sub(range.start));
+        let files: Vec<u32> =
+            spans.map(|span| span.file.0).filter(|file| !self.names.is_pad(*file)).collect();
+        let mut table = self.table.lock();
+        // Nor may its name be durable.
+        table.created.extend(&files);
+        table.dirty.extend(files);
     }
 
     fn discard(&self, range: Range<u64>, around: Range<u64>) -> Result<(), StorageError> {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::storage::suite;
 use crate::storage::volume::faulty::Faulty;
+use crate::storage::volume::model::Model;
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::Ordering;
@@ -330,7 +331,7 @@ fn a_write_during_a_sync_that_fails_fails_too() {
     let bytes = [IoSlice::new(&[2; 5])];
     let span = Span { file: FileIndex(1), offset: 0, len: 5 };
     let result = store.write_span(span, &mut Parts::new(&bytes), begun);
-    assert!(matches!(result, Err(StorageError::Io { op: "syncing", .. })), "{result:?}");
+    assert!(matches!(result, Err(StorageError::Unsynced { .. })), "{result:?}");
     assert!(store.table.lock().dirty.contains(&1));
     let now = store.table.lock().failures;
     store.write_span(span, &mut Parts::new(&bytes), now).unwrap();
@@ -526,4 +527,33 @@ fn s1_a_file_replaced_while_it_is_incomplete_is_noticed_by_whoever_opens_it_next
             assert_eq!((&buf[..10], &buf[10..15]), (&[9; 10][..], &[3; 5][..]), "{case}");
         }
     }
+}
+
+#[test]
+fn s3_what_an_earlier_run_wrote_is_durable_once_it_was_adopted() {
+    let geometry = Arc::new(Geometry::contiguous(16, &[100]));
+    let open = |disk: &Model| {
+        FileStore::on(Arc::new(disk.clone()), Layout::Cache, geometry.clone(), &named(&["a"])).unwrap()
+    };
+    let mut lost = 0;
+    for adopts in [true, false] {
+        for seed in 0..20 {
+            let disk = Model::new(None);
+            // Killed before it could sync, and what it wrote was found right by the next run.
+            write(&open(&disk), 0, &[7; 100]).unwrap();
+            let next = open(&disk);
+            if adopts {
+                next.adopt(0..100);
+            }
+            next.sync().unwrap();
+            let mut buf = [0; 100];
+            let read = open(&disk.after_crash(seed)).read_at(0, &mut buf);
+            if adopts {
+                assert_eq!((read.is_ok(), buf), (true, [7; 100]), "{seed}");
+            } else {
+                lost += u32::from(read.is_err() || buf != [7; 100]);
+            }
+        }
+    }
+    assert!(lost > 0, "the disk forgets nothing");
 }

@@ -22,8 +22,20 @@ use crate::torrent::work;
 
 /// After a while without a record the next one comes sooner: who fetches little now and then loses little.
 const DIRTY_SOON: Duration = Duration::from_secs(1);
-/// How soon a record is tried again that could not be written.
+/// How soon a record is tried again that could not be written, and giving back what could not be given back.
 pub(super) const RECORD_PAUSE: Duration = Duration::from_secs(2);
+/// How often room is tried to be given back; then what takes it goes on taking it.
+const GIVING_BACK: u32 = 5;
+
+/// Pieces that are missing and whose room couldn't be given back yet.
+#[derive(Debug, Default)]
+pub(super) struct Stubborn {
+    pieces: Vec<PieceIndex>,
+    /// How often it was tried.
+    tries: u32,
+    /// When it is tried again.
+    pub(super) again: Option<Instant>,
+}
 
 impl Owner {
     pub(super) fn verify(&mut self, buffer: Arc<PieceBuffer>, digests: bool) {
@@ -32,7 +44,8 @@ impl Owner {
         if self.mending > 0 || !records.may_write(piece) {
             return self.backlog.push_back(Effect::Verify { buffer, digests });
         }
-        let Some(room) = self.env.room.try_reserve(shared.cost(piece)) else {
+        let cost = if self.charged_still.contains(&piece) { 0 } else { shared.cost(piece) };
+        let Some(room) = self.env.room.try_reserve(cost) else {
             let demands = self.swarm.demands();
             let (since, oldest) =
                 (demands.and_then(|d| d.waiting_for(piece)), demands.and_then(Demands::oldest));
@@ -73,7 +86,9 @@ impl Owner {
     /// Gives back what these pieces take, which no record names any more.
     pub(super) fn discard(&mut self, pieces: Vec<PieceIndex>) {
         let Some(shared) = self.torrent.live().filter(|_| !pieces.is_empty()) else { return };
-        if !work::discard(shared, pieces.clone(), &self.work) {
+        if work::discard(shared, pieces.clone(), &self.work) {
+            self.discarding += 1;
+        } else {
             self.undiscarded.extend(pieces);
         }
     }
@@ -90,10 +105,11 @@ impl Owner {
     /// A piece was hashed, and written if it is right.
     pub(super) fn hashed(&mut self, piece: PieceIndex, verdict: Verdict, digests: Vec<Digest>) {
         let lost = self.writing.remove(&piece) == Some(true) && verdict == Verdict::Good;
-        let verdict = match lost {
-            true => Verdict::Unwritten(ReadError::Io("the disk failed to keep what was written".into())),
-            false => verdict,
-        };
+        if verdict == Verdict::Good {
+            self.charged_still.remove(&piece);
+        }
+        // The sync that failed counts as the disk's fault, once for all that it took along.
+        let verdict = if lost { Verdict::Harmed } else { verdict };
         if verdict == Verdict::Unwritten(ReadError::Full) {
             // Before anything is asked for again, which there is no room for either.
             self.env.room.disk_full();
@@ -116,6 +132,8 @@ impl Owner {
         if !matches!(result, Ok(()) | Err(StorageError::Closed)) {
             self.writing.values_mut().for_each(|lost| *lost = true);
             self.apply(Event::Lost(lost));
+        } else if result.is_ok() {
+            self.apply(Event::Synced);
         }
         self.record();
     }
@@ -131,19 +149,43 @@ impl Owner {
         self.record();
     }
 
-    /// What these pieces took was given back, or can't be.
-    pub(super) fn discarded(&mut self, pieces: &[PieceIndex], freed: bool) {
+    /// What the pieces of `freed` took was given back; what those of `kept` take could not be, and `never` can.
+    pub(super) fn discarded(&mut self, freed: &[PieceIndex], kept: Vec<PieceIndex>, never: bool) {
+        self.discarding = self.discarding.saturating_sub(1);
         let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live()) else { return };
-        records.discarded(pieces);
-        if freed {
-            self.env.room.release(pieces.iter().map(|p| shared.cost(*p)).sum());
-            // Not before: what is written of them next may cost something where this didn't.
-            pieces.iter().for_each(|p| shared.store.condemn(*p));
-        } else {
-            // It takes what it took, and evicting more of it would be for nothing.
+        records.discarded(freed);
+        freed.iter().for_each(|p| _ = self.charged_still.remove(p));
+        let bytes = freed.iter().map(|p| shared.cost(*p)).sum();
+        shared.uncharge(bytes);
+        self.env.room.release(bytes);
+        // Not before: what is written of them next may cost something where this didn't.
+        freed.iter().for_each(|p| shared.store.condemn(*p));
+        self.crowd.discarded(freed);
+        if never {
+            // Evicting more of it would be for nothing.
             self.membership = None;
         }
-        self.crowd.discarded(pieces);
+        if kept.is_empty() {
+            self.stubborn.tries = 0;
+        } else if never || self.stubborn.tries >= GIVING_BACK {
+            // They take what they took, until they are written anew.
+            records.discarded(&kept);
+            self.crowd.given_up(&kept);
+            self.charged_still.extend(kept);
+        } else {
+            self.stubborn.pieces.extend(kept);
+            self.stubborn.again.get_or_insert(Instant::now() + RECORD_PAUSE);
+        }
+        self.record();
+    }
+
+    /// Tries once more to give back what could not be given back.
+    pub(super) fn give_back_if_due(&mut self, now: Instant) {
+        if self.stubborn.again.take_if(|at| now >= *at).is_some() {
+            self.stubborn.tries += 1;
+            let pieces = std::mem::take(&mut self.stubborn.pieces);
+            self.discard(pieces);
+        }
     }
 
     /// Makes room: these pieces go, as far as nobody holds them. `done` hears how many bytes that gave.
@@ -154,12 +196,40 @@ impl Owner {
         done: oneshot::Sender<u64>,
     ) {
         let Some(shared) = self.torrent.live().cloned() else { return };
+        if self.records.as_ref().is_none_or(|records| records.is_closed()) {
+            // What is here was recorded for good.
+            return self.crowd.evicted(Vec::new(), done);
+        }
         let before: Vec<PieceIndex> =
             pieces.iter().copied().filter(|p| shared.table.is_evictable(*p)).collect();
         self.apply(Event::Evict { pieces, younger_than });
-        let held = |p: &PieceIndex| self.records.as_ref().is_some_and(|r| !r.may_write(*p));
+        let held = |p: &PieceIndex| self.records.as_ref().is_some_and(|records| records.is_held(*p));
         let gone = before.into_iter().filter(|p| held(p));
         self.crowd.evicted(gone.map(|p| (p, shared.cost(p))).collect(), done);
+    }
+
+    /// Writes down what is complete, and nothing more after it if that is the `last` time; `done` hears of it.
+    pub(super) fn persist(&mut self, last: bool, done: oneshot::Sender<()>) {
+        if self.torrent.live().is_none() {
+            let _ = done.send(());
+            return;
+        }
+        self.persisted.push(done);
+        if let Some(records) = &mut self.records {
+            records.want(last);
+        }
+        self.record();
+    }
+
+    /// Ends in good order if that is asked for, as soon as nothing is being opened or kept.
+    pub(super) fn close_if_may(&mut self) {
+        let opening = self.preparing && self.torrent.live().is_none() && self.failed.is_none();
+        if opening || self.keeping {
+            return;
+        }
+        for done in std::mem::take(&mut self.closers) {
+            self.persist(true, done);
+        }
     }
 
     /// When what was written is to be recorded, if anything was.
@@ -193,12 +263,12 @@ impl Owner {
     pub(super) fn record(&mut self) {
         let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live().cloned()) else { return };
         let mut discard = Vec::new();
-        for step in records.next(&shared.table, self.writing.len()) {
+        for step in records.next(&shared.table, self.writing.len() + self.discarding) {
             match step {
                 Step::Sync => {
                     let last = records.is_closed();
                     if !work::sync(&shared, last, &self.work) {
-                        records.synced(false, &shared.table);
+                        records.refused();
                         self.dirty_since.get_or_insert_with(Instant::now);
                     }
                 }

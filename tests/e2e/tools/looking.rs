@@ -41,10 +41,12 @@ fn find() {
 #[test]
 fn du() {
     needs!(Fuse, Libtorrent);
-    let sample = Sample::folder("counted", &[("a.bin", MIB), ("d/b.bin", 3 * MIB + 1), ("d/empty", 0)], 64 * KIB);
+    let sample =
+        Sample::folder("counted", &[("a.bin", MIB), ("d/b.bin", 3 * MIB + 1), ("d/empty", 0)], 64 * KIB);
     let fixture = Fixture::new(sample);
     let sum = |options: &str, files: &str| {
-        let said = shell(&format!("du -c -B1 {options} {files} | tail -n 1 | cut -f 1"), &fixture.root(), &[]);
+        let said =
+            shell(&format!("du -c -B1 {options} {files} | tail -n 1 | cut -f 1"), &fixture.root(), &[]);
         said.trim().parse::<u64>().expect("a number")
     };
     let total = 4 * MIB + 1;
