@@ -76,7 +76,7 @@ fn dd_with_odd_block_sizes() {
         "bs=65537 skip=3",
         "bs=1000003",
         "bs=1M iflag=direct",
-        "bs=4096 iflag=direct,skip_bytes skip=12345 count=77",
+        "bs=4096 iflag=direct skip=3 count=77",
         "bs=12345 iflag=fullblock,nonblock skip=600",
         "bs=99999 iflag=count_bytes,skip_bytes count=1234567 skip=7654321",
         // From its end, and beyond.

@@ -131,7 +131,7 @@ fn an_overlay_has_it_below() {
     // An overlay's own layers can't lie on one: a file system of their own.
     let point = folder.path();
     let mounted = shell(
-        "mount -t tmpfs none . && mkdir upper work all && \
+        "mount -t tmpfs none \"$PWD\" && cd \"$PWD\" && mkdir upper work all && \
          mount -t overlay overlay -o lowerdir=\"$1\",upperdir=upper,workdir=work all && echo yes",
         point,
         &[&fixture.root()],
