@@ -10,13 +10,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use statements::view::{OnDisk, Stat, View, stat_of};
 use statements::{Control, DATE, MANY, PIECE, PROGRAM, Restarted, Shown, Subject, TREE, UMASK, World};
 
-use crate::common::{Made, Mount, Sample, Seeder, bytes_at, wait_until};
+use crate::common::{Made, Mount, Sample, Seeder, bytes_at, ran, wait_until};
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -104,6 +104,18 @@ impl Control for Real<'_> {
     fn free(&self) -> u64 {
         let space = nix::sys::statvfs::statvfs(self.mount.cache()).expect("the cache's file system");
         space.blocks_available() * space.fragment_size()
+    }
+    fn add(&self, names: &[String]) {
+        let sample = |name: &String| {
+            let file = Made::File(format!("{name:>100}").into_bytes(), false);
+            Sample::of(name, &[("d/file", file)], PIECE, Some(DATE)).torrent
+        };
+        let point = self.mount.point().to_owned();
+        ran(["add".into(), point].into_iter().chain(names.iter().map(sample))).said(0, &[]);
+    }
+    fn remove(&self, names: &[String]) {
+        let point = self.mount.point().to_owned();
+        ran(["remove".into(), point].into_iter().chain(names.iter().map(PathBuf::from))).said(0, &[]);
     }
     fn restarted(&self, dated: bool) -> Restarted {
         let cache = tempfile::tempdir().expect("a folder");

@@ -26,8 +26,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use torrentfs_fs::mock::Mock;
-
 use view::{Stat, View};
 
 /// Bytes in a piece.
@@ -108,10 +106,10 @@ pub trait Control: Sync {
     fn asked_for(&self, path: &str);
     /// Bytes that are free where the cache is.
     fn free(&self) -> u64;
-    /// The mock, where there is one.
-    fn mock(&self) -> Option<&Mock> {
-        None
-    }
+    /// Torrents of these names come, each a folder with a file of 100 bytes at `d/file`, of which nothing was read.
+    fn add(&self, names: &[String]);
+    /// They go.
+    fn remove(&self, names: &[String]);
     /// What all entries are like before and after a restart, of a torrent with or without a creation date, and
     /// between which times, in seconds since the epoch, it was added; of the real torrent.
     fn restarted(&self, _dated: bool) -> Restarted {
@@ -143,9 +141,6 @@ impl World<'_> {
     /// The same, for system calls.
     pub fn real(&self, path: &str) -> PathBuf {
         self.point.expect("a mount").join("semantics").join(path)
-    }
-    pub fn mock(&self) -> &Mock {
-        self.control.mock().expect("a mock")
     }
     pub fn stat(&self, path: &str) -> Stat {
         self.view.stat(path).unwrap_or_else(|errno| panic!("stat of {path}: error {errno}"))

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use torrentfs_fs::MountOptions;
 use torrentfs_fs::attr::AttrOptions;
-use torrentfs_fs::mock::{Mock, MockFile};
+use torrentfs_fs::content::Content;
+use torrentfs_fs::mock::MockFile;
 use torrentfs_fs::tree::NodeId;
 
 use crate::common::{can_mount, until};
@@ -82,8 +83,16 @@ impl Control for Scripted<'_> {
     fn free(&self) -> u64 {
         1 << 30
     }
-    fn mock(&self) -> Option<&Mock> {
-        Some(self.subject.mock())
+    fn add(&self, names: &[String]) {
+        for name in names {
+            self.subject.mock().add(name, &[MockFile::new("d/file", 100).here()]);
+        }
+    }
+    fn remove(&self, names: &[String]) {
+        let mock = self.subject.mock();
+        for name in names {
+            mock.remove(mock.tree().root_child(name).unwrap());
+        }
     }
 }
 
