@@ -34,6 +34,8 @@ impl Errno {
     pub const EACCES: Errno = Errno(libc::EACCES);
     /// No such extended attribute now; or bytes that aren't here, for a reader for whom nothing is fetched.
     pub const ENODATA: Errno = Errno(libc::ENODATA);
+    /// Extended attributes of another kind than users', none of which are kept here.
+    pub const EOPNOTSUPP: Errno = Errno(libc::EOPNOTSUPP);
     /// The buffer for an extended attribute is too small.
     pub const ERANGE: Errno = Errno(libc::ERANGE);
     /// The node went away with its torrent. For a path the kernel then looks it up again and says ENOENT.

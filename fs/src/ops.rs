@@ -94,7 +94,8 @@ pub struct Counts {
 /// Longest name of an entry, in bytes: as on a disk, and as `statfs` tells.
 pub const NAME_LENGTH: u32 = 255;
 
-/// Only attributes of users' kind are asked of the content; tools ask for `security.…` before each access.
+/// The one kind of extended attributes there is. Of others it is said that they aren't kept here, not that one isn't
+/// there: `ls -l` asks for two of each file (`security.selinux` and the access list), and after that answer not again.
 const XATTR_PREFIX: &str = "user.";
 
 thread_local! {
@@ -450,9 +451,13 @@ impl Operations {
     /// The value of an extended attribute; with a `size` of 0, how long it is.
     ///
     /// # Errors
-    /// ENODATA, ERANGE if it is longer than `size` bytes, ESTALE.
+    /// ENODATA, EOPNOTSUPP for any but users' attributes, ERANGE if it is longer than `size` bytes, ESTALE.
     pub fn getxattr(&self, node: NodeId, name: &OsStr, size: u32) -> Result<Xattr, Errno> {
-        let name = name.to_str().filter(|name| name.starts_with(XATTR_PREFIX)).ok_or(Errno::ENODATA)?;
+        if !name.as_encoded_bytes().starts_with(XATTR_PREFIX.as_bytes()) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        // All names are text.
+        let name = name.to_str().ok_or(Errno::ENODATA)?;
         self.exists(node)?;
         sized(self.content.xattr(node, name).ok_or(Errno::ENODATA)?, size)
     }

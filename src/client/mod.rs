@@ -11,11 +11,12 @@ mod keeper;
 pub mod listen;
 mod plan;
 pub mod remove;
+mod slots;
 pub mod sources;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, Semaphore, oneshot};
@@ -26,6 +27,7 @@ use crate::discovery::tracker::http_client;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
+use crate::storage::added::time_added;
 use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::pool::{Class, Job, Workers};
 use crate::storage::quota::Quota;
@@ -42,6 +44,7 @@ use crate::torrent::{Command, Torrent, owner};
 use dormant::Dormant;
 use keeper::Keeper;
 use listen::Listener;
+use slots::Slots;
 use sources::Loaded;
 
 /// Threads that do blocking work. Hashing is what costs, so one per core; one more, so that a disk that keeps
@@ -147,7 +150,7 @@ pub struct Client {
     dormant: Arc<Dormant>,
     /// Turns of those who end a torrent.
     ending: Arc<Semaphore>,
-    next_slot: AtomicU32,
+    slots: Slots,
 }
 
 impl Client {
@@ -193,7 +196,7 @@ impl Client {
             torrents: RankedRwLock::new(Rank::Client, "torrents", Vec::new()),
             dormant: Arc::new(Dormant::new()),
             ending: Arc::new(Semaphore::new(ENDING)),
-            next_slot: AtomicU32::new(1),
+            slots: Slots::default(),
             cache,
             options,
             scope,
@@ -323,12 +326,16 @@ impl Client {
         if !self.options.trackers.is_empty() {
             trackers.push(self.options.trackers.clone());
         }
-        let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        let slot = self.slots.take(wire);
+        let added = match loaded.created {
+            Some(_) => now_seconds(),
+            None => time_added(&dir, now_seconds()),
+        };
         let plan = Plan {
             slot,
             info_hash: loaded.info_hash,
             hint: loaded.hint,
-            added: now_seconds(),
+            added,
             created: loaded.created,
             info: loaded.info,
             trackers,
@@ -355,7 +362,8 @@ impl Client {
                 check_invariants: cfg!(debug_assertions),
             },
         };
-        let torrent = owner::start(self.scope.child(&format!("torrent {slot}")), plan, self.env.clone());
+        let scope = self.scope.child(&format!("torrent {}", plan.info_hash.short8()));
+        let torrent = owner::start(scope, plan, self.env.clone());
         torrent.named.store(named, Ordering::Relaxed);
         self.torrents.write().push(torrent.clone());
         claim.opened();

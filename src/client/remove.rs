@@ -109,7 +109,7 @@ impl Client {
             ending,
         };
         let (done, answer) = oneshot::channel();
-        let name = format!("remove torrent {}", torrent.slot);
+        let name = format!("remove torrent {}", torrent.info_hash.short8());
         // Refused, or not answered: the program ends, or has ended.
         self.scope.spawn_graceful(&name, async move {
             let _ = done.send(removal.run().await);

@@ -18,6 +18,7 @@
 //! **Not here.** Which pieces are complete (the torrent's piece table), what to fetch, hashing as such.
 //! Nothing here knows of tokio: whoever calls is on a worker, or uses [`Store::try_read`].
 
+pub mod added;
 pub mod adopt;
 pub mod cache;
 pub mod catalog;

@@ -105,7 +105,7 @@ pub enum Command {
 /// The handle on a torrent that runs. Cheap to share; dropping it doesn't stop the torrent (its task scope
 /// does).
 pub struct Torrent {
-    /// Its number in this process, from 1, never used twice.
+    /// Its number, from 1: it follows from the info-hash, and is never used twice in this process.
     pub slot: u32,
     /// What it is.
     pub info_hash: InfoHash,

@@ -36,7 +36,7 @@ pub use mount::{Mount, MountBuilder, STOP, is_mounted, program, torrentfs};
 pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
 pub use process::{Proc, Reader};
 pub use random::{Random, seed};
-pub use sample::{Sample, bytes_at};
+pub use sample::{Made, Sample, bytes_at};
 pub use scripted::{Behaviour, ScriptedPeer};
 use support::wait_for;
 pub use support::{Need, has_tool, missing, skip, wait_until};

@@ -33,7 +33,6 @@ pub fn statements() -> Vec<Statement> {
         let of = match of {
             "all" => vec![Subject::Operations, Subject::MockMount, Subject::Torrent],
             "mount" => vec![Subject::MockMount, Subject::Torrent],
-            "mock" => vec![Subject::Operations, Subject::MockMount],
             "torrent" => vec![Subject::Torrent],
             other => panic!("{id} is checked of {other:?}, which is nothing"),
         };

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use torrentfs_fs::attr::Kind;
-use torrentfs_fs::mock::MockFile;
 
 use super::view::{Entry, Listing};
 use super::{MANY, TREE, World, until};
@@ -53,10 +52,11 @@ pub fn offsets(world: &World<'_>) {
     }
 }
 
+/// Torrents that are there at first, and as many that come.
+const COMING: usize = 30;
+
 pub fn while_it_changes(world: &World<'_>) {
-    let mock = world.mock();
     let torrent = |number: usize| format!("listed {number:03}");
-    let add = |number| mock.add(&torrent(number), &[MockFile::new("file", 1)]);
     let shown = |names: &[&str]| {
         names
             .iter()
@@ -64,38 +64,36 @@ pub fn while_it_changes(world: &World<'_>) {
             .map(|name| name.to_string())
             .collect::<Vec<_>>()
     };
+    let present = || shown(&world.view.list("").unwrap().iter().map(String::as_str).collect::<Vec<_>>());
     // Every second one, and later those between.
-    let mut torrents: Vec<_> = (0..200).step_by(2).map(add).collect();
-    until("all show", || {
-        shown(&world.view.list("").unwrap().iter().map(String::as_str).collect::<Vec<_>>()).len() == 100
-    });
+    let first: Vec<String> = (0..COMING).map(|number| torrent(2 * number)).collect();
+    let later: Vec<String> = (0..COMING).map(|number| torrent(2 * number + 1)).collect();
+    world.control.add(&first);
+    until("all show", || present() == first);
     let mut listing = world.view.listing("").unwrap();
-    let mut seen: Vec<Entry> = (0..30).map(|_| listing.next().unwrap().unwrap()).collect();
-    for gone in torrents.drain(..50) {
-        mock.remove(gone);
-    }
-    torrents.extend((1..200).step_by(2).map(add));
+    let mut seen: Vec<Entry> = (0..10).map(|_| listing.next().unwrap().unwrap()).collect();
+    world.control.remove(&first[..COMING / 2]);
+    world.control.add(&later);
+    let mut after = [&first[COMING / 2..], &later[..]].concat();
+    after.sort();
+    until("the others show", || present() == after);
     let offset = seen.last().unwrap().next;
     seen.extend(rest(&mut *listing));
-    let at_first: Vec<String> = (0..200).step_by(2).map(torrent).collect();
-    assert_eq!(shown(&names(&seen)), at_first, "as it was at the beginning");
+    assert_eq!(shown(&names(&seen)), first, "as it was at the beginning");
     listing.seek(offset);
-    assert_eq!(names(&rest(&mut *listing)), names(&seen[30..]), "from an offset of before");
+    assert_eq!(names(&rest(&mut *listing)), names(&seen[10..]), "from an offset of before");
     listing.seek(0);
-    let present: Vec<String> = (0..200).filter(|n| n % 2 == 1 || *n >= 100).map(torrent).collect();
-    assert_eq!(shown(&names(&rest(&mut *listing))), present, "rewound");
-    for gone in torrents {
-        mock.remove(gone);
-    }
-    until("all are gone", || world.view.list("").unwrap().iter().all(|name| !name.starts_with("listed")));
+    assert_eq!(shown(&names(&rest(&mut *listing))), after, "rewound");
+    world.control.remove(&after);
+    until("all are gone", || present().is_empty());
 }
 
 pub fn many_files(world: &World<'_>) {
-    let names = world.view.list("many/d").unwrap();
+    let names = world.view.list("many/d000").unwrap();
     assert_eq!(names.len(), MANY);
     assert!(names.iter().enumerate().all(|(number, name)| *name == format!("file {number:06}")));
     for number in (0..MANY).step_by(997) {
-        assert_eq!(world.stat(&format!("many/d/file {number:06}")).size, 1);
+        assert_eq!(world.stat(&format!("many/d000/file {number:06}")).size, 1);
     }
 }
 
@@ -112,16 +110,16 @@ pub fn opened(world: &World<'_>) {
 }
 
 pub fn removed(world: &World<'_>) {
-    let mock = world.mock();
-    let root = mock.add("removed", &[MockFile::new("d/file", 100).here()]);
+    let name = "removed".to_string();
+    world.control.add(std::slice::from_ref(&name));
     until("it shows", || world.view.stat("removed/d/file").is_ok());
     let folder = world.view.listing("removed/d").unwrap();
     let file = world.point.map(|point| std::fs::File::open(point.join("removed/d/file")).unwrap());
-    mock.remove(root);
+    world.control.remove(std::slice::from_ref(&name));
     until("its name goes", || world.view.stat("removed") == Err(libc::ENOENT));
     assert_eq!(world.view.stat("removed/d/file"), Err(libc::ENOENT));
     assert_eq!(world.view.open("removed/d/file", libc::O_RDONLY), Err(libc::ENOENT));
-    assert!(!world.view.list("").unwrap().contains(&"removed".to_string()));
+    assert!(!world.view.list("").unwrap().contains(&name));
     if let Some(file) = file {
         use std::os::unix::fs::FileExt;
         let error = file.read_at(&mut [0; 10], 0).unwrap_err();

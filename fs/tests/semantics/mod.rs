@@ -26,19 +26,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use torrentfs_fs::mock::Mock;
-
 use view::{Stat, View};
 
 /// Bytes in a piece.
 pub const PIECE: u64 = 64 * 1024;
 /// Taken away from all modes.
 pub const UMASK: u32 = 0o027;
-/// Owner and group of everything.
-pub const OWNER: (u32, u32) = (1234, 4321);
+/// Owner and group of everything: where that can be, others than who runs the test.
+pub fn owner() -> (u32, u32) {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    if uid.is_root() { (1234, 4321) } else { (uid.as_raw(), gid.as_raw()) }
+}
 /// The torrents' creation date, in seconds since the epoch.
 pub const DATE: i64 = 1_500_000_000;
-/// Names in the folder `many/d`.
+/// Names in the folder `many/d000`.
 pub const MANY: usize = 100_000;
 /// What the programs in the tree hold.
 pub const PROGRAM: &[u8] = b"#!/bin/sh\necho ran \"$1\"\n";
@@ -59,7 +60,7 @@ pub enum Shown {
 pub const ALL: &[u64] = &[0, 1, 2, 3];
 
 /// What each subject shows: a torrent `semantics` with these, a torrent `many` with [`MANY`] files of a byte in the
-/// folder `d`, none of them here, and a torrent `single.bin` of one file of 7 bytes, which is here.
+/// folder `d000`, none of them here, and a torrent `single.bin` of one file of 7 bytes, which is here.
 pub const TREE: [(&str, Shown); 14] = [
     ("complete.bin", Shown::File(3 * PIECE + 100, ALL)),
     ("half.bin", Shown::File(4 * PIECE, &[0, 2])),
@@ -105,10 +106,10 @@ pub trait Control: Sync {
     fn asked_for(&self, path: &str);
     /// Bytes that are free where the cache is.
     fn free(&self) -> u64;
-    /// The mock, where there is one.
-    fn mock(&self) -> Option<&Mock> {
-        None
-    }
+    /// Torrents of these names come, each a folder with a file of 100 bytes at `d/file`, of which nothing was read.
+    fn add(&self, names: &[String]);
+    /// They go.
+    fn remove(&self, names: &[String]);
     /// What all entries are like before and after a restart, of a torrent with or without a creation date, and
     /// between which times, in seconds since the epoch, it was added; of the real torrent.
     fn restarted(&self, _dated: bool) -> Restarted {
@@ -141,9 +142,6 @@ impl World<'_> {
     pub fn real(&self, path: &str) -> PathBuf {
         self.point.expect("a mount").join("semantics").join(path)
     }
-    pub fn mock(&self) -> &Mock {
-        self.control.mock().expect("a mock")
-    }
     pub fn stat(&self, path: &str) -> Stat {
         self.view.stat(path).unwrap_or_else(|errno| panic!("stat of {path}: error {errno}"))
     }
@@ -155,7 +153,7 @@ impl World<'_> {
     /// Every entry, folders before what is in them: `semantics` and `single.bin`, and of `many` its folders.
     pub fn everything(&self) -> Vec<String> {
         let mut found: BTreeSet<String> =
-            ["", "semantics", "many", "many/d", "single.bin"].map(String::from).into();
+            ["", "semantics", "many", "many/d000", "single.bin"].map(String::from).into();
         for (path, _) in TREE {
             for (at, _) in path.match_indices('/').chain([(path.len(), "")]) {
                 found.insert(self.path(&path[..at]));

@@ -10,7 +10,7 @@ macro_rules! call {
         #[allow(clippy::unnecessary_cast, clippy::macro_metavars_in_unsafe)]
         let result = unsafe { libc::$function($($argument),*) } as i64;
         if result == -1 {
-            Err($crate::semantics::view::errno(std::io::Error::last_os_error()))
+            Err(super::view::errno(std::io::Error::last_os_error()))
         } else {
             Ok(result)
         }

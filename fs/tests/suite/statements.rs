@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use torrentfs_fs::MountOptions;
 use torrentfs_fs::attr::AttrOptions;
-use torrentfs_fs::mock::{Mock, MockFile};
+use torrentfs_fs::content::Content;
+use torrentfs_fs::mock::MockFile;
 use torrentfs_fs::tree::NodeId;
 
 use crate::common::{can_mount, until};
-use crate::semantics::{self, Control, LONG, MANY, OWNER, PROGRAM, Shown, TREE, UMASK, World};
+use crate::semantics::{self, Control, LONG, MANY, PROGRAM, Shown, TREE, UMASK, World};
 use crate::subject::{Kernel, Layer, Subject};
 
 /// For a reader to be there first.
@@ -42,7 +43,8 @@ impl<'a> Scripted<'a> {
                 Shown::Link(_) => {}
             }
         }
-        let many: Vec<_> = (0..MANY).map(|number| MockFile::new(&format!("d/file {number:06}"), 1)).collect();
+        let many: Vec<_> =
+            (0..MANY).map(|number| MockFile::new(&format!("d000/file {number:06}"), 1)).collect();
         mock.add("many", &many);
         let single = mock.add("single.bin", &[MockFile::new("single.bin", 7).here()]);
         Self { subject, semantics, single }
@@ -81,21 +83,30 @@ impl Control for Scripted<'_> {
     fn free(&self) -> u64 {
         1 << 30
     }
-    fn mock(&self) -> Option<&Mock> {
-        Some(self.subject.mock())
+    fn add(&self, names: &[String]) {
+        for name in names {
+            self.subject.mock().add(name, &[MockFile::new("d/file", 100).here()]);
+        }
+    }
+    fn remove(&self, names: &[String]) {
+        let mock = self.subject.mock();
+        for name in names {
+            mock.remove(mock.tree().root_child(name).unwrap());
+        }
     }
 }
 
 #[test]
 fn docs_semantics_holds_for_the_operations() {
-    let options = AttrOptions { uid: OWNER.0, gid: OWNER.1, umask: UMASK as u16 };
+    let (uid, gid) = semantics::owner();
+    let options = AttrOptions { uid, gid, umask: UMASK as u16 };
     Scripted::new(&Layer::with(options)).run(semantics::Subject::Operations, None);
 }
 
 #[test]
 fn docs_semantics_holds_for_a_mount() {
     if can_mount("docs_semantics_holds_for_a_mount") {
-        let (uid, gid) = OWNER;
+        let (uid, gid) = semantics::owner();
         let kernel = Kernel::with(|o| MountOptions { uid, gid, umask: UMASK as u16, ..o });
         let point = kernel.bed.root().to_owned();
         Scripted::new(&kernel).run(semantics::Subject::MockMount, Some(&point));
