@@ -8,7 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::metainfo::Source;
@@ -49,6 +49,16 @@ pub struct Config {
     pub umask: Option<u32>,
     /// Users for whom nothing is fetched.
     pub offline: Vec<UserRef>,
+    /// Whether to go into the background when it is ready.
+    pub daemon: bool,
+    /// Where log lines go instead of stderr: they are added to this file.
+    pub log_file: Option<PathBuf>,
+    /// What `mount` and `df` show as the source; `None` for the program's name.
+    pub fs_name: Option<String>,
+    /// Options of mounts that are the kernel's business, one each, such as `noexec`.
+    pub mount_options: Vec<String>,
+    /// The mount namespace to mount in, as a file of `/proc`; `None` for the one that this runs in.
+    pub namespace: Option<PathBuf>,
 }
 
 impl Config {
@@ -63,7 +73,26 @@ impl Config {
             gid: None,
             umask: None,
             offline: Vec::new(),
+            daemon: false,
+            log_file: None,
+            fs_name: None,
+            mount_options: Vec::new(),
+            namespace: None,
         }
+    }
+
+    /// The same with all paths as seen from `folder`, so that they mean the same from another one.
+    pub fn rooted(mut self, folder: &Path) -> Self {
+        let rooted = |path: &mut PathBuf| *path = folder.join(&path);
+        rooted(&mut self.mountpoint);
+        self.client.cache_dir.iter_mut().for_each(rooted);
+        self.log_file.iter_mut().for_each(rooted);
+        for given in &mut self.sources {
+            if let Ok(Source::File(path)) = parse_source(given) {
+                *given = folder.join(path).into();
+            }
+        }
+        self
     }
 
     /// Whether other users see the mount: as said, and otherwise only what root mounts.
@@ -783,6 +812,20 @@ mod tests {
         for (text, want) in rows {
             assert_eq!(parse_user(text).ok(), want, "{text:?}");
         }
+    }
+
+    #[test]
+    fn paths_are_rooted_and_nothing_else() {
+        let magnet = "magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567";
+        let sources = ["a.torrent", "/b", "../c", "http://d/e", magnet].map(OsString::from);
+        let mut config = Config::new(sources.into(), "m".into());
+        config.client.cache_dir = Some("cache".into());
+        config.log_file = Some("/var/log/x".into());
+        let rooted = config.rooted(Path::new("/home/u"));
+        assert_eq!(rooted.mountpoint, Path::new("/home/u/m"));
+        assert_eq!(rooted.client.cache_dir.as_deref(), Some(Path::new("/home/u/cache")));
+        assert_eq!(rooted.log_file.as_deref(), Some(Path::new("/var/log/x")));
+        assert_eq!(rooted.sources, ["/home/u/a.torrent", "/b", "/home/u/../c", "http://d/e", magnet]);
     }
 
     #[test]

@@ -5,8 +5,10 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 
 use torrentfs_fs::content::{Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead};
 use torrentfs_fs::lock::{Rank, RankedMutex, RankedRwLock};
@@ -40,6 +42,21 @@ pub struct TorrentContent {
     subtrees: RankedMutex<HashMap<u32, Arc<Subtree>>>,
     events: SyncSender<ContentEvent>,
     receiver: RankedMutex<Option<Receiver<ContentEvent>>>,
+    /// Where the mount's control socket is.
+    socket: OnceLock<PathBuf>,
+}
+
+/// A torrent as it shows.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// Its name in the root; while it isn't in the tree yet, its own.
+    pub name: String,
+    /// Its node; `None` while it isn't in the tree yet.
+    pub node: Option<NodeId>,
+    /// Whether that is what it will stay: not a folder that stands for one whose metadata isn't here yet.
+    pub is_final: bool,
+    /// The torrent.
+    pub torrent: Arc<Torrent>,
 }
 
 impl TorrentContent {
@@ -52,6 +69,7 @@ impl TorrentContent {
             subtrees: RankedMutex::new(Rank::Leaf, "content subtrees", HashMap::new()),
             events,
             receiver: RankedMutex::new(Rank::Leaf, "content events", Some(receiver)),
+            socket: OnceLock::new(),
         });
         content.rebuild();
         content
@@ -106,6 +124,33 @@ impl TorrentContent {
             // Full: see EVENTS.
             let _ = self.events.try_send(ContentEvent::RootChanged { names: changed });
         }
+    }
+
+    /// The mount's control socket is there, once and for all: the root's `user.torrentfs.socket` says so.
+    pub fn set_socket(&self, path: PathBuf) {
+        // A second one would be a bug, and the first goes on to be right.
+        let _ = self.socket.set(path);
+    }
+
+    /// The slot of the torrent that a node is of.
+    pub fn slot(node: NodeId) -> u32 {
+        node.slot() & !RESOLVING
+    }
+
+    /// All torrents with what they are called in the mount, in the order in which they were added.
+    pub fn shown(&self) -> Vec<Shown> {
+        let tree = self.tree.read().clone();
+        let shown: HashMap<u32, (&str, NodeId)> =
+            tree.root().map(|(name, node)| (node.slot() & !RESOLVING, (name, node))).collect();
+        let torrents = self.client.torrents().into_iter();
+        let found = torrents.map(|torrent| match shown.get(&torrent.slot) {
+            Some(&(name, node)) => {
+                let is_final = node.slot() & RESOLVING == 0;
+                Shown { name: name.to_owned(), node: Some(node), is_final, torrent }
+            }
+            None => Shown { name: torrent.name().to_owned(), node: None, is_final: false, torrent },
+        });
+        found.collect()
     }
 
     fn torrent(&self, node: NodeId) -> Option<Arc<Torrent>> {
@@ -199,6 +244,7 @@ impl From<ReadError> for ContentErrorOf {
             ReadError::Full => ContentError::NoSpace,
             ReadError::Closed => ContentError::ShuttingDown,
             ReadError::NotHere => ContentError::NotHere,
+            ReadError::Removed => ContentError::Gone,
         })
     }
 }
@@ -225,6 +271,9 @@ impl HereStream {
 
 impl Stream for HereStream {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> TryRead {
+        if self.shared.is_removed() {
+            return TryRead::Failed(ContentError::Gone);
+        }
         let Some(at) = self.here(offset, buf.len()) else { return TryRead::Failed(ContentError::NotHere) };
         match self.shared.try_here(at, buf) {
             true => TryRead::Filled,
@@ -253,6 +302,7 @@ impl Stream for TorrentStream {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> TryRead {
         match self.0.try_read(offset, buf) {
             true => TryRead::Filled,
+            false if self.0.is_removed() => TryRead::Failed(ContentError::Gone),
             false => TryRead::NotNow,
         }
     }
@@ -289,7 +339,7 @@ impl Content for TorrentContent {
 
     fn xattr_names(&self, node: NodeId) -> Vec<String> {
         if node == NodeId::ROOT {
-            return Vec::new();
+            return self.socket.get().map(|_| format!("{XATTR}socket")).into_iter().collect();
         }
         let all = ["infohash", "state", "progress", "ranges", "error"];
         all.iter().map(|n| format!("{XATTR}{n}")).filter(|n| self.xattr(node, n).is_some()).collect()
@@ -297,6 +347,10 @@ impl Content for TorrentContent {
 
     fn xattr(&self, node: NodeId, name: &str) -> Option<Vec<u8>> {
         let name = name.strip_prefix(XATTR)?;
+        if node == NodeId::ROOT {
+            let socket = self.socket.get().filter(|_| name == "socket")?;
+            return Some(socket.as_os_str().as_bytes().to_vec());
+        }
         let torrent = self.torrent(node)?;
         let file = self.file(node);
         let is_root = node.index() == 0;

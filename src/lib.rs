@@ -1,7 +1,7 @@
 //! torrentfs mounts torrents as ordinary read-only files; reading is what fetches.
 //!
 //! The rooms, each depending only on those below it: [`cli`] and [`run`] (the program), [`content`] (the
-//! filesystem's port over the client), [`client`] (the table of torrents), [`torrent`] (one torrent's state and
+//! filesystem's port over the client), [`control`] (how commands talk to a running mount), [`client`] (the table of torrents), [`torrent`] (one torrent's state and
 //! its owner), [`peer`], [`discovery`], [`storage`], [`net`], [`metainfo`] and [`hash`], [`sync`].
 //! `docs/ARCHITECTURE.md` tells the whole; `docs/CONCURRENCY.md` the locks, the tasks and the shutdown.
 
@@ -9,6 +9,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod content;
+pub mod control;
 pub mod discovery;
 pub mod hash;
 pub mod metainfo;

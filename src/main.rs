@@ -1,5 +1,6 @@
 //! The program: reads the command line, runs what was asked for, and turns what came of it into an exit code.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -30,9 +31,16 @@ fn keep_memory_small() {}
 
 fn main() -> ExitCode {
     keep_memory_small();
-    let command = match cli::parse(std::env::args_os()) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let (helper, started) = (cli::helper::is_called(&args), std::process::id());
+    // A process in the background ends for its parent, which tells the code to whoever called.
+    let code = |exit: Exit| match helper && std::process::id() == started {
+        true => cli::helper::code(exit),
+        false => exit.code(),
+    };
+    let command = match cli::parse(args) {
         Ok(command) => command,
-        Err(exit) => return ExitCode::from(exit.code()),
+        Err(exit) => return ExitCode::from(code(exit)),
     };
     let result = match command {
         Command::Mount(config) => run::mount::run(&config),
@@ -43,16 +51,18 @@ fn main() -> ExitCode {
         }
         Command::Verify(config) => run::verify::run(&config),
         Command::Cache(config) => run::cache::run(&config),
+        Command::Remote(remote) => run::remote::run(&remote),
         Command::Demo { mountpoint, verbosity, log_format } => {
             run::demo::run(mountpoint, verbosity, log_format)
         }
+        Command::Completions(shell) => run::start::print(&cli::completions(shell)).map(|()| Exit::Ok),
     };
     match result {
-        Ok(exit) => ExitCode::from(exit.code()),
+        Ok(exit) => ExitCode::from(code(exit)),
         Err(failure) => {
             // Nobody is left to tell when that fails.
             let _ = writeln!(std::io::stderr(), "{failure}");
-            ExitCode::from(failure.exit().code())
+            ExitCode::from(code(failure.exit()))
         }
     }
 }

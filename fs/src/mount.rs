@@ -146,7 +146,7 @@ pub fn mount(content: Arc<dyn Content>, options: MountOptions) -> Result<Mounted
         MountOption::NoDev,
         MountOption::NoAtime,
         MountOption::DefaultPermissions,
-        MountOption::FSName(clean_name(&options.fs_name)),
+        MountOption::FSName(clean_name(&options.fs_name, root)),
         // As it is to the kernel: fuser's own option for it reaches only the helper.
         MountOption::CUSTOM("subtype=torrentfs".into()),
     ];
@@ -206,10 +206,11 @@ fn user_allow_other() -> bool {
     text.lines().any(|line| line.trim() == "user_allow_other")
 }
 
-/// A name that survives the lists of options it is put into.
-fn clean_name(name: &str) -> String {
-    let clean: String =
-        name.chars().map(|c| if c == ',' || c == '\\' || c.is_control() { '_' } else { c }).collect();
+/// A name that survives the lists of options it is put into: the helper's, that is. Root's mounts give it to the kernel
+/// by itself.
+fn clean_name(name: &str, root: bool) -> String {
+    let bad = |c: char| c.is_control() || (!root && matches!(c, ',' | '\\'));
+    let clean: String = name.chars().map(|c| if bad(c) { '_' } else { c }).collect();
     if clean.is_empty() { "torrentfs".into() } else { clean }
 }
 
@@ -361,8 +362,9 @@ mod tests {
         for (name, clean) in
             [("torrentfs", "torrentfs"), ("a,b\\c\nd", "a_b_c_d"), ("", "torrentfs"), ("ü x", "ü x")]
         {
-            assert_eq!(clean_name(name), clean);
+            assert_eq!(clean_name(name, false), clean);
         }
+        assert_eq!(clean_name("a,b\\c\nd", true), "a,b\\c_d");
     }
 
     #[test]

@@ -54,6 +54,13 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Whether the mount of that connection has a place yet: not after it was unmounted lazily, though who uses it may go
+/// on. `true` when it can't be told.
+pub fn has_place(minor: u32) -> bool {
+    let Ok(text) = std::fs::read("/proc/self/mountinfo") else { return true };
+    parse(&text).iter().any(|entry| entry.minor == minor && entry.kind == OUR_KIND)
+}
+
 /// The topmost mount at that very path, which must be absolute and without links.
 pub fn at(path: &Path) -> Option<MountEntry> {
     let text = std::fs::read("/proc/self/mountinfo").ok()?;

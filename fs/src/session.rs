@@ -189,6 +189,12 @@ impl Mounted {
         self.end.flag.is_raised()
     }
 
+    /// Whether it was unmounted lazily while somebody uses it: it has no place any more and goes on until the last
+    /// of them is done.
+    pub fn is_detached(&self) -> bool {
+        !self.has_ended() && self.connection.is_some_and(|minor| !mountinfo::has_place(minor))
+    }
+
     /// Calls this once when the session ends, on its thread, or at once if it has. Must not block.
     pub fn on_end(&self, callback: impl FnOnce() + Send + 'static) {
         let mut callback: Option<Callback> = Some(Box::new(callback));

@@ -18,7 +18,8 @@ pub enum Exit {
     Usage = 2,
     /// FUSE can't be used, or the kernel refused the mount.
     Mount = 3,
-    /// The mount point is missing, no folder, not empty, in use, or a dead mount.
+    /// The mount point is missing, no folder, not empty, in use, or a dead mount; or nothing is mounted there that
+    /// could be talked to.
     MountPoint = 4,
     /// The cache directory can't be written to, is full, or is in use by another mount.
     Cache = 5,
@@ -30,6 +31,8 @@ pub enum Exit {
     Data = 8,
     /// Some of what is there of a torrent isn't what it should be.
     Damaged = 9,
+    /// A running mount can't be talked to, or doesn't do what it is asked.
+    Control = 10,
     /// Something that should not happen: a bug, or a system out of resources. (`EX_SOFTWARE` of sysexits.)
     Internal = 70,
     /// A second signal forced the end before the shutdown was done, or a first one ended what wasn't done yet. (A
@@ -39,7 +42,7 @@ pub enum Exit {
 
 impl Exit {
     /// All of them, in ascending order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Ok,
         Self::BadInput,
         Self::Usage,
@@ -50,6 +53,7 @@ impl Exit {
         Self::Shutdown,
         Self::Data,
         Self::Damaged,
+        Self::Control,
         Self::Internal,
         Self::Forced,
     ];
@@ -59,6 +63,11 @@ impl Exit {
         self as u8
     }
 
+    /// The one with that number; [`Exit::Internal`] for a number that isn't ours.
+    pub fn of_code(code: i32) -> Self {
+        Self::ALL.into_iter().find(|exit| i32::from(exit.code()) == code).unwrap_or(Self::Internal)
+    }
+
     /// What it means, for the help text.
     pub fn meaning(self) -> &'static str {
         match self {
@@ -66,14 +75,17 @@ impl Exit {
             Self::BadInput => "a source can't be read or isn't a valid torrent, or has no such file",
             Self::Usage => "wrong command line or setting",
             Self::Mount => "FUSE can't be used, or the mount was refused",
-            Self::MountPoint => "mount point missing, not empty, in use or dead",
+            Self::MountPoint => "mount point missing, not empty, in use or dead; or nothing is mounted there",
             Self::Cache => "cache directory not writable, full or in use",
             Self::Listen => "port taken, or no address of this machine",
             Self::Shutdown => "the mount could not be taken down in time",
             Self::Data => "data didn't come in time, or can't be read or written (cat)",
             Self::Damaged => "some of what is there is wrong (verify)",
+            Self::Control => "a running mount doesn't answer, is another user's, or refuses",
             Self::Internal => "internal error",
-            Self::Forced => "a second signal forced the end; or a signal ended cat or verify",
+            Self::Forced => {
+                "a second signal forced the end; or one ended cat, verify, or a wait for --daemon"
+            }
         }
     }
 }
@@ -224,7 +236,7 @@ mod tests {
         assert!(Exit::ALL.is_sorted_by(|a, b| a.code() < b.code()));
         assert_eq!(
             Exit::ALL.map(Exit::code),
-            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 70, 130],
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 70, 130],
             "codes are stable: scripts rely on them"
         );
         assert_eq!(table().lines().count(), Exit::ALL.len());

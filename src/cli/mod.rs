@@ -2,35 +2,45 @@
 //!
 //! [`parse`] turns arguments into a [`Command`] with checked, typed settings. The flags that several commands have
 //! stand in `shared`, those of `cat` in `cat`, those of `verify` and `cache` in
-//! files of their own, with what these say. Then: [`exit`], the exit codes and the form of errors; [`log`], log
-//! lines; [`terminal`], the live display; [`inspect`], the command of that name; [`demo`], the sample that the demo
+//! files of their own, with what these say. `options` reads `-o OPTS`, [`helper`] the command line of `mount.torrentfs`,
+//! `config_file` what `--config` names; all turn it into a command line of `torrentfs mount`. Then: [`exit`], the exit
+//! codes and the form of errors; [`log`], log lines; [`terminal`], the live display; [`remote`] and [`status`], the
+//! commands that talk to a running mount; [`inspect`], the command of that name; [`demo`], the sample that the demo
 //! seeds.
 //!
 //! Flags stand in the help text once they work. Switches for what isn't there yet are accepted and not listed,
-//! so that scripts can have them already. Nothing is carried out here but `inspect`; that is the business of
-//! whoever calls [`parse`].
+//! so that scripts can have them already. Nothing is carried out here but `inspect` and `completions`; that is the
+//! business of whoever calls [`parse`].
 
 pub mod cache;
 pub mod cat;
+mod config_file;
 pub mod demo;
 pub mod exit;
+pub mod helper;
 pub mod inspect;
 pub mod log;
+mod options;
 pub mod progress;
+pub mod remote;
 mod shared;
+pub mod status;
 pub mod terminal;
 pub mod verify;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::config::{self, CacheConfig, CatConfig, ClientConfig, Config, LogFormat, UserRef, VerifyConfig};
 use crate::torrent::background::Prefetch;
 use cache::CacheArgs;
 use cat::CatArgs;
-use exit::Exit;
+use exit::{Exit, Failure};
+use remote::{AddArgs, PrefetchArgs, Remote, RemoveArgs, StatusArgs, UnmountArgs};
 use shared::{ClientArgs, LoggingArgs};
 use verify::VerifyArgs;
 
@@ -52,6 +62,8 @@ pub enum Command {
     Verify(Box<VerifyConfig>),
     /// Show or trim the cache folder.
     Cache(CacheConfig),
+    /// Ask a running mount for something.
+    Remote(Remote),
     /// Make a sample, seed it and mount it.
     Demo {
         /// Where; `None` for a temporary folder.
@@ -61,19 +73,61 @@ pub enum Command {
         /// As [`config::ClientConfig::log_format`].
         log_format: LogFormat,
     },
+    /// Print the script that completes the command line in this shell.
+    Completions(Shell),
 }
 
-/// Reads the command line; the first argument is the program's name. When it asks for help, or can't be
-/// understood, that is printed and the code to exit with returned.
+/// Reads the command line; the first argument is the program's name, and may be `mount.torrentfs`. When it asks for
+/// help, or can't be understood, that is printed and the code to exit with returned.
 ///
 /// # Errors
-/// [`Exit::Ok`] after help and version, [`Exit::Usage`] after a complaint.
+/// [`Exit::Ok`] after help and version, and when nothing is left to be done; [`Exit::Usage`] after a complaint.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> {
-    Cli::try_parse_from(args).map(Cli::wanted).map_err(|message| {
-        // Nobody is left to tell when that fails.
-        let _ = message.print();
-        if message.use_stderr() { Exit::Usage } else { Exit::Ok }
+    let args: Vec<OsString> = args.into_iter().collect();
+    let called = helper::is_called(&args);
+    let mount = mount_command();
+    let read = match called {
+        true => helper::read(&args, &mount).map(|asked| (asked.args, asked.fake)),
+        false => options::expanded(args, &mount).map(|args| (args, false)),
+    };
+    let read = read.and_then(|(args, fake)| Ok((config_file::included(args, &mount, judge)?, fake)));
+    let (args, fake) = read.map_err(|why| {
+        let program = if called { "mount.torrentfs" } else { "the command line" };
+        // Nobody is left to tell when that fails, here and below.
+        let _ = writeln!(std::io::stderr(), "{}", Failure::new(Exit::Usage, program, why));
+        Exit::Usage
+    })?;
+    match Cli::try_parse_from(args).map(Cli::wanted) {
+        Ok(_) if fake => Err(Exit::Ok),
+        Ok(command) => Ok(command),
+        Err(message) => {
+            let _ = message.print();
+            Err(if message.use_stderr() { Exit::Usage } else { Exit::Ok })
+        }
+    }
+}
+
+/// What is wrong with some options of `torrentfs mount`, if anything, in a line.
+fn judge(options: &[OsString]) -> Result<(), String> {
+    let places = ["x", "/"].map(OsString::from);
+    let line =
+        ["torrentfs", "mount"].map(OsString::from).into_iter().chain(options.iter().cloned()).chain(places);
+    Cli::try_parse_from(line).map(|_| ()).map_err(|error| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
     })
+}
+
+/// The script that completes our command line in a shell.
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "torrentfs", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+/// The description of `torrentfs mount`.
+fn mount_command() -> clap::Command {
+    Cli::command().find_subcommand("mount").cloned().unwrap_or_default()
 }
 
 const EXAMPLES: &str = "\
@@ -88,10 +142,18 @@ Examples:
       One file to standard output, without a mount.
   torrentfs mount --cache-size 20G film.torrent /mnt/film
       With a bound on what is kept of it.
+  torrentfs mount --daemon --log-file /var/log/film.log film.torrent /mnt/film
+      In the background; this returns when it is ready.
   torrentfs inspect --json film.torrent
       What a torrent holds, without mounting it.
   torrentfs verify --data ~/Downloads film.torrent
       Use what another client has downloaded, in place.
+  torrentfs status --watch
+      What running mounts do, as it goes on.
+  torrentfs add /mnt/all third.torrent
+      One more torrent in a running mount; \"remove\" takes one out, \"unmount\" ends the mount.
+  torrentfs prefetch /mnt/all/film/part1.mkv
+      Fetch it whole, in the background.
   torrentfs cache list
       What is kept, and how much room it takes.
   torrentfs demo
@@ -134,7 +196,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Subcommands {
     /// Mount torrents as read-only files, until told to stop
-    #[command(after_help = VALUES, after_long_help = mount_notes())]
+    #[command(after_help = VALUES, after_long_help = mount_notes(), args_override_self = true)]
     Mount(Box<MountArgs>),
     /// Print one file of a torrent to standard output, without a mount
     #[command(after_help = VALUES, after_long_help = cat::notes())]
@@ -146,8 +208,25 @@ enum Subcommands {
     Verify(VerifyArgs),
     /// Show what lies in the cache, and remove what isn't needed any more
     Cache(CacheArgs),
+    /// Show what running mounts do
+    Status(StatusArgs),
+    /// Add torrents to a running mount
+    #[command(after_help = VALUES)]
+    Add(AddArgs),
+    /// Take torrents out of a running mount
+    Remove(RemoveArgs),
+    /// End a running mount, in good order, and wait until it has
+    Unmount(UnmountArgs),
+    /// Fetch files or folders of a running mount whole, in the background
+    Prefetch(PrefetchArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
     Demo(DemoArgs),
+    /// Print a script that completes this program's command line in a shell
+    Completions {
+        /// Which shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -165,11 +244,30 @@ struct MountArgs {
     #[command(flatten)]
     client: ClientArgs,
 
+    /// Go into the background, and return when the metadata of every SOURCE is there, or --metadata-timeout has
+    /// passed; a start that fails is told by the exit code
+    #[arg(long)]
+    daemon: bool,
+    /// Options as mount and /etc/fstab write them: any option listed here without its dashes, as in
+    /// cache_size=20G,no_dht, and those of mount(8)
+    #[arg(short, value_name = "OPTS")]
+    options: Vec<OsString>,
+    /// Read options from this file: TOML, with the options listed here as keys, as in cache-size = "20G"; those of the
+    /// command line replace them
+    #[arg(long, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    #[arg(long, hide = true)]
+    fs_name: Option<String>,
+    #[arg(long, hide = true)]
+    mount_option: Vec<String>,
+    #[arg(long, hide = true)]
+    namespace: Option<PathBuf>,
+
     /// Let other users see the mount [default for root]
-    #[arg(long, conflicts_with = "no_allow_other", help_heading = "Files")]
+    #[arg(long, overrides_with = "no_allow_other", help_heading = "Files")]
     allow_other: bool,
     /// Keep other users out
-    #[arg(long, help_heading = "Files")]
+    #[arg(long, overrides_with = "allow_other", help_heading = "Files")]
     no_allow_other: bool,
     /// Owner of the files shown, by number [default: who runs this]
     #[arg(long, value_name = "UID", help_heading = "Files")]
@@ -187,6 +285,9 @@ struct MountArgs {
 
     #[command(flatten)]
     logging: LoggingArgs,
+    /// Add log lines to this file, instead of writing them to stderr
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    log_file: Option<PathBuf>,
 }
 
 // The torrent itself knows nothing of clap, so this stands for its type on the command line.
@@ -227,11 +328,17 @@ impl Cli {
             Subcommands::Inspect(args) => Command::Inspect { source: args.source, json: args.json },
             Subcommands::Verify(args) => Command::Verify(Box::new(args.config())),
             Subcommands::Cache(args) => Command::Cache(args.config()),
+            Subcommands::Status(args) => Command::Remote(args.into()),
+            Subcommands::Add(args) => Command::Remote(args.into()),
+            Subcommands::Remove(args) => Command::Remote(args.into()),
+            Subcommands::Unmount(args) => Command::Remote(args.into()),
+            Subcommands::Prefetch(args) => Command::Remote(args.into()),
             Subcommands::Demo(args) => Command::Demo {
                 mountpoint: args.mountpoint,
                 verbosity: args.logging.verbosity(),
                 log_format: args.logging.format(),
             },
+            Subcommands::Completions { shell } => Command::Completions(shell),
         }
     }
 }
@@ -257,6 +364,11 @@ impl MountArgs {
             gid: self.gid,
             umask: self.umask,
             offline: self.offline_uid,
+            daemon: self.daemon,
+            log_file: self.log_file,
+            fs_name: self.fs_name,
+            mount_options: self.mount_option,
+            namespace: self.namespace,
         }
     }
 }
@@ -311,7 +423,8 @@ mod tests {
             --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s --no-upload \
             --shutdown-timeout 3s --storage mmap --cache-size 64M --min-free-space 0 --initial-check full --trust-resume false -vv --log-format json";
         let args = &format!(
-            "{shared} --prefetch file --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup a.torrent magnet:?xt=urn:btih:x /mnt/x"
+            "{shared} --prefetch file --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup --daemon --log-file /l \
+            --fs-name f --mount-option noexec --namespace /n a.torrent magnet:?xt=urn:btih:x /mnt/x"
         );
         let host = |host: &str, port| HostPort { host: host.into(), port };
         let client = ClientConfig {
@@ -351,6 +464,11 @@ mod tests {
             gid: Some(6),
             umask: Some(0o27),
             offline: vec![UserRef::Id(34), UserRef::Name("backup".into())],
+            daemon: true,
+            log_file: Some("/l".into()),
+            fs_name: Some("f".into()),
+            mount_options: vec!["noexec".into()],
+            namespace: Some("/n".into()),
         };
         assert_eq!(mount(args), want);
         // Options may stand after the mount point, too.
@@ -374,6 +492,8 @@ mod tests {
             ("", false, false),
             ("--allow-other", false, true),
             ("--no-allow-other", true, false),
+            ("--no-allow-other --allow-other", false, true),
+            ("--allow-other --no-allow-other", true, false),
         ];
         for (flag, root, want) in rows {
             assert_eq!(mount(&format!("{flag} a /m")).allow_other(root), want, "{flag}");
@@ -450,10 +570,30 @@ mod tests {
         for (line, dir, action) in rows {
             assert_eq!(read(&format!("cache {line}")).unwrap(), cache(dir, action), "{line}");
         }
+        let at = || Some(std::path::PathBuf::from("/m"));
+        let rows = [
+            ("status", Remote::Status { mountpoint: None, json: false, watch: false }),
+            ("status /m --json --watch", Remote::Status { mountpoint: at(), json: true, watch: true }),
+            ("add /m a b", Remote::Add { mountpoint: "/m".into(), sources: vec!["a".into(), "b".into()] }),
+            (
+                "remove /m --delete-data a",
+                Remote::Remove { mountpoint: "/m".into(), torrents: vec!["a".into()], delete_data: true },
+            ),
+            ("unmount /m", Remote::Unmount { mountpoint: "/m".into() }),
+            ("prefetch /m/a --off b", Remote::Prefetch { paths: vec!["/m/a".into(), "b".into()], off: true }),
+        ];
+        for (line, want) in rows {
+            assert_eq!(read(line).unwrap(), Command::Remote(want), "{line}");
+        }
         assert_eq!(
             read("demo -q").unwrap(),
             Command::Demo { mountpoint: None, verbosity: -1, log_format: LogFormat::Text }
         );
+        assert_eq!(read("completions fish").unwrap(), Command::Completions(Shell::Fish));
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = completions(shell);
+            assert!(script.contains("cache-size") && script.contains("verify"), "{shell}");
+        }
         assert_eq!(
             read("demo /m").unwrap(),
             Command::Demo { mountpoint: Some("/m".into()), verbosity: 0, log_format: LogFormat::Text }
@@ -479,7 +619,6 @@ mod tests {
             ("cat --prefetch all a", "unexpected argument"),
             ("mount --offline-uid a:b a /m", "a number or a name"),
             ("cat --offline-uid 1 a", "unexpected argument"),
-            ("mount --allow-other --no-allow-other a /m", "cannot be used with"),
             ("mount --trust-resume maybe a /m", "[possible values: true, false]"),
             ("mount --initial-check some a /m", "[possible values: none, full]"),
             ("mount --storage tape a /m", "[possible values: file, mmap, memory]"),
@@ -499,8 +638,15 @@ mod tests {
             ("cat --offset -1 a", "unexpected argument"),
             ("cat --length soon a", "a size is a number"),
             ("cat --allow-other a", "unexpected argument"),
+            ("status a b", "unexpected argument"),
+            ("add", "MOUNTPOINT"),
+            ("add /m", "SOURCE"),
+            ("remove /m", "NAME|INFOHASH"),
+            ("unmount", "MOUNTPOINT"),
+            ("prefetch --off", "PATH"),
             ("inspect", "SOURCE"),
             ("inspect a b", "unexpected argument"),
+            ("completions tcsh", "[possible values: bash"),
         ];
         for (line, reason) in rows {
             let message = read(line).expect_err(line).to_string();

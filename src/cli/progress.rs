@@ -72,9 +72,7 @@ impl Progress {
         }
         let mut bar = String::new();
         if reserved > 0 && left >= reserved {
-            let room = (left - 4).min(BAR_MOST);
-            let full = room * self.percent() as usize / 100;
-            bar = format!("  [{}{}]", "#".repeat(full), "-".repeat(room - full));
+            bar = format!("  {}", super::progress::bar(Some(self.percent()), left.min(BAR_MOST + 4) - 2));
         }
         cut(&format!("{name}{bar}{tail}"), width).into_owned()
     }
@@ -90,6 +88,14 @@ impl Progress {
             bytes(self.rate())
         )
     }
+}
+
+/// A bar of so many columns, with its brackets; a blank one while nobody knows how far it is.
+pub(super) fn bar(percent: Option<u64>, width: usize) -> String {
+    let Some(room) = width.checked_sub(2) else { return String::new() };
+    let full = room * percent.unwrap_or(0).min(100) as usize / 100;
+    let rest = if percent.is_some() { "-" } else { " " };
+    format!("[{}{}]", "#".repeat(full), rest.repeat(room - full))
 }
 
 /// A span of time for people: `45 s`, `2 min 5 s`, `3 h 20 min`.

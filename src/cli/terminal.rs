@@ -18,10 +18,14 @@
 pub use crate::storage::size::bytes;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use tokio::sync::oneshot;
 
 use super::progress::Progress;
 
@@ -252,9 +256,11 @@ pub(super) fn fit(name: &str, width: usize) -> String {
 
 /// Of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Size {
-    columns: usize,
-    rows: usize,
+pub struct Size {
+    /// How wide.
+    pub columns: usize,
+    /// How high.
+    pub rows: usize,
 }
 
 /// What one live line is about.
@@ -262,6 +268,7 @@ struct Size {
 enum Live {
     Torrent(TorrentLine),
     Progress(Progress),
+    Text(String),
 }
 
 impl Live {
@@ -270,19 +277,26 @@ impl Live {
         match self {
             Self::Torrent(torrent) => line(torrent, width),
             Self::Progress(progress) => progress.line(width),
+            Self::Text(text) => cut(text, width).into_owned(),
         }
     }
 }
 
 /// What the terminal shows below the log, and the bytes that change it.
 #[derive(Debug, Default)]
-struct Screen {
+pub struct Screen {
     live: Vec<Live>,
     /// Live lines on the terminal now; the cursor stands at the beginning of the line below them.
     drawn: usize,
 }
 
 impl Screen {
+    /// Bytes that bring the terminal from the lines it shows to these, as far as they fit on it.
+    pub fn redraw(&mut self, lines: Vec<String>, size: Size) -> Vec<u8> {
+        self.live = lines.into_iter().map(Live::Text).collect();
+        self.render(&[], size)
+    }
+
     /// Bytes that write `log` (whole lines) above the live lines and bring those up to date.
     fn render(&mut self, log: &[u8], size: Size) -> Vec<u8> {
         let mut out = Vec::new();
@@ -324,6 +338,8 @@ enum Message {
     Lines(Vec<Live>),
     /// Look at the `finish` flag.
     Wake,
+    /// Drop this when what came before is written.
+    Written(oneshot::Sender<()>),
 }
 
 /// What the thread and its clients share. No lock: a log line may come from under any lock there is.
@@ -383,16 +399,26 @@ pub fn is_live() -> bool {
 impl Display {
     /// Starts the thread. With `is_tty`, updates are drawn; without, changes of state are logged.
     pub fn new(is_tty: bool) -> Self {
-        Self::on(is_tty, std::io::stderr(), terminal_size)
+        Self::with_log(is_tty, None)
     }
 
-    fn on(is_tty: bool, out: impl Write + Send + 'static, size: fn() -> Size) -> Self {
+    /// As [`Display::new`], with the log lines in a file. What is drawn goes to stderr still.
+    pub fn with_log(is_tty: bool, log: Option<File>) -> Self {
+        Self::on(is_tty, std::io::stderr(), log, terminal_size)
+    }
+
+    fn on(
+        is_tty: bool,
+        out: impl Write + Send + 'static,
+        log: Option<impl Write + Send + 'static>,
+        size: fn() -> Size,
+    ) -> Self {
         let (sender, messages) = sync_channel(QUEUE);
         let (ended, done) = sync_channel(0);
         let shared = Arc::new(Shared::default());
         let thread_shared = shared.clone();
         let thread = std::thread::Builder::new().name("terminal".into()).spawn(move || {
-            run(&messages, &thread_shared, is_tty, out, size);
+            run(&messages, &thread_shared, is_tty, out, log, size);
             drop((messages, ended));
         });
         // Without the thread its end of the channel is gone, and log lines go straight to stderr.
@@ -409,6 +435,20 @@ impl Display {
     /// Where log lines have to go, so that they and the live lines don't garble each other.
     pub fn writer(&self) -> LogWriter {
         self.writer.clone()
+    }
+
+    /// Whether live lines are drawn.
+    pub fn is_live(&self) -> bool {
+        self.is_tty
+    }
+
+    /// Waits until what was logged and shown so far is written, a second at most.
+    pub async fn written(&self) {
+        let (sender, receiver) = oneshot::channel();
+        // With no room in the queue its end can't be seen: then nothing is waited for.
+        if self.writer.sender.try_send(Message::Written(sender)).is_ok() {
+            let _ = tokio::time::timeout(crate::sync::timeouts::TERMINAL, receiver).await;
+        }
     }
 
     /// Shows this from now on. Never waits; when the terminal is stopped the update is dropped, and a later
@@ -475,15 +515,25 @@ fn log_state(torrent: &TorrentLine) {
 }
 
 /// The thread: the only one that writes to stderr. Waits for messages, and for the terminal.
-fn run(messages: &Receiver<Message>, shared: &Shared, is_tty: bool, mut out: impl Write, size: fn() -> Size) {
+fn run(
+    messages: &Receiver<Message>,
+    shared: &Shared,
+    is_tty: bool,
+    mut out: impl Write,
+    mut file: Option<impl Write>,
+    size: fn() -> Size,
+) {
     let mut screen = Screen::default();
     while let Ok(first) = messages.recv() {
         let mut log = Vec::new();
+        // Dropped when all of this is written.
+        let mut written = Vec::new();
         for message in std::iter::once(first).chain(messages.try_iter().take(QUEUE)) {
             match message {
                 Message::Log(line) => log.extend_from_slice(&line),
                 Message::Lines(live) => screen.live = live,
                 Message::Wake => {}
+                Message::Written(told) => written.push(told),
             }
         }
         let lost = shared.lost.swap(0, Ordering::Relaxed);
@@ -504,6 +554,11 @@ fn run(messages: &Receiver<Message>, shared: &Shared, is_tty: bool, mut out: imp
             );
             screen.live.clear();
         }
+        if let Some(file) = &mut file {
+            // Nobody is left to tell when the disk is full, either.
+            let _ = file.write_all(&log);
+            log.clear();
+        }
         // Nobody is left to tell when stderr is gone; the program works on without it.
         let _ = out.write_all(&if is_tty { screen.render(&log, size()) } else { log });
         let _ = out.flush();
@@ -515,14 +570,22 @@ fn run(messages: &Receiver<Message>, shared: &Shared, is_tty: bool, mut out: imp
 
 /// The size of the terminal at stderr.
 fn terminal_size() -> Size {
+    size_of(&std::io::stderr()).unwrap_or(USUAL_SIZE)
+}
+
+/// The size of a terminal; `None` for what isn't one. One that doesn't tell its size has the usual.
+pub fn size_of(terminal: &(impl AsRawFd + IsTerminal)) -> Option<Size> {
+    if !terminal.is_terminal() {
+        return None;
+    }
     let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ writes one `winsize` to the address it is given, which is valid for that.
-    let done = unsafe { libc::ioctl(libc::STDERR_FILENO, libc::TIOCGWINSZ, &raw mut size) } == 0;
-    if done && size.ws_col > 0 && size.ws_row > 0 {
+    let done = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) } == 0;
+    Some(if done && size.ws_col > 0 && size.ws_row > 0 {
         Size { columns: size.ws_col.into(), rows: size.ws_row.into() }
     } else {
         USUAL_SIZE
-    }
+    })
 }
 
 #[cfg(test)]
@@ -779,7 +842,7 @@ mod tests {
     fn a_stopped_terminal_stops_nobody() {
         let (open, go) = sync_channel(1);
         let (written, got) = sync_channel(16);
-        let mut display = Display::on(false, Gate { go, written }, || USUAL_SIZE);
+        let mut display = Display::on(false, Gate { go, written }, None::<File>, || USUAL_SIZE);
         let mut writer = display.writer();
         // Twice the channel, plus what the thread may have taken: none of these may wait.
         for _ in 0..3 * QUEUE {
@@ -799,7 +862,7 @@ mod tests {
         let (open, go) = sync_channel(0);
         drop(open);
         let (written, got) = sync_channel(16);
-        let mut display = Display::on(true, Gate { go, written }, || USUAL_SIZE);
+        let mut display = Display::on(true, Gate { go, written }, None::<File>, || USUAL_SIZE);
         display.update(vec![TorrentLine { name: "a".into(), ..sample() }]);
         display.writer().write_all(b"last words\n").unwrap();
         display.finish();

@@ -3,8 +3,8 @@
 //! **Goal.** What was read longest ago goes first, over all torrents, and only when room is needed; and when none can
 //! be made, everybody learns why, and nothing is tried in a circle.
 //!
-//! **Parts.** [`Keeper`], one task of the client, which does what the [`super::plan`] says; [`Dormant`], the torrents
-//! in the cache folder that aren't open; [`Owners`], the way to those that are.
+//! **Parts.** [`Keeper`], one task of the client, which does what the [`super::plan`] says; [`Owners`], the way to the
+//! torrents that are open, beside [`super::dormant`], those that aren't.
 //!
 //! **Flow.** The task sleeps until somebody needs room, or has used so much that the disk should be looked at. Then
 //! it looks (on a storage worker), and as long as room is lacking gives some back: first torrents that aren't open,
@@ -16,21 +16,20 @@
 //! **Not here.** What is decided ([`super::plan`]), the account ([`crate::storage::quota`]), the order
 //! ([`crate::storage::lru`]).
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, oneshot};
-use torrentfs_fs::lock::{Rank, RankedMutex};
+use tokio::sync::oneshot;
 
+use super::dormant::Dormant;
 use super::plan::{Plan, Source, Step, View, floor};
 use super::{Client, Options};
 use crate::metainfo::geometry::PieceIndex;
 use crate::storage::cache::{CacheDir, CacheError, DiskSpace};
-use crate::storage::catalog::{self, Entry};
+use crate::storage::catalog;
 use crate::storage::lru::{Victim, Victims};
 use crate::storage::pool::{Class, Job, Workers};
-use crate::storage::quota::Quota;
 use crate::storage::spare::SPARE;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::Command;
@@ -259,7 +258,9 @@ impl<O: Owners> Keeper<O> {
     /// Removes the torrent that isn't open and was used longest ago, of those that take at least so much. Returns how
     /// many bytes that gave.
     async fn drop_dormant(&self, least: u64) -> u64 {
-        let (Some(cache), Some(entry)) = (self.cache.clone(), self.dormant.begin(least)) else { return 0 };
+        let (Some(cache), Some((entry, busy))) = (self.cache.clone(), self.dormant.begin(least)) else {
+            return 0;
+        };
         let key = entry.key.clone();
         let removed = self.on_worker(move || catalog::remove(cache.path(), &key)).await;
         let freed = match removed {
@@ -275,7 +276,7 @@ impl<O: Owners> Keeper<O> {
             }
             None => 0,
         };
-        self.dormant.end();
+        drop(busy);
         if freed > 0 {
             self.room.release(freed);
         }
@@ -377,78 +378,6 @@ fn oldest(members: &BTreeMap<u32, Arc<Shared>>, but: &HashSet<(u32, PieceIndex)>
     let all = members.iter().flat_map(|(slot, shared)| shared.table.victims(*slot));
     victims.fill(all.filter(|v| but.is_empty() || !but.contains(&(v.slot, v.piece))), most);
     victims
-}
-
-/// The torrents in the cache folder that aren't open.
-#[derive(Debug)]
-pub(super) struct Dormant {
-    state: RankedMutex<Sleepers>,
-    ended: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Sleepers {
-    /// The one used longest ago first.
-    entries: VecDeque<Entry>,
-    /// Those that are open, or were.
-    claimed: HashSet<String>,
-    removing: Option<String>,
-}
-
-impl Dormant {
-    pub(super) fn new() -> Self {
-        Self {
-            state: RankedMutex::new(Rank::Leaf, "torrents that aren't open", Sleepers::default()),
-            ended: Notify::new(),
-        }
-    }
-
-    /// These lie in the cache. What they take is charged, but for those that are open.
-    fn found(&self, entries: Vec<Entry>, quota: &Quota) {
-        let mut state = self.state.lock();
-        let not_open = |e: &Entry| e.allocated > 0 && !state.claimed.contains(&e.key);
-        let entries: VecDeque<Entry> = entries.into_iter().filter(not_open).collect();
-        quota.charge(entries.iter().map(|e| e.allocated).sum());
-        state.entries = entries;
-    }
-
-    /// A torrent is about to be opened: it is dormant no longer, and not removed under its feet. Returns what is
-    /// charged for it, until its open self says otherwise ([`Quota::recount`]). Waits while it is just being removed.
-    pub(super) async fn claim(&self, key: &str) -> u64 {
-        let mut charged = 0;
-        loop {
-            let ended = self.ended.notified();
-            tokio::pin!(ended);
-            // Registered before looking: an end in between isn't missed.
-            ended.as_mut().enable();
-            {
-                let mut state = self.state.lock();
-                state.claimed.insert(key.to_owned());
-                if let Some(at) = state.entries.iter().position(|e| e.key == key) {
-                    charged = state.entries.remove(at).map_or(0, |e| e.allocated);
-                }
-                if state.removing.as_deref() != Some(key) {
-                    return charged;
-                }
-            }
-            ended.await;
-        }
-    }
-
-    /// The next that is to go, of those that take at least so much. Never one with adopted data: without its record
-    /// nobody would find that data again.
-    fn begin(&self, least: u64) -> Option<Entry> {
-        let mut state = self.state.lock();
-        let at = state.entries.iter().position(|e| e.adopted.is_none() && e.allocated >= least)?;
-        let entry = state.entries.remove(at)?;
-        state.removing = Some(entry.key.clone());
-        Some(entry)
-    }
-
-    fn end(&self) {
-        self.state.lock().removing = None;
-        self.ended.notify_waiters();
-    }
 }
 
 #[cfg(test)]

@@ -5,9 +5,12 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::path::Path;
 
+use torrentfs_fs::lock::{Rank, RankedMutex};
+
 use super::*;
 use crate::metainfo::build::TorrentBuilder;
 use crate::metainfo::info::Info;
+use crate::storage::quota::Quota;
 use crate::storage::{FileState, StorageError, Store};
 use crate::torrent::room::Membership;
 use crate::torrent::room::Need;
@@ -246,7 +249,7 @@ async fn torrents_that_are_not_open_go_first_and_whole_and_open_ones_never() {
     // 320 KiB are open, and 1 MiB and more isn't: 1 MiB is the bound.
     let world = World::new(64, Manner::Willing);
     let sleepers = Arc::new(Dormant::new());
-    assert_eq!(sleepers.claim(&open).await, 0);
+    sleepers.claim(&open).await.opened();
     world.start(Some(cache), sleepers.clone());
     world.until("found and removed", |_| !dir.path().join(&old).exists()).await;
     world.until("it fits", |world| world.used() <= 64).await;
@@ -254,45 +257,8 @@ async fn torrents_that_are_not_open_go_first_and_whole_and_open_ones_never() {
     assert!(there(&open) && there(&new) && there(&small), "the small ones last");
     assert!((0..10).all(|p| world.table(1).is_complete(PieceIndex(p))), "no piece had to go");
     // Opened: what was charged for it is the opener's to settle.
-    let charged = sleepers.claim(&new).await;
+    let charged = sleepers.claim(&new).await.charged();
     assert!(charged >= 600 << 10);
     world.room.quota().recount(charged, 0);
     assert!((20..=22).contains(&world.used()), "{}", world.used());
-}
-
-fn entry(key: &str, allocated: u64) -> Entry {
-    Entry {
-        path: key.into(),
-        key: key.to_owned(),
-        name: None,
-        here: 0,
-        size: None,
-        allocated,
-        last_used: 0,
-        state: catalog::State::Partial,
-        adopted: None,
-        in_use: false,
-    }
-}
-
-#[tokio::test]
-async fn a_torrent_that_is_opened_is_not_removed_and_one_being_removed_is_waited_for() {
-    let (dormant, quota) = (Arc::new(Dormant::new()), Quota::new(None));
-    assert_eq!(dormant.claim("open").await, 0);
-    let elsewhere = catalog::Elsewhere { path: "/d".into(), read_only: true };
-    let theirs = Entry { adopted: Some(elsewhere), ..entry("theirs", 3) };
-    let ours = [entry("open", 5), entry("tiny", 1), entry("old", 7), entry("none", 0), entry("new", 9)];
-    dormant.found(std::iter::once(theirs).chain(ours).collect(), &quota);
-    assert_eq!(quota.used(), 20);
-    assert_eq!((dormant.claim("new").await, dormant.claim("new").await), (9, 0), "charged once");
-    assert_eq!(quota.used(), 20, "until its owner has counted");
-    assert_eq!(dormant.begin(2).unwrap().key, "old");
-    assert!(dormant.begin(2).is_none());
-    let claim = dormant.claim("old");
-    tokio::pin!(claim);
-    assert!(futures_util::poll!(&mut claim).is_pending());
-    dormant.end();
-    assert_eq!(claim.await, 0, "released by whoever removed it");
-    assert_eq!(dormant.begin(1).unwrap().key, "tiny");
-    assert!(dormant.begin(1).is_none(), "adopted data isn't forgotten");
 }

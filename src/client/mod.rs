@@ -2,11 +2,15 @@
 //!
 //! Under its one lock lies the table of torrents and nothing else; each torrent's state belongs to its owner
 //! task ([`crate::torrent::owner`]). Parts: [`sources`] turns what the user gave into a torrent to add;
-//! [`listen`] takes connections and hands each to the torrent it asks for.
+//! [`listen`] takes connections and hands each to the torrent it asks for; [`remove`] ends one.
 
+mod dormant;
+#[cfg(test)]
+pub(crate) mod for_tests;
 mod keeper;
 pub mod listen;
 mod plan;
+pub mod remove;
 pub mod sources;
 
 use std::net::{IpAddr, SocketAddr};
@@ -23,7 +27,7 @@ use crate::discovery::{FoundPeers, PeerSource};
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
 use crate::storage::cache::{CacheDir, CacheError};
-use crate::storage::pool::Workers;
+use crate::storage::pool::{Class, Workers};
 use crate::storage::quota::Quota;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::background::Prefetch;
@@ -35,7 +39,8 @@ use crate::torrent::room::Room;
 use crate::torrent::swarm::Settings;
 use crate::torrent::table::ReadClock;
 use crate::torrent::{Command, Torrent, owner};
-use keeper::{Dormant, Keeper};
+use dormant::Dormant;
+use keeper::Keeper;
 use listen::Listener;
 use sources::Loaded;
 
@@ -186,6 +191,22 @@ impl Client {
         &self.cache
     }
 
+    /// Bytes of data that are kept, of all torrents in the cache, and how many may be.
+    pub fn kept(&self) -> (u64, Option<u64>) {
+        (self.env.room.quota().used(), self.options.cache_size)
+    }
+
+    /// Bytes free on the disk of the cache. Asked on a storage worker, so it takes as long as the disk; bound it.
+    /// `None` when that can't be told. Cancel-safe.
+    pub async fn free_space(&self) -> Option<u64> {
+        let (done, answer) = oneshot::channel();
+        let cache = self.cache.clone();
+        let job = Box::new(move |_: &mut _| _ = done.send(cache.space().ok()));
+        // Somebody is looking at it: as for a peer that waits for a block.
+        self.env.workers.submit(Class::Serve, job).ok()?;
+        answer.await.ok()?.map(|space| space.free)
+    }
+
     /// All torrents, in the order in which they were added.
     pub fn torrents(&self) -> Vec<Arc<Torrent>> {
         self.torrents.read().clone()
@@ -201,17 +222,27 @@ impl Client {
         self.env.changed.notified().await;
     }
 
-    /// Adds a torrent, or returns the one that is there already. Waits for the disk, to make its folder.
+    /// Adds a torrent, or returns the one that is there already. Waits for the disk, to make its folder, and while the
+    /// same torrent is just being removed ([`Client::remove`]).
     ///
     /// # Errors
     /// When its folder in the cache can't be made.
     pub async fn add(&self, loaded: Loaded) -> Result<Arc<Torrent>, ClientError> {
         let wire = loaded.info_hash.wire().0;
-        if let Some(known) = self.find(wire) {
-            return Ok(known);
-        }
         let key = loaded.info_hash.to_string();
-        let charged = self.dormant.claim(&key).await;
+        let claim = loop {
+            if let Some(known) = self.find(wire) {
+                return Ok(known);
+            }
+            let claim = self.dormant.claim(&key).await;
+            // Somebody may have added it meanwhile, and somebody may be about to remove that one.
+            if let Some(known) = self.find(wire) {
+                return Ok(known);
+            }
+            if !self.dormant.is_closing(&key) {
+                break claim;
+            }
+        };
         let dir = self.cache.torrent_dir(&key)?;
         let mut peers = Vec::new();
         for (source, list) in
@@ -236,7 +267,7 @@ impl Client {
             info: loaded.info,
             trackers,
             peers,
-            charged,
+            charged: claim.charged(),
             home: Home::new(dir, key, self.cache.spare().clone()),
             opening: Opening {
                 trust: self.options.trust_resume,
@@ -260,6 +291,7 @@ impl Client {
         };
         let torrent = owner::start(self.scope.child(&format!("torrent {slot}")), plan, self.env.clone());
         self.torrents.write().push(torrent.clone());
+        claim.opened();
         self.env.changed.notify_one();
         Ok(torrent)
     }

@@ -113,7 +113,11 @@ fn from_magnet(magnet: &Magnet) -> Result<Loaded, SourceError> {
     })
 }
 
-fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
+/// A torrent from the bytes of its `.torrent` file; `name` is what messages call it.
+///
+/// # Errors
+/// [`SourceError::Invalid`].
+pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
     let metainfo =
         Metainfo::parse(bytes).map_err(|source| SourceError::Invalid { name: name.to_owned(), source })?;
     for warning in &metainfo.warnings {

@@ -75,7 +75,7 @@ pub fn run(config: &CatConfig) -> Result<Exit, Failure> {
 async fn run_async(config: &CatConfig, display: Option<&mut Display>) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
-    let mut running = Running { mounted: None, clients: Vec::new(), scope };
+    let mut running = Running::nothing(scope);
     let outcome = tokio::select! {
         outcome = print(config, &mut running, display) => outcome,
         () = signals.reached(1) => Ok(Exit::Forced),
@@ -245,7 +245,7 @@ impl Fault {
                 .hint("name a peer with --peer, or wait longer with --read-timeout; what came is kept"),
             ReadError::Full => Failure::new(Exit::Cache, what, error)
                 .hint("make room there, or keep the data elsewhere with --cache-dir"),
-            ReadError::Io(_) | ReadError::Closed | ReadError::NotHere => {
+            ReadError::Io(_) | ReadError::Closed | ReadError::NotHere | ReadError::Removed => {
                 Failure::new(Exit::Data, what, error)
             }
         })

@@ -63,7 +63,7 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
     let signals = Signals::install(&scope)?;
     tracing::info!("making a sample torrent");
     let (seeder, magnet) = seed(config, temporary, &scope).await?;
-    let mut running = Running { mounted: None, clients: vec![seeder], scope: scope.clone() };
+    let mut running = Running { clients: vec![seeder], ..Running::nothing(scope.clone()) };
     let client = match start_client(&config.client, scope.child("client")).await {
         Ok(client) => client,
         Err(failure) => {
@@ -73,7 +73,9 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
     };
     running.clients.insert(0, client.clone());
     let mounted = match add(&client, &magnet).await {
-        Ok(torrent) => mount_client(&client, config, Vec::new(), &scope).map(|mounted| (torrent, mounted)),
+        Ok(torrent) => {
+            mount_client(&client, config, Vec::new(), &scope).await.map(|mounted| (torrent, mounted))
+        }
         Err(failure) => Err(failure),
     };
     let torrent = match mounted {

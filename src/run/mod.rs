@@ -3,19 +3,27 @@
 //! [`mount`] is the main job; [`cat`] prints a file without a mount, which [`locate`] finds by its path; [`demo`]
 //! seeds a sample with a second client and mounts it; [`verify`] checks what is here of a torrent; [`cache`] shows and
 //! trims the cache folder; [`start`] has what they share; [`signals`] is the one signal
-//! handler; [`shutdown`] is the one sequence in which everything ends.
+//! handler; [`daemon`] is the split into a waiting parent and a process in the background; [`notify`] is who else is
+//! told how the mount is; [`shutdown`] is the one sequence in which everything ends.
 
 pub mod cache;
 pub mod cat;
+pub mod control;
+pub mod daemon;
 pub mod demo;
 pub mod locate;
 pub mod mount;
+pub mod notify;
+pub mod reach;
+pub mod remote;
 pub mod shutdown;
 pub mod signals;
 pub mod start;
 pub mod verify;
 
 use std::future::Future;
+
+use tokio::sync::oneshot;
 
 use crate::cli::exit::{Exit, Failure};
 use crate::sync::timeouts;
@@ -33,4 +41,19 @@ pub fn on_runtime(main: impl Future<Output = Result<Exit, Failure>>) -> Result<E
     let result = runtime.block_on(main);
     runtime.shutdown_timeout(timeouts::RUNTIME_END);
     result
+}
+
+/// Runs something that may block for as long as it likes on a thread of its own, and waits for it; `None` when there
+/// is no thread, or it panics. Dropping the future leaves the thread to itself.
+pub(crate) async fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, answer) = oneshot::channel();
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // Whoever asked may have gone: what came of it is dropped then.
+        let _ = done.send(work());
+    });
+    thread.ok()?;
+    answer.await.ok()
 }

@@ -1,21 +1,30 @@
 //! `torrentfs mount`: from a configuration to a mount that is up, and down again.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use torrentfs_fs::content::Content;
 use torrentfs_fs::mount::{MountError, MountOptions, mount};
 use torrentfs_fs::session::Mounted;
 
-use super::shutdown::{Running, shut_down};
-use super::signals::Signals;
+use super::control::socket::{Bound, Place};
+use super::control::{self, answers};
+use super::daemon::{self, Side};
+use super::notify::Service;
+use super::shutdown::{Running, end};
+use super::signals::{self, Signals};
 use super::start::{DRAW, client_failure, line, load, start_client};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display};
 use crate::client::Client;
 use crate::config::{Config, UserRef};
 use crate::content::TorrentContent;
+use crate::control::place;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 use crate::torrent::Torrent;
@@ -25,62 +34,121 @@ use crate::torrent::status::State;
 /// costs next to nothing.
 const LOG: Duration = Duration::from_secs(2);
 
-/// Mounts and stays until a signal comes or somebody unmounts from outside.
+/// Mounts and stays until a signal comes or somebody unmounts from outside. With `--daemon` all that happens in a
+/// process in the background, and this one returns when the mount is ready.
 ///
 /// # Errors
 /// What kept the mount from coming up, for the user.
 pub fn run(config: &Config) -> Result<Exit, Failure> {
-    let offline = users(&config.offline)?;
-    let mut display = Display::new(terminal::is_live());
-    crate::cli::log::init(
-        config.client.verbosity,
-        config.client.log_format,
-        display.writer(),
-        terminal::is_live(),
-    )?;
-    let result = super::on_runtime(run_async(config, offline, &mut display));
+    signals::hold();
+    if let Some(namespace) = &config.namespace {
+        daemon::enter_namespace(namespace)?;
+    }
+    let (config, parent) = match config.daemon {
+        false => (config.clone(), None),
+        true => {
+            let folder = std::env::current_dir()
+                .map_err(|e| Failure::new(Exit::Usage, "can't tell where this was started", e))?;
+            let config = config.clone().rooted(&folder);
+            match daemon::fork()? {
+                Side::Waiting(child) => return daemon::wait(child, &config.mountpoint),
+                Side::Background(parent) => (config, Some(parent)),
+            }
+        }
+    };
+    // The terminal is only lent to a process in the background.
+    let live = parent.is_none() && terminal::is_live();
+    let log = config.log_file.as_deref().map(open_log).transpose()?;
+    let colour = live && log.is_none();
+    let mut display = Display::with_log(live, log);
+    crate::cli::log::init(config.client.verbosity, config.client.log_format, display.writer(), colour)?;
+    let service = Service::new(parent);
+    let result = super::on_runtime(run_async(Arc::new(config), service, &mut display));
     display.finish();
     result
 }
 
-async fn run_async(config: &Config, offline: Vec<u32>, display: &mut Display) -> Result<Exit, Failure> {
+/// The file that log lines are added to.
+fn open_log(path: &Path) -> Result<File, Failure> {
+    File::options().append(true).create(true).open(path).map_err(|error| {
+        Failure::new(Exit::Usage, format_args!("can't write the log to {}", path.display()), error)
+            .hint("name a file in a folder that is there and can be written to with --log-file")
+    })
+}
+
+async fn run_async(config: Arc<Config>, service: Service, display: &mut Display) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
-    let client_scope = scope.child("client");
-    let start = async {
-        let client = start_client(&config.client, client_scope).await?;
-        let added = add_sources(&client, config).await;
-        Ok::<_, Failure>((client, added))
-    };
-    let (client, added) = tokio::select! {
-        started = start => started?,
-        () = signals.reached(1) => {
-            // Nothing is mounted yet, and nothing was fetched.
-            let nothing = Running { mounted: None, clients: Vec::new(), scope };
-            return Ok(shut_down(nothing, config.client.shutdown_timeout).await);
-        }
-    };
-    let mut running = Running { mounted: None, clients: vec![client.clone()], scope: scope.clone() };
-    let torrents = match added {
-        Ok(torrents) => torrents,
+    let mut running = Running { service, ..Running::nothing(scope) };
+    match bring_up(&mut running, &config, &signals).await {
+        Ok(Some(torrents)) => Ok(stay(running, &signals, &torrents, &config, display).await),
+        Ok(None) => Ok(end(running, &signals, config.client.shutdown_timeout).await),
         Err(failure) => {
-            shut_down(running, config.client.shutdown_timeout).await;
-            return Err(failure);
-        }
-    };
-    match mount_client(&client, config, offline, &scope) {
-        Ok(mounted) => running.mounted = Some(mounted),
-        Err(failure) => {
-            shut_down(running, config.client.shutdown_timeout).await;
-            return Err(failure);
+            end(running, &signals, config.client.shutdown_timeout).await;
+            Err(failure)
         }
     }
-    Ok(stay(running, &signals, &torrents, config, display).await)
+}
+
+/// Everything up to the mount; what is up is put into `running` at once, to be taken down whatever comes. `None` when
+/// a signal came first.
+async fn bring_up(
+    running: &mut Running,
+    config: &Arc<Config>,
+    signals: &Signals,
+) -> Result<Option<Vec<Arc<Torrent>>>, Failure> {
+    let settings = config.clone();
+    let Some(offline) = step(signals, "users", async move || users(&settings.offline)).await? else {
+        return Ok(None);
+    };
+    let (settings, scope) = (config.clone(), running.scope.child("client"));
+    let starting = step(signals, "start", async move || start_client(&settings.client, scope).await);
+    let Some(client) = starting.await? else { return Ok(None) };
+    running.clients.push(client.clone());
+    let (settings, adding) = (config.clone(), client.clone());
+    let added = step(signals, "sources", async move || add_sources(&adding, &settings).await);
+    let Some(torrents) = added.await? else { return Ok(None) };
+    let mut mounting = std::pin::pin!(mount_client(&client, config, offline, &running.scope));
+    tokio::select! {
+        mounted = &mut mounting => running.mounted = Some(mounted?),
+        () = signals.reached(1) => {
+            // A mount that came up after we were gone would stay behind as a dead one.
+            match tokio::time::timeout(config.client.shutdown_timeout, mounting).await {
+                Ok(mounted) => running.mounted = Some(mounted?),
+                Err(_) => tracing::error!("the system doesn't answer about {}", config.mountpoint.display()),
+            }
+            return Ok(None);
+        }
+    }
+    Ok(Some(torrents))
+}
+
+/// Runs a part of the start on a thread of its own, since it may block: on a disk, on a name service. So a signal
+/// always finds somebody who listens; then the part is left to itself, and `None` returned.
+async fn step<T: Send + 'static>(
+    signals: &Signals,
+    name: &'static str,
+    part: impl AsyncFnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<Option<T>, Failure> {
+    let (runtime, told) = (tokio::runtime::Handle::current(), signals.clone());
+    let done = super::on_thread(name, move || {
+        runtime.block_on(async {
+            tokio::select! {
+                outcome = part() => outcome.map(Some),
+                // Unless it blocks just now, it ends by itself.
+                () = told.reached(1) => Ok(None),
+            }
+        })
+    });
+    tokio::select! {
+        done = done => done.unwrap_or_else(|| Err(Failure::internal("can't start", format_args!("no thread for {name}")))),
+        () = signals.reached(1) => Ok(None),
+    }
 }
 
 /// Waits for the end while the mount is up, shows what goes on, and takes it down.
 pub async fn stay(
-    running: Running,
+    mut running: Running,
     signals: &Signals,
     torrents: &[Arc<Torrent>],
     config: &Config,
@@ -93,6 +161,7 @@ pub async fn stay(
     }
     let started = tokio::time::Instant::now();
     let mut ready = false;
+    let mut detached = false;
     let mut draw = started;
     loop {
         tokio::select! {
@@ -102,31 +171,43 @@ pub async fn stay(
                 break;
             }
             () = tokio::time::sleep_until(draw) => {
-                let pause = if ready && !terminal::is_live() { LOG } else { DRAW };
+                let pause = if ready && !display.is_live() { LOG } else { DRAW };
                 draw = tokio::time::Instant::now() + pause;
                 display.update(torrents.iter().map(|t| line(t)).collect());
-                let waiting = torrents.iter().any(|t| t.status().state == State::Resolving);
+                let states: Vec<State> = torrents.iter().map(|t| t.status().state).collect();
+                running.service.status(|| summary(&states, &config.mountpoint));
+                let waiting = states.contains(&State::Resolving);
                 if !ready && (!waiting || started.elapsed() >= config.client.metadata_timeout) {
                     ready = true;
                     say_ready(torrents, config);
+                    display.written().await;
+                    if !running.service.ready() {
+                        break;
+                    }
+                }
+                if !detached && running.mounted.as_ref().is_some_and(|mounted| mounted.is_detached()) {
+                    detached = true;
+                    tracing::info!(
+                        "{} was unmounted lazily; ending when the last who uses it is done",
+                        config.mountpoint.display()
+                    );
                 }
             }
         }
     }
-    let mounted = running.mounted.clone();
-    let down = shut_down(running, config.client.shutdown_timeout);
-    tokio::select! {
-        exit = down => exit,
-        () = signals.reached(2) => {
-            tracing::error!("a second signal: leaving at once");
-            if let Some(mounted) = mounted {
-                // Detaches what it can; the process ends right after, which closes /dev/fuse.
-                let _ = std::thread::Builder::new().name("forced unmount".into()).spawn(move || mounted.unmount(timeouts::FORCED));
-                tokio::time::sleep(timeouts::FORCED).await;
-            }
-            Exit::Forced
-        }
+    end(running, signals, config.client.shutdown_timeout).await
+}
+
+/// How the torrents are, in one line for a service manager.
+fn summary(states: &[State], mountpoint: &Path) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for state in states {
+        *counts.entry(state.as_str()).or_default() += 1;
     }
+    let parts: Vec<String> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let plural = if states.len() == 1 { "" } else { "s" };
+    let colon = if parts.is_empty() { "" } else { ": " };
+    format!("{} torrent{plural} at {}{colon}{}", states.len(), mountpoint.display(), parts.join(", "))
 }
 
 fn say_ready(torrents: &[Arc<Torrent>], config: &Config) {
@@ -199,11 +280,12 @@ fn users(users: &[UserRef]) -> Result<Vec<u32>, Failure> {
     users.iter().map(number).collect()
 }
 
-/// Mounts a client's torrents; for the users of these numbers nothing is fetched.
+/// Mounts a client's torrents; for the users of these numbers nothing is fetched. Waits for as long as the system
+/// takes to answer about the mount point.
 ///
 /// # Errors
 /// For the user.
-pub fn mount_client(
+pub async fn mount_client(
     client: &Arc<Client>,
     config: &Config,
     offline: Vec<u32>,
@@ -211,8 +293,15 @@ pub fn mount_client(
 ) -> Result<Arc<Mounted>, Failure> {
     let content = TorrentContent::new(client.clone());
     content.watch(scope);
+    let socket = bind_socket();
+    if let Some(socket) = &socket {
+        content.set_socket(socket.path().to_owned());
+    }
     let mut options = MountOptions::new(&config.mountpoint);
-    options.fs_name = "torrentfs".into();
+    if let Some(name) = &config.fs_name {
+        options.fs_name = name.clone();
+    }
+    options.extra = config.mount_options.clone();
     options.offline = offline;
     options.allow_other = config.allow_other(nix::unistd::geteuid().is_root());
     if let Some(uid) = config.uid {
@@ -224,10 +313,41 @@ pub fn mount_client(
     if let Some(umask) = config.umask {
         options.umask = umask as u16;
     }
-    let content: Arc<dyn Content> = content;
-    let mounted = mount(content, options).map_err(|error| mount_failure(config, error))?;
+    let port: Arc<dyn Content> = content.clone();
+    let mounted = super::on_thread("mount", move || mount(port, options)).await;
+    let mounted = mounted.ok_or_else(|| Failure::internal("can't mount", "its thread is gone"))?;
+    let mounted = Arc::new(mounted.map_err(|error| mount_failure(config, error))?);
     tracing::info!("mounted at {}", config.mountpoint.display());
-    Ok(Arc::new(mounted))
+    if let Some(socket) = socket {
+        let answers = answers::Mounted {
+            client: client.clone(),
+            content,
+            mountpoint: mounted.path().to_owned(),
+            socket: socket.path().to_owned(),
+            since: Instant::now(),
+            shutdown: config.client.shutdown_timeout,
+            ending: AtomicBool::new(false),
+        };
+        let allowed = control::Allowed { uid: nix::unistd::geteuid().as_raw() };
+        if let Err(error) = control::serve(socket, allowed, Arc::new(answers), &scope.child("control")) {
+            tracing::warn!("there is no control socket: {error}");
+        }
+    }
+    Ok(mounted)
+}
+
+/// The mount's control socket. A mount without one is as good for readers, so it is no error not to have one.
+fn bind_socket() -> Option<Bound> {
+    let uid = nix::unistd::geteuid().as_raw();
+    let folders = place::folders(uid, |name| std::env::var_os(name));
+    let bound = Place::open(&folders, uid).and_then(|place| Bound::bind(&place, std::process::id()));
+    bound
+        .inspect_err(|error| {
+            tracing::warn!(
+                "there is no control socket, so status, add, remove, unmount and prefetch don't work: {error}"
+            );
+        })
+        .ok()
 }
 
 fn mount_failure(config: &Config, error: MountError) -> Failure {
@@ -242,5 +362,22 @@ fn mount_failure(config: &Config, error: MountError) -> Failure {
         MountError::NoHelper => Failure::no_fusermount(),
         MountError::AllowOther => Failure::allow_other_denied(),
         other => Failure::mount_refused(at, other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_for_the_service_manager() {
+        let rows: [(&[State], &str); 3] = [
+            (&[], "0 torrents at /m"),
+            (&[State::Complete], "1 torrent at /m: 1 complete"),
+            (&[State::Idle, State::Resolving, State::Idle], "3 torrents at /m: 2 idle, 1 resolving"),
+        ];
+        for (states, want) in rows {
+            assert_eq!(summary(states, Path::new("/m")), want);
+        }
     }
 }

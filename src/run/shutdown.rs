@@ -7,9 +7,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use torrentfs_fs::session::{Mounted, UnmountReport};
 
+use super::notify::Service;
+use super::on_thread;
+use super::signals::Signals;
 use crate::cli::exit::Exit;
 use crate::client::Client;
 use crate::sync::tasks::TaskScope;
@@ -23,17 +25,43 @@ pub struct Running {
     pub clients: Vec<Arc<Client>>,
     /// Everything's tasks.
     pub scope: TaskScope,
+    /// Who is told of it.
+    pub service: Service,
+}
+
+impl Running {
+    /// Nothing but the scope of all tasks, and nobody to tell.
+    pub fn nothing(scope: TaskScope) -> Self {
+        Self { mounted: None, clients: Vec::new(), scope, service: Service::default() }
+    }
+}
+
+/// Takes everything down within `limit`, or at once when a second signal comes.
+pub async fn end(running: Running, signals: &Signals, limit: Duration) -> Exit {
+    let mounted = running.mounted.clone();
+    tokio::select! {
+        exit = shut_down(running, limit) => exit,
+        () = signals.reached(2) => {
+            tracing::error!("a second signal: leaving at once");
+            if let Some(mounted) = mounted {
+                // Detaches what it can; the process ends right after, which closes /dev/fuse.
+                within("forced unmount", timeouts::FORCED, move || mounted.unmount(timeouts::FORCED)).await;
+            }
+            Exit::Forced
+        }
+    }
 }
 
 /// Takes everything down within `limit`. Idempotent: what is down already costs nothing.
 pub async fn shut_down(running: Running, limit: Duration) -> Exit {
+    running.service.stopping();
     let deadline = Instant::now() + limit;
     let left = || deadline.saturating_duration_since(Instant::now());
     let mut hung: Vec<String> = Vec::new();
     if let Some(mounted) = &running.mounted {
         let mounted = mounted.clone();
         // Answers go to /dev/fuse; a thread of its own, so that the runtime never waits for the kernel.
-        let _ = on_thread("fail reads", left() / 4, move || mounted.fail_reads()).await;
+        let _ = within("fail reads", left() / 4, move || mounted.fail_reads()).await;
     }
     for client in &running.clients {
         // Half of what is left: unmounting must have its share even if the disk hangs.
@@ -45,7 +73,7 @@ pub async fn shut_down(running: Running, limit: Duration) -> Exit {
         let mounted = mounted.clone();
         // The session's threads need some of the time that is left to end by.
         let limit = left().mul_f32(0.7);
-        match on_thread("unmount", left(), move || mounted.unmount(limit)).await {
+        match within("unmount", left(), move || mounted.unmount(limit)).await {
             Some(report) => {
                 unmounted = report.is_complete();
                 if !unmounted {
@@ -69,7 +97,7 @@ pub async fn shut_down(running: Running, limit: Duration) -> Exit {
     for client in &running.clients {
         let client = client.clone();
         let limit = left().max(Duration::from_millis(100));
-        let stopped = on_thread("stop workers", limit * 2, move || client.stop_workers(limit)).await;
+        let stopped = within("stop workers", limit * 2, move || client.stop_workers(limit)).await;
         hung.extend(stopped.unwrap_or_else(|| vec!["storage workers".into()]));
     }
     if hung.is_empty() {
@@ -88,15 +116,10 @@ fn describe(report: &UnmountReport) -> String {
 
 /// Runs something that blocks on a thread of its own and waits for it, `limit` at most; `None` when it takes
 /// longer, or there is no thread.
-async fn on_thread<T: Send + 'static>(
+async fn within<T: Send + 'static>(
     name: &str,
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    let (done, answer) = oneshot::channel();
-    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        let _ = done.send(work());
-    });
-    thread.ok()?;
-    tokio::time::timeout(limit, answer).await.ok()?.ok()
+    tokio::time::timeout(limit, on_thread(name, work)).await.ok()?
 }

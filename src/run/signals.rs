@@ -1,18 +1,32 @@
 //! The one signal handler. The first SIGTERM, SIGINT or SIGHUP begins the shutdown; a second forces the exit.
+//!
+//! [`hold`] keeps them back until [`Signals::install`] has the handler in place, so that none ends the program in
+//! between. Where somebody else held them before us, they are let through then as well.
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::exit::{Exit, Failure};
 use crate::sync::tasks::TaskScope;
 
+/// The signals that ask for the end.
+const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// Keeps the signals that ask for the end from this thread, and those it starts, until [`Signals::install`]: they
+/// wait. Processes that are started get an empty mask from the standard library.
+pub fn hold() {
+    // That it could fail for these signals isn't foreseen; they would end the program as they do without us.
+    let _ = SigSet::from_iter(ENDING).thread_block();
+}
+
 /// How many signals that ask for the end have come.
 #[derive(Clone)]
 pub struct Signals(watch::Receiver<usize>);
 
 impl Signals {
-    /// Installs the handler, in a task of `scope`. SIGHUP stays ignored where it was inherited so (`nohup`).
+    /// Installs the handler, in a task of `scope`, and lets through to this thread what [`hold`] kept back. SIGHUP
+    /// stays ignored where it was inherited so (`nohup`).
     ///
     /// # Errors
     /// [`Exit::Internal`] when the system refuses.
@@ -24,6 +38,7 @@ impl Signals {
             true => None,
             false => Some(signal(SignalKind::hangup()).map_err(failed)?),
         };
+        SigSet::from_iter(ENDING).thread_unblock().map_err(|e| failed(e.into()))?;
         let (count, receiver) = watch::channel(0);
         scope.spawn("signals", async move {
             loop {

@@ -3,7 +3,7 @@
 //!
 //! Nothing of a mount is named here: `cat` does without.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,9 +39,17 @@ pub fn open_cache(config: &ClientConfig) -> Result<Arc<CacheDir>, Failure> {
 pub fn cache_path(said: Option<&Path>) -> Result<PathBuf, Failure> {
     match said {
         Some(path) => Ok(path.to_owned()),
-        None => default_path(nix::unistd::geteuid().is_root(), |name| std::env::var_os(name))
-            .map_err(|e| cache_failure(&e)),
+        None => default_path(nix::unistd::geteuid().is_root(), variable).map_err(|e| cache_failure(&e)),
     }
+}
+
+/// A variable of the environment; the home folder as the system knows it where the environment says nothing, as when
+/// `mount` started us. Waits for the system's list of users then.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).or_else(|| {
+        let user = (name == "HOME").then(|| nix::unistd::User::from_uid(nix::unistd::geteuid()).ok())??;
+        user.map(|user| user.dir.into())
+    })
 }
 
 /// What is wrong with a cache folder, for the user.

@@ -224,6 +224,11 @@ impl CacheDir {
         }
     }
 
+    /// A torrent is in use no longer, for those who look ([`Marks`]); `info_hash` as in [`CacheDir::torrent_dir`].
+    pub fn release(&self, info_hash: &str) {
+        unmark(&self.lock, place(&info_hash.to_ascii_lowercase()));
+    }
+
     /// The room that is put by in it.
     pub fn spare(&self) -> &Arc<Spare> {
         &self.spare
@@ -324,6 +329,13 @@ impl Marks {
 /// Locks a byte of the lock file, until that is closed. Only those who look depend on it, so failing is no error.
 fn mark(lock: &File, at: libc::off_t) {
     let _ = fcntl(lock.as_fd(), FcntlArg::F_OFD_SETLK(&byte(at)));
+}
+
+/// Takes a mark away.
+fn unmark(lock: &File, at: libc::off_t) {
+    let free = libc::flock { l_type: libc::F_UNLCK as libc::c_short, ..byte(at) };
+    // As above: only those who look depend on it.
+    let _ = fcntl(lock.as_fd(), FcntlArg::F_OFD_SETLK(&free));
 }
 
 /// One byte of the lock file, to be locked for writing.

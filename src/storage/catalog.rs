@@ -150,6 +150,13 @@ pub fn scan(cache: &Path) -> Result<Catalog, CacheError> {
     Ok(catalog)
 }
 
+/// As [`scan`], one torrent alone; `None` when it isn't there. Waits for the disk.
+pub fn entry(cache: &Path, key: &str) -> Option<Entry> {
+    let path = cache.join(key);
+    let there = is_key(key) && path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+    there.then(|| look(path, key, &Marks::of(cache)))
+}
+
 /// Looks at one torrent's folder.
 fn look(path: PathBuf, key: &str, marks: &Marks) -> Entry {
     let taken = usage(&path);

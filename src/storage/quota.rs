@@ -200,6 +200,11 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// How much it is, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// What it was for is there: it stays charged.
     pub fn keep(mut self) {
         less(&self.quota.pending, std::mem::take(&mut self.bytes));

@@ -30,6 +30,11 @@ pub const TRACKER_RETRY_FIRST: Duration = Duration::from_secs(5);
 pub const TRACKER_RETRY_MAX: Duration = Duration::from_secs(30 * 60);
 /// The overall deadline of the shutdown sequence, unless `--shutdown-timeout` says otherwise.
 pub const SHUTDOWN: Duration = Duration::from_secs(10);
+/// For a removed torrent to record what is complete, and for what is just being written of it: at most 64 MiB are to be
+/// synced. Who is slower has a disk that hangs.
+pub const REMOVE_RECORD: Duration = Duration::from_secs(10);
+/// For the tasks of a removed torrent to end: they are dropped at their next await.
+pub const REMOVE_TASKS: Duration = Duration::from_secs(5);
 /// Since the last block of a piece that a read waits for; see `--read-timeout`.
 pub const READ: Duration = Duration::from_secs(300);
 /// Until a magnet's metadata counts as late; see `--metadata-timeout`.
@@ -55,6 +60,24 @@ pub const DHT_WATCH: Duration = Duration::from_secs(30);
 pub const TORRENT_URL: Duration = Duration::from_secs(60);
 /// For the disk to tell what of the torrents is here, before the mount shows without it.
 pub const SETTLE: Duration = Duration::from_secs(10);
+/// For a line of a request at the control socket, from its first byte: the largest takes a second.
+pub const CONTROL_LINE: Duration = Duration::from_secs(30);
+/// Silence between requests after which a connection of the control socket is closed: who watches asks each second.
+pub const CONTROL_IDLE: Duration = Duration::from_secs(60);
+/// For a client to take an answer of the control socket: it is another process of this machine, and asked for it.
+pub const CONTROL_WRITE: Duration = Duration::from_secs(10);
+/// For a running mount to answer what takes no network and next to no disk: well under a second, but machines are busy.
+pub const CONTROL_ANSWER: Duration = Duration::from_secs(10);
+/// For a torrent to be added to a running mount: [`TORRENT_URL`], [`RESOLVE`] and [`SETTLE`], with room.
+pub const CONTROL_ADD: Duration = Duration::from_secs(90);
+/// For a torrent to be removed from a running mount: many files may have to go.
+pub const CONTROL_REMOVE: Duration = Duration::from_secs(60);
+/// For what was added to show in the tree: a rebuild takes milliseconds.
+pub const CONTROL_SHOWN: Duration = Duration::from_secs(2);
+/// For the disk to tell what is free on it, before a status goes without.
+pub const CONTROL_SPACE: Duration = Duration::from_secs(1);
+/// What a client gives a process that ends, beyond the shutdown's own deadline: for what comes after the sequence.
+pub const CONTROL_END: Duration = Duration::from_secs(5);
 /// For the runtime to end after the shutdown sequence: nothing is left to run then.
 pub const RUNTIME_END: Duration = Duration::from_millis(500);
 /// What a second signal still gives to detaching the mount.

@@ -96,6 +96,11 @@ impl Background {
         self.files.contains_key(&file)
     }
 
+    /// The files that are wanted whole, in ascending order.
+    pub fn files(&self) -> impl Iterator<Item = FileIndex> + '_ {
+        self.files.keys().copied()
+    }
+
     /// Pieces handed out and not complete.
     pub fn taken(&self) -> &BTreeSet<PieceIndex> {
         &self.taken
@@ -127,10 +132,13 @@ impl Background {
         }
     }
 
-    /// A file is no longer wanted whole. Returns the pieces to be taken back from the picker.
-    pub fn remove(&mut self, file: FileIndex) -> Vec<PieceIndex> {
-        let Some(pieces) = self.files.remove(&file) else { return Vec::new() };
-        for edge in edges(&pieces) {
+    /// Files are no longer wanted whole. Returns the pieces to be taken back from the picker.
+    pub fn remove(&mut self, files: &[FileIndex]) -> Vec<PieceIndex> {
+        let removed: Vec<Range<u32>> = files.iter().filter_map(|file| self.files.remove(file)).collect();
+        if removed.is_empty() {
+            return Vec::new();
+        }
+        for edge in removed.iter().flat_map(edges) {
             if let Some(count) = self.edges.get_mut(&edge) {
                 *count -= 1;
                 if *count == 0 {
@@ -138,11 +146,21 @@ impl Background {
                 }
             }
         }
-        // What another file has a part in stays wanted.
-        let overlaps = |f: &Range<u32>| f.start < pieces.end && pieces.start < f.end;
-        let shared = self.files.values().any(overlaps);
-        let kept = |p: &u32| if shared { self.is_wanted(PieceIndex(*p)) } else { false };
-        let gone: Vec<u32> = pieces.filter(|p| !kept(p)).collect();
+        // What another file has a part in stays wanted. Looked up in all of them at once: many may go together.
+        let mut left: Vec<&Range<u32>> = self.files.values().collect();
+        left.sort_unstable_by_key(|range| range.start);
+        let mut covered: Vec<Range<u32>> = Vec::new();
+        for range in left {
+            match covered.last_mut() {
+                Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+                _ => covered.push(range.clone()),
+            }
+        }
+        let is_kept = |piece: &u32| {
+            let after = covered.partition_point(|range| range.start <= *piece);
+            after.checked_sub(1).and_then(|at| covered.get(at)).is_some_and(|range| range.contains(piece))
+        };
+        let gone: Vec<u32> = removed.into_iter().flatten().filter(|piece| !is_kept(piece)).collect();
         if let Some(order) = &mut self.order {
             gone.iter().for_each(|p| order.park(*p));
         }
@@ -480,12 +498,43 @@ mod tests {
         for (file, pieces) in [(0, 0..4), (1, 3..4), (2, 3..8)] {
             background.add(FileIndex(file), pieces, &table, std::iter::empty());
         }
-        assert!(background.remove(FileIndex(0)).is_empty());
+        assert!(background.remove(&[FileIndex(0)]).is_empty());
         assert!(background.is_wanted(PieceIndex(3)) && !background.is_wanted(PieceIndex(2)));
-        background.remove(FileIndex(2));
+        background.remove(&[FileIndex(2)]);
         assert_eq!(drain(&mut background, &Has::All, now), [3]);
-        assert_eq!(background.remove(FileIndex(1)), [PieceIndex(3)]);
+        assert_eq!(background.remove(&[FileIndex(1)]), [PieceIndex(3)]);
         assert!(!background.is_active());
+    }
+
+    /// Taken out one by one, each would be held against all others: at a hundred thousand files that is hours.
+    #[test]
+    fn p1_many_files_go_at_once() {
+        let now = Instant::now();
+        let files = 100_000;
+        let table = missing(files);
+        let mut background = Background::new(files, 1);
+        let whole = FileIndex(u32::MAX);
+        background.add(whole, 0..files, &table, std::iter::empty());
+        for file in 0..files - 1 {
+            // Each shares a piece with the next.
+            background.add(FileIndex(file), file..file + 2, &table, std::iter::empty());
+        }
+        let picked: Vec<PieceIndex> =
+            (0..10).filter_map(|_| background.pick(PeerKey(1), &Has::All, now)).collect();
+        assert!(background.remove(&[whole]).is_empty(), "the files have all of it");
+        let all_but_two: Vec<FileIndex> =
+            background.files().filter(|file| ![7, 70_000].contains(&file.0)).collect();
+        let mut gone = background.remove(&all_but_two);
+        background.check().unwrap();
+        gone.sort_unstable();
+        let kept = [7, 8, 70_000, 70_001].map(PieceIndex);
+        let mut want: Vec<_> = picked.iter().copied().filter(|piece| !kept.contains(piece)).collect();
+        want.sort_unstable();
+        assert_eq!(gone, want, "what was handed out comes back once");
+        let mut left = drain(&mut background, &Has::All, now);
+        left.extend(picked.iter().filter(|piece| kept.contains(piece)).map(|piece| piece.0));
+        left.sort_unstable();
+        assert_eq!(left, kept.map(|piece| piece.0));
     }
 
     #[test]
@@ -532,7 +581,7 @@ mod tests {
                 let piece = PieceIndex(n);
                 match what {
                     0 => background.add(FileIndex(n % 4), n.min(20)..n.min(20) + 10, &table, std::iter::empty()),
-                    1 => _ = background.remove(FileIndex(n % 4)),
+                    1 => _ = background.remove(&[FileIndex(n % 4)]),
                     2 => background.have(piece),
                     3 => background.count(&bits(&[n, (n * 7) % 30]), n % 2 == 0),
                     4 => _ = background.pick(PeerKey(u64::from(n % 3)), &Has::All, now),

@@ -58,11 +58,11 @@ pub enum Event {
     Found(FoundPeers),
     /// Readers want something, or no longer: all that came in since they were last looked at.
     Demands(Vec<Demand>),
-    /// A file is to be fetched whole in the background, or no longer.
+    /// Files are to be fetched whole in the background, or no longer.
     Prefetch {
-        /// The file; one beyond the last stands for all.
-        file: FileIndex,
-        /// Whether it is.
+        /// The files; [`super::swarm::EVERYTHING`] alone stands for all.
+        files: Vec<FileIndex>,
+        /// Whether they are.
         on: bool,
     },
     /// A received piece was hashed.

@@ -46,6 +46,7 @@ use torrentfs_fs::lock::RankedMutex;
 
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::id::InfoHash;
+use crate::sync::tasks::TaskScope;
 use reads::Shared;
 use sessions::Sessions;
 use status::Status;
@@ -59,11 +60,12 @@ pub enum Command {
         /// Answered when it is on disk, or could not be put there.
         done: oneshot::Sender<()>,
     },
-    /// Fetch a file whole in the background, or no longer. Nothing happens before the metadata is known.
+    /// Fetch files whole in the background, or no longer. Before the metadata is known only the whole torrent can be
+    /// meant, and is fetched when it is.
     Prefetch {
-        /// The file; [`swarm::EVERYTHING`] stands for the whole torrent.
-        file: FileIndex,
-        /// Whether it is to be fetched.
+        /// The files; [`swarm::EVERYTHING`] alone stands for the whole torrent.
+        files: Vec<FileIndex>,
+        /// Whether they are to be fetched.
         on: bool,
     },
     /// Room is needed: pieces are to go, as far as nobody holds them.
@@ -74,6 +76,12 @@ pub enum Command {
         younger_than: Option<Instant>,
         /// Answered with how many bytes that gave, once they are given back.
         done: oneshot::Sender<u64>,
+    },
+    /// Write nothing any more, and write down what is complete; the torrent is about to end. What is just being opened
+    /// is waited for, nothing more is opened.
+    Close {
+        /// Answered when nothing is written any more, and all is on disk that could be put there.
+        done: oneshot::Sender<()>,
     },
     /// Tell the trackers that we leave, no longer than this.
     Leave {
@@ -103,6 +111,10 @@ pub struct Torrent {
     changed: Arc<Notify>,
     commands: mpsc::Sender<Command>,
     settled: watch::Sender<bool>,
+    /// All its tasks.
+    pub(crate) scope: TaskScope,
+    /// Bytes that are charged for what is kept of it, until it is live.
+    charged: u64,
 }
 
 impl Torrent {
@@ -131,6 +143,35 @@ impl Torrent {
     /// Tells the owner to do something. False when it has ended. May wait while eight commands are queued.
     pub async fn command(&self, command: Command) -> bool {
         self.commands.send(command).await.is_ok()
+    }
+
+    /// Waits until nothing of it is being written any more, once its store was closed. As long as the disk takes, so
+    /// bound it.
+    pub(crate) async fn written(&self) {
+        if let Some(shared) = self.live() {
+            work::written(shared).await;
+        }
+    }
+
+    /// Its reads end, the waiting and the later ones: it isn't one of the client's torrents any more. An effect: called
+    /// without any lock.
+    pub(crate) fn remove(&self) {
+        if let Some(shared) = self.live() {
+            shared.remove();
+        }
+    }
+
+    /// Closes its store: what is queued finds that, what is being done isn't waited for.
+    pub(crate) fn close_store(&self) {
+        if let Some(shared) = self.live() {
+            shared.store.close();
+        }
+    }
+
+    /// What is charged for what is kept of it, in bytes. Once its owner has ended and nothing is written any more: who
+    /// asks answers for it from then on.
+    pub(crate) fn take_charge(&self) -> u64 {
+        self.live().map_or(self.charged, |shared| shared.take_charge())
     }
 
     fn publish(&self, status: Status) {

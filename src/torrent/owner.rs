@@ -181,6 +181,12 @@ struct Owner {
     stale: bool,
     failed: Option<String>,
     persisted: Vec<oneshot::Sender<()>>,
+    /// It is about to end: nothing more is opened.
+    closing: bool,
+    /// Who waits for that, until what is being opened or kept is.
+    closers: Vec<oneshot::Sender<()>>,
+    /// Its metadata is being kept.
+    keeping: bool,
 }
 
 /// Starts a torrent in tasks of `scope` and returns its handle at once.
@@ -213,6 +219,8 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         changed: env.changed.clone(),
         commands,
         settled: watch::Sender::new(false),
+        scope: scope.clone(),
+        charged: plan.charged,
     });
     let now = Instant::now();
     let owner = Owner {
@@ -255,6 +263,9 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         stale: true,
         failed: None,
         persisted: Vec::new(),
+        closing: false,
+        closers: Vec::new(),
+        keeping: false,
         env,
     };
     owner.totals.left.store(u64::MAX >> 1, Ordering::Relaxed);
@@ -450,7 +461,8 @@ impl Owner {
         match Info::parse(&raw, None) {
             Ok(info) => {
                 tracing::info!(torrent = %info.name, "metadata came from peers");
-                work::keep_metadata(&self.env.workers, &self.home, raw);
+                self.keeping = true;
+                work::keep_metadata(&self.env.workers, &self.home, raw, &self.work);
                 self.prepare(Arc::new(info));
             }
             Err(error) => self.fail(format!("its metadata can't be used: {error}")),
@@ -459,7 +471,7 @@ impl Owner {
 
     /// Opens the storage, once: metadata may be found in the cache and come from peers at the same time.
     fn prepare(&mut self, info: Arc<Info>) {
-        if std::mem::replace(&mut self.preparing, true) {
+        if self.closing || std::mem::replace(&mut self.preparing, true) {
             return;
         }
         let env = &self.env;
@@ -507,8 +519,10 @@ impl Owner {
             Work::Recorded(result) => self.recorded(&result),
             Work::Discarded { freed, kept, never } => self.discarded(&freed, kept, never),
             Work::Mended => self.mending = self.mending.saturating_sub(1),
+            Work::Kept => self.keeping = false,
         }
         self.try_backlog();
+        self.close_if_may();
     }
 
     fn try_backlog(&mut self) {
@@ -535,6 +549,7 @@ impl Owner {
             return;
         }
         self.env.room.quota().recount(self.charged, ready.kept);
+        shared.charge(ready.kept);
         self.membership = Some(self.env.room.join(self.torrent.slot, shared.clone()));
         self.records = Some(Records::new(shared.store.is_durable(), ready.recorded, ready.clean));
         let geometry = Arc::new(shared.info.geometry.clone());
@@ -585,19 +600,14 @@ impl Owner {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Persist { clean, done } => {
-                if self.torrent.live().is_none() {
-                    let _ = done.send(());
-                    return;
-                }
-                self.persisted.push(done);
-                if let Some(records) = &mut self.records {
-                    records.want(clean);
-                }
-                self.record();
+            Command::Persist { clean, done } => self.persist(clean, done),
+            Command::Close { done } => {
+                self.closing = true;
+                self.closers.push(done);
+                self.close_if_may();
             }
             Command::Evict { pieces, younger_than, done } => self.evict(pieces, younger_than, done),
-            Command::Prefetch { file, on } => self.apply(Event::Prefetch { file, on }),
+            Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
             Command::Leave { limit, done } => {
                 let trackers = self.trackers.take();
                 self.following = None;

@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -48,6 +48,9 @@ pub enum ReadError {
     /// It isn't here, and nothing is fetched for this reader.
     #[error("it isn't here")]
     NotHere,
+    /// The torrent was removed.
+    #[error("the torrent was removed")]
+    Removed,
 }
 
 /// How often a read has the pieces checked whose bytes the store couldn't give, before it fails.
@@ -87,6 +90,10 @@ pub struct Shared {
     next: AtomicU64,
     /// Why nobody looks at demands any more, once that is so.
     ended: OnceLock<ReadError>,
+    /// It isn't one of the client's torrents any more.
+    removed: AtomicBool,
+    /// What is charged for what is kept of it, in bytes.
+    charged: AtomicU64,
     /// Bytes of all files that are shown: pad files are not.
     size: u64,
 }
@@ -103,7 +110,22 @@ impl Shared {
         let (notifier, next) = (Notifier::new(), AtomicU64::new(1));
         let size = info.files.iter().filter(|f| f.kind == FileKind::Regular).map(|f| f.size).sum();
         let (writes, recent, ended) = (WriteQueue::new(), Recent::new(0).member(), OnceLock::new());
-        Self { info, table, store, workers, notifier, inbox, writes, recent, next, ended, size }
+        let (removed, charged) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self {
+            info,
+            table,
+            store,
+            workers,
+            notifier,
+            inbox,
+            writes,
+            recent,
+            next,
+            ended,
+            removed,
+            charged,
+            size,
+        }
     }
 
     /// Keeps pieces in memory, as far as there is room beside those of other torrents.
@@ -115,6 +137,36 @@ impl Shared {
     pub fn cost(&self, piece: PieceIndex) -> u64 {
         let start = self.info.geometry.piece_offset(piece);
         self.store.room(start..start + u64::from(self.info.geometry.piece_len(piece)))
+    }
+
+    /// So many bytes more are charged for it.
+    pub(super) fn charge(&self, bytes: u64) {
+        self.charged.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// So many bytes of what was charged for it were released.
+    pub(super) fn uncharge(&self, bytes: u64) {
+        let less = |charged: u64| Some(charged.saturating_sub(bytes));
+        // Always some: never an error.
+        let _ = self.charged.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+
+    /// What is charged for it, in bytes, from now on by somebody else.
+    pub(super) fn take_charge(&self) -> u64 {
+        self.charged.swap(0, Ordering::AcqRel)
+    }
+
+    /// Whether it was removed: nobody is to read it any more, whatever is here of it.
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::SeqCst)
+    }
+
+    /// It is removed: each read that waits ends with [`ReadError::Removed`], and so does each later one. An effect:
+    /// called without any lock.
+    pub fn remove(&self) {
+        self.removed.store(true, Ordering::SeqCst);
+        self.fail_all(&ReadError::Removed);
+        self.recent.clear();
     }
 
     /// Bytes of all files that are shown: pad files are not.
@@ -380,6 +432,7 @@ impl Shared {
         let result = match read {
             Ok(()) if !still_here => return self.take_up(waiter),
             Ok(()) => Ok(&*buf),
+            Err(StorageError::Closed) if self.is_removed() => Err(ReadError::Removed),
             Err(StorageError::Closed) => Err(ReadError::Closed),
             Err(error) => {
                 if waiter.failures.fetch_add(1, Ordering::Relaxed) + 1 < TRIES {
@@ -538,9 +591,9 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Opens a file of the torrent. Never waits.
+    /// Opens a file of the torrent; `None` when there is none, or the torrent was removed. Never waits.
     pub fn open(shared: Arc<Shared>, file: FileIndex) -> Option<Self> {
-        let extent = *shared.info.geometry.files().get(file.0 as usize)?;
+        let extent = *shared.info.geometry.files().get(file.0 as usize).filter(|_| !shared.is_removed())?;
         let id = shared.next.fetch_add(1, Ordering::Relaxed);
         shared.inbox.post(Demand::Open { stream: id, file });
         Some(Self {
@@ -551,6 +604,11 @@ impl Reader {
             track: RankedMutex::new(Rank::Leaf, "stream track", Track::new(extent.offset)),
             shared,
         })
+    }
+
+    /// Whether its torrent was removed: it reads nothing any more.
+    pub fn is_removed(&self) -> bool {
+        self.shared.is_removed()
     }
 
     /// Follows a read; the owner is told where the reader is, for what is to be fetched ahead.
@@ -570,9 +628,9 @@ impl Reader {
     }
 
     /// Fills `buf` from `offset` in the file, if all of it is complete and in memory.
-    /// Otherwise, also when the disk fails: false. Never waits.
+    /// Otherwise, also when the disk fails or the torrent was removed: false. Never waits.
     pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> bool {
-        let Some(at) = self.clamp(offset, buf.len()) else { return false };
+        let Some(at) = self.clamp(offset, buf.len()).filter(|_| !self.is_removed()) else { return false };
         // Whoever may wait for the disk finds out why it fails.
         let read = self.shared.try_here(at, buf);
         if read {
@@ -589,6 +647,10 @@ impl Reader {
             done(Err(ReadError::Io("a read beyond the end of the file".into())));
             return ReadTicket { shared, waiter: None };
         };
+        if self.is_removed() {
+            done(Err(ReadError::Removed));
+            return ReadTicket { shared, waiter: None };
+        }
         let waiter = Arc::new(Waiter {
             id: shared.next.fetch_add(1, Ordering::Relaxed),
             file: self.file,

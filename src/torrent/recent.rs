@@ -117,8 +117,9 @@ impl Member {
     }
 }
 
-impl Drop for Member {
-    fn drop(&mut self) {
+impl Member {
+    /// Drops the torrent's pieces. Never waits.
+    pub fn clear(&self) {
         let mut gone = Vec::new();
         {
             let mut kept = self.recent.kept.lock();
@@ -126,6 +127,12 @@ impl Drop for Member {
             gone.extend(own.into_iter().map(|key| kept.take(key)));
         }
         drop(gone);
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -210,6 +217,8 @@ mod tests {
         drop(one);
         assert_eq!(Arc::strong_count(&buffer), 1);
         assert_eq!((kept(&two), recent.kept.lock().bytes), (vec![1], 3));
+        two.clear();
+        assert_eq!((kept(&two), recent.kept.lock().bytes), (vec![], 0));
     }
 
     #[test]

@@ -210,7 +210,7 @@ impl Swarm {
                 }
             }
             Event::Demands(demands) => self.demanded(demands, now, &mut fx),
-            Event::Prefetch { file, on } => self.prefetch(file, on, now, &mut fx),
+            Event::Prefetch { files, on } => self.prefetch(&files, on, now, &mut fx),
             Event::Verified { piece, verdict, digests } => {
                 self.verified(piece, verdict, &digests, now, &mut fx)
             }
@@ -287,7 +287,7 @@ impl Swarm {
             self.leave_strangers(fx);
         }
         if self.settings.prefetch == Prefetch::All {
-            self.prefetch(EVERYTHING, true, now, fx);
+            self.prefetch(&[EVERYTHING], true, now, fx);
         }
         self.all_interests(now, fx);
     }

@@ -34,7 +34,10 @@ enum Step {
     Open(u64),
     Close(u64),
     Moved(u64, u32, u32),
-    Prefetch(bool),
+    Prefetch {
+        whole: bool,
+        on: bool,
+    },
     Want(u8),
     Withdraw(usize),
     Tick(u64),
@@ -57,7 +60,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..3u64).prop_map(Step::Open),
         1 => (0..3u64).prop_map(Step::Close),
         2 => (0..3u64, 0..6u32, 0..6u32).prop_map(|(stream, from, run)| Step::Moved(stream, from, run)),
-        1 => any::<bool>().prop_map(Step::Prefetch),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(whole, on)| Step::Prefetch { whole, on }),
         4 => (1..64u8).prop_map(Step::Want),
         1 => n().prop_map(Step::Withdraw),
         4 => (0..30_000u64).prop_map(Step::Tick),
@@ -154,7 +157,10 @@ impl History {
             Step::Moved(stream, from, run) => {
                 world.moved(stream, u64::from(from * PIECE), u64::from(run * PIECE));
             }
-            Step::Prefetch(on) => world.apply(Event::Prefetch { file: FileIndex(0), on }),
+            Step::Prefetch { whole, on } => {
+                let file = if whole { EVERYTHING } else { FileIndex(0) };
+                world.apply(Event::Prefetch { files: vec![file], on });
+            }
             Step::Want(mask) => {
                 let pieces: Vec<u32> = (0..6).filter(|p| mask & (1 << p) != 0).collect();
                 let id = self.next;

@@ -740,5 +740,8 @@ mod effects_outside_locks;
 #[path = "swarm_storage_tests.rs"]
 mod storage;
 
+#[path = "swarm_prefetch_tests.rs"]
+mod prefetching;
+
 #[path = "swarm_cost_tests.rs"]
 mod costs;

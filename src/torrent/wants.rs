@@ -1,6 +1,7 @@
 //! What is wanted and asked for: readers' demands, what is fetched beyond them, and who is asked for what. A part of
 //! the [`Swarm`]'s `apply`, and as pure as the rest of it.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::background::{Background, Prefetch};
@@ -8,7 +9,7 @@ use super::effects::Effect;
 use super::inbox::Demand;
 use super::load::{Has, PeerLoad};
 use super::picker::DemandId;
-use super::swarm::{LOOK_PAUSE, Live, Swarm};
+use super::swarm::{EVERYTHING, LOOK_PAUSE, Live, Swarm};
 use super::table::PieceState;
 use super::verdicts::FAULTS;
 use crate::metainfo::geometry::FileIndex;
@@ -72,30 +73,57 @@ impl Swarm {
         }
         let touched = self.live.as_mut().map_or(Vec::new(), |l| l.demands.take_touched());
         if self.settings.prefetch == Prefetch::File {
-            touched.into_iter().for_each(|file| self.prefetch(file, true, now, fx));
+            self.prefetch(&touched, true, now, fx);
         }
         self.all_interests(now, fx);
     }
 
-    /// A file is to be fetched whole in the background, or no longer. A file beyond the last stands for all.
-    pub(super) fn prefetch(&mut self, file: FileIndex, on: bool, now: Instant, fx: &mut Vec<Effect>) {
-        let Some(live) = &mut self.live else { return };
-        if on == live.background.has_file(file) {
+    /// Files are to be fetched whole in the background, or no longer; [`EVERYTHING`] stands for all. To take a file out
+    /// of everything leaves the others.
+    pub(super) fn prefetch(&mut self, files: &[FileIndex], on: bool, now: Instant, fx: &mut Vec<Effect>) {
+        let whole = files.contains(&EVERYTHING);
+        let Some(live) = &mut self.live else {
+            match (whole, on) {
+                (true, true) => self.settings.prefetch = Prefetch::All,
+                (true, false) if self.settings.prefetch == Prefetch::All => {
+                    self.settings.prefetch = Prefetch::None;
+                }
+                _ => {}
+            }
+            return;
+        };
+        let info = live.info.clone();
+        let geometry = &info.geometry;
+        let of = |file: FileIndex| match geometry.files().get(file.0 as usize) {
+            Some(_) => geometry.file_pieces(file),
+            None => 0..geometry.pieces(),
+        };
+        let mut add: Vec<FileIndex> = Vec::new();
+        let mut gone: Vec<FileIndex> = Vec::new();
+        if on {
+            add.extend(files.iter().filter(|file| !live.background.has_file(**file)));
+        } else if whole {
+            gone.extend(live.background.files());
+        } else {
+            gone.extend(files.iter().filter(|file| live.background.has_file(**file)));
+            if live.background.has_file(EVERYTHING) {
+                let out: BTreeSet<&FileIndex> = files.iter().collect();
+                gone.push(EVERYTHING);
+                let all = (0..geometry.files().len() as u32).map(FileIndex);
+                add.extend(all.filter(|file| !out.contains(file) && !live.background.has_file(*file)));
+            }
+        }
+        if add.is_empty() && gone.is_empty() {
             return;
         }
-        if on {
-            let geometry = live.picker.geometry();
-            let pieces = match geometry.files().get(file.0 as usize) {
-                Some(_) => geometry.file_pieces(file),
-                None => 0..geometry.pieces(),
-            };
-            let peers: Vec<&Has> =
-                self.peers.keys().filter_map(|key| live.picker.load(*key)).map(PeerLoad::has).collect();
-            live.background.add(file, pieces, &live.table, peers.into_iter());
-        } else {
-            for piece in live.background.remove(file) {
-                live.demands.unwant(piece, DemandId::Background, &live.table, &mut live.picker, fx);
-            }
+        let peers: Vec<&Has> =
+            self.peers.keys().filter_map(|key| live.picker.load(*key)).map(PeerLoad::has).collect();
+        for file in add {
+            live.background.add(file, of(file), &live.table, peers.iter().copied());
+        }
+        // Afterwards: what another file has a part in isn't taken back in between.
+        for piece in live.background.remove(&gone) {
+            live.demands.unwant(piece, DemandId::Background, &live.table, &mut live.picker, fx);
         }
         self.all_interests(now, fx);
     }

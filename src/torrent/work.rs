@@ -9,7 +9,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::blame::Digest;
 use super::effects::{Looked, Verdict};
@@ -80,6 +80,8 @@ pub(super) enum Work {
     },
     /// Files were taken as they are now.
     Mended,
+    /// The metadata was kept for the next run, or could not be.
+    Kept,
 }
 
 /// Says something exactly once: what it is told to, or on being dropped what it was made with.
@@ -177,6 +179,7 @@ impl Write for Right {
             Ok(()) => {
                 // Before the answer: who is woken by it finds the piece.
                 self.shared.recent.keep(&self.buffer, len);
+                self.shared.charge(self.room.bytes());
                 self.room.keep();
                 Verdict::Good
             }
@@ -299,9 +302,11 @@ pub(super) fn recall(workers: &Workers, home: &Home, to: &mpsc::Sender<Work>) {
 }
 
 /// Keeps metadata for the next run.
-pub(super) fn keep_metadata(workers: &Workers, home: &Home, raw: Vec<u8>) {
+pub(super) fn keep_metadata(workers: &Workers, home: &Home, raw: Vec<u8>, to: &mpsc::Sender<Work>) {
     let dir = home.dir.clone();
+    let answer = Answer::new(to, Work::Kept);
     let job = Box::new(move |_: &mut _| {
+        let _answer = answer;
         if let Err(error) = resume::save_metadata(&dir, &raw) {
             tracing::warn!("the metadata could not be kept for the next time: {error}");
         }
@@ -383,6 +388,20 @@ pub(super) fn discard(shared: &Arc<Shared>, pieces: Vec<PieceIndex>, to: &mpsc::
         );
     });
     shared.workers.submit(Class::Verify, job).is_ok()
+}
+
+/// Waits until what was being written of a torrent whose store is closed is written.
+pub(super) async fn written(shared: &Arc<Shared>) {
+    let (done, answer) = oneshot::channel();
+    let turn = shared.clone();
+    let job = Box::new(move |_: &mut _| {
+        // What comes later finds the store closed.
+        turn.writes.exclusively(&*turn.store, Box::new(move || _ = done.send(())));
+    });
+    // Refused only when the program ends; an error says that it is over, too.
+    if shared.workers.submit(Class::Verify, job).is_ok() {
+        let _ = answer.await;
+    }
 }
 
 /// How far beyond a piece its missing neighbours are looked at: no file system has larger blocks.

@@ -2,9 +2,10 @@
 //!
 //! Parts: [`Mount`] runs the binary; [`Seeder`], [`Leecher`] are libtorrent; [`ScriptedPeer`] is a peer that
 //! misbehaves as told; a [`Crowd`] is many honest ones; [`Tracker`] and the dead ones; [`Sample`] is
-//! deterministic content, [`Uniform`] and [`Varied`] content of any size; [`SmallDisk`] fills up soon; [`Proc`] is
-//! any other process, [`Language`] readers of other runtimes; [`cpu`], [`memory`] are what one uses; [`Random`] is luck that can be repeated. Whatever a test
-//! starts ends with it, also when it panics: no process and no mount is left behind.
+//! deterministic content, [`Uniform`] and [`Varied`] content of any size; [`SmallDisk`] fills up soon; a [`Place`] is
+//! for a mount in the background, a [`Namespace`] for one that the machine doesn't see; [`Proc`] is any other process,
+//! [`Language`] readers of other runtimes; [`cpu`], [`memory`] are what one uses; [`Random`] is luck that can be
+//! repeated. Whatever a test starts ends with it, also when it panics: no process and no mount is left behind.
 //!
 //! State is awaited with [`wait_until`] and a bound, never slept for. Bounds are generous (five times what is
 //! expected and more), since the machine may be busy; they only turn a hang into a failure.
@@ -14,6 +15,7 @@
 mod command;
 mod compiled;
 mod crowd;
+mod daemon;
 mod disk;
 mod mount;
 mod peers;
@@ -28,8 +30,9 @@ mod usage;
 pub use command::{Ended, fetch, fetch_from, home, ran};
 pub use compiled::{Language, fnv};
 pub use crowd::{Crowd, Truth, Uniform, Varied};
+pub use daemon::{Namespace, Place, is_gone, mount_line};
 pub use disk::{SmallDisk, allocated, forget_pages};
-pub use mount::{Mount, is_mounted, program, torrentfs};
+pub use mount::{Mount, MountBuilder, STOP, is_mounted, program, torrentfs};
 pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
 pub use process::{Proc, Reader};
 pub use random::{Random, seed};

@@ -39,6 +39,8 @@ pub enum Need {
     Transmission,
     /// Network namespaces, with `ip` and root.
     Netns,
+    /// Mount namespaces, with `unshare`, `nsenter` and root.
+    Namespace,
     /// `getfattr`.
     Attr,
     /// `file`.
@@ -60,6 +62,7 @@ pub fn missing(needs: &[Need]) -> Option<String> {
             (!has_tool("transmission-daemon")).then(|| "no transmission-daemon (Debian: the same)".to_owned())
         }
         Need::Netns => netns_missing(),
+        Need::Namespace => namespace_missing(),
         Need::Attr => (!has_tool("getfattr")).then(|| "no getfattr (Debian: attr)".to_owned()),
         Need::File => (!has_tool("file")).then(|| "no file (Debian: the same)".to_owned()),
         Need::Ffmpeg => (!has_tool("ffprobe") || !has_tool("ffmpeg"))
@@ -93,6 +96,19 @@ fn netns_missing() -> Option<String> {
             run(&["netns", "del", &name]);
         }
         (!works).then(|| "no network namespaces here (they need root and `ip`)".to_owned())
+    })
+    .clone()
+}
+
+fn namespace_missing() -> Option<String> {
+    static WHY: OnceLock<Option<String>> = OnceLock::new();
+    WHY.get_or_init(|| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/sbin"]);
+        let works = command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+        let tools = ["nsenter", "setpriv", "fusermount3"].iter().all(|tool| has_tool(tool));
+        (!works || !tools)
+            .then(|| "no mount namespaces here (they need root, util-linux and fuse3)".to_owned())
     })
     .clone()
 }

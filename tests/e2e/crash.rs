@@ -18,6 +18,7 @@ use nix::sys::signal::Signal;
 use torrentfs::metainfo::Metainfo;
 use torrentfs::metainfo::geometry::PieceIndex;
 use torrentfs::metainfo::info::{FileKind, Info};
+use torrentfs::storage::Store;
 use torrentfs::storage::file::{FileStore, StoredFile};
 use torrentfs::storage::pool::Scratch;
 use torrentfs::storage::resume;
@@ -31,7 +32,7 @@ const KILLS: u64 = 55;
 const START: Duration = Duration::from_secs(30);
 
 /// What a record names, each piece of it read back and found right.
-fn recorded(sample: &Sample, info: &Arc<Info>, cache: &Path) -> BTreeSet<u32> {
+pub fn recorded(sample: &Sample, info: &Arc<Info>, cache: &Path) -> BTreeSet<u32> {
     let dir = cache.join(sample.v1.as_deref().expect("a v1 torrent"));
     if !dir.is_dir() {
         return BTreeSet::new();
@@ -46,6 +47,15 @@ fn recorded(sample: &Sample, info: &Arc<Info>, cache: &Path) -> BTreeSet<u32> {
     };
     let files: Vec<StoredFile> = info.files.iter().map(file).collect();
     let store = FileStore::open(&dir, Arc::new(info.geometry.clone()), &files).expect("the store");
+    // What the next start believes of it without looking: all, unless somebody was at the files.
+    let states = store.files().expect("what is there");
+    let believed = resume::believable(&data, &info.geometry, &states);
+    let doubted: Vec<u32> = pieces
+        .iter()
+        .copied()
+        .filter(|p| believed.complete[*p as usize / 8] & (0x80 >> (p % 8)) == 0)
+        .collect();
+    assert!(doubted.is_empty(), "{doubted:?} are recorded and not believed: {:?} and {states:?}", data.files);
     let mut scratch = Scratch::default();
     for piece in &pieces {
         let index = PieceIndex(*piece);

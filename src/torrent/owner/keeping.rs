@@ -155,7 +155,9 @@ impl Owner {
         let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live()) else { return };
         records.discarded(freed);
         freed.iter().for_each(|p| _ = self.charged_still.remove(p));
-        self.env.room.release(freed.iter().map(|p| shared.cost(*p)).sum());
+        let bytes = freed.iter().map(|p| shared.cost(*p)).sum();
+        shared.uncharge(bytes);
+        self.env.room.release(bytes);
         // Not before: what is written of them next may cost something where this didn't.
         freed.iter().for_each(|p| shared.store.condemn(*p));
         self.crowd.discarded(freed);
@@ -204,6 +206,30 @@ impl Owner {
         let held = |p: &PieceIndex| self.records.as_ref().is_some_and(|records| records.is_held(*p));
         let gone = before.into_iter().filter(|p| held(p));
         self.crowd.evicted(gone.map(|p| (p, shared.cost(p))).collect(), done);
+    }
+
+    /// Writes down what is complete, and nothing more after it if that is the `last` time; `done` hears of it.
+    pub(super) fn persist(&mut self, last: bool, done: oneshot::Sender<()>) {
+        if self.torrent.live().is_none() {
+            let _ = done.send(());
+            return;
+        }
+        self.persisted.push(done);
+        if let Some(records) = &mut self.records {
+            records.want(last);
+        }
+        self.record();
+    }
+
+    /// Ends in good order if that is asked for, as soon as nothing is being opened or kept.
+    pub(super) fn close_if_may(&mut self) {
+        let opening = self.preparing && self.torrent.live().is_none() && self.failed.is_none();
+        if opening || self.keeping {
+            return;
+        }
+        for done in std::mem::take(&mut self.closers) {
+            self.persist(true, done);
+        }
     }
 
     /// When what was written is to be recorded, if anything was.

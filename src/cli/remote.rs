@@ -1,0 +1,197 @@
+//! The commands that talk to a running mount: their flags, and what they say. All of it is text in, text out.
+//!
+//! What `status` shows stands in [`super::status`]; asking is the business of `run`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::terminal::{bytes, clean};
+use crate::control::message::{Added, Prefetched, Removed};
+
+/// What a running mount is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remote {
+    /// How it stands.
+    Status {
+        /// Which mount; `None` for all of this user.
+        mountpoint: Option<PathBuf>,
+        /// As JSON, instead of for people.
+        json: bool,
+        /// Again and again.
+        watch: bool,
+    },
+    /// More torrents.
+    Add {
+        /// Which mount.
+        mountpoint: PathBuf,
+        /// As they were written; not empty.
+        sources: Vec<OsString>,
+    },
+    /// Torrents are to go.
+    Remove {
+        /// Which mount.
+        mountpoint: PathBuf,
+        /// Each by its name or info-hash, as it was written; not empty.
+        torrents: Vec<String>,
+        /// Whether what is kept of them goes, too.
+        delete_data: bool,
+    },
+    /// It is to end.
+    Unmount {
+        /// Which mount.
+        mountpoint: PathBuf,
+    },
+    /// Something is to be fetched whole.
+    Prefetch {
+        /// Files and folders in mounts; not empty.
+        paths: Vec<PathBuf>,
+        /// Or no longer.
+        off: bool,
+    },
+}
+
+/// Shows what running mounts do.
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Which mount [default: all of yours]
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: Option<PathBuf>,
+    /// Print one JSON object; with --watch one a second, each on a line
+    #[arg(long)]
+    json: bool,
+    /// Show it anew each second, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Adds torrents to a running mount.
+#[derive(Debug, Args)]
+pub(super) struct AddArgs {
+    /// Which mount
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
+    /// Magnet link, .torrent file, its URL, or info-hash; several may be given
+    #[arg(required = true, num_args = 1.., value_name = "SOURCE")]
+    sources: Vec<OsString>,
+}
+
+/// Takes torrents out of a running mount.
+#[derive(Debug, Args)]
+pub(super) struct RemoveArgs {
+    /// Which mount
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
+    /// Name of a torrent as the mount shows it, or its info-hash (the first 8 digits will do); several may be given
+    #[arg(required = true, num_args = 1.., value_name = "NAME|INFOHASH")]
+    torrents: Vec<String>,
+    /// Delete what is kept of it in the cache, too
+    #[arg(long)]
+    delete_data: bool,
+}
+
+/// Ends a running mount.
+#[derive(Debug, Args)]
+pub(super) struct UnmountArgs {
+    /// Which mount
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
+}
+
+/// Fetches files whole, in the background.
+#[derive(Debug, Args)]
+pub(super) struct PrefetchArgs {
+    /// File or folder in a mount; several may be given
+    #[arg(required = true, num_args = 1.., value_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// Fetch them no longer
+    #[arg(long)]
+    off: bool,
+}
+
+impl From<StatusArgs> for Remote {
+    fn from(StatusArgs { mountpoint, json, watch }: StatusArgs) -> Self {
+        Self::Status { mountpoint, json, watch }
+    }
+}
+
+impl From<AddArgs> for Remote {
+    fn from(AddArgs { mountpoint, sources }: AddArgs) -> Self {
+        Self::Add { mountpoint, sources }
+    }
+}
+
+impl From<RemoveArgs> for Remote {
+    fn from(RemoveArgs { mountpoint, torrents, delete_data }: RemoveArgs) -> Self {
+        Self::Remove { mountpoint, torrents, delete_data }
+    }
+}
+
+impl From<UnmountArgs> for Remote {
+    fn from(UnmountArgs { mountpoint }: UnmountArgs) -> Self {
+        Self::Unmount { mountpoint }
+    }
+}
+
+impl From<PrefetchArgs> for Remote {
+    fn from(PrefetchArgs { paths, off }: PrefetchArgs) -> Self {
+        Self::Prefetch { paths, off }
+    }
+}
+
+/// A torrent was added.
+pub fn added(added: &Added) -> String {
+    let name = clean(&added.name);
+    let word = if added.known { "was there" } else { "added" };
+    match added.size {
+        0 => format!("{word}  {name}\n"),
+        size => format!("{word}  {name}  ({} of {} here)\n", bytes(added.here), bytes(size)),
+    }
+}
+
+/// A torrent was removed.
+pub fn removed(removed: &Removed) -> String {
+    let name = clean(&removed.name);
+    let data = if removed.data_deleted {
+        format!(", with its data ({})", bytes(removed.freed))
+    } else {
+        String::new()
+    };
+    let left =
+        removed.data_left.as_ref().map_or(String::new(), |path| format!("; {} stays as it is", clean(path)));
+    format!("removed  {name}{data}{left}\n")
+}
+
+/// Something is being fetched, or no longer; `path` is what was named.
+pub fn prefetched(path: &str, told: &Prefetched, off: bool) -> String {
+    let files = match told.files {
+        1 => "1 file".to_owned(),
+        files => format!("{files} files"),
+    };
+    let word = if off { "no longer fetching" } else { "fetching" };
+    format!("{word}  {}  ({files}, {} of {} here)\n", clean(path), bytes(told.here), bytes(told.size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_is_said() {
+        let new = Added { name: "a\x1b[2J".into(), size: 2048, here: 1024, ..Added::default() };
+        assert_eq!(added(&new), "added  a\u{fffd}[2J  (1.0 KiB of 2.0 KiB here)\n");
+        assert_eq!(added(&Added { known: true, size: 0, name: "b".into(), ..new }), "was there  b\n");
+        let gone = Removed { name: "c".into(), ..Removed::default() };
+        assert_eq!(removed(&gone), "removed  c\n");
+        let gone = Removed { data_deleted: true, freed: 2048, data_left: Some("/d/c".into()), ..gone };
+        assert_eq!(removed(&gone), "removed  c, with its data (2.0 KiB); /d/c stays as it is\n");
+        let told = Prefetched { files: 1, size: 4096, here: 0 };
+        assert_eq!(prefetched("/m/d", &told, false), "fetching  /m/d  (1 file, 0 B of 4.0 KiB here)\n");
+        let told = Prefetched { files: 2, ..told };
+        assert_eq!(
+            prefetched("/m/d", &told, true),
+            "no longer fetching  /m/d  (2 files, 0 B of 4.0 KiB here)\n"
+        );
+    }
+}

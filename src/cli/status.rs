@@ -1,0 +1,324 @@
+//! `torrentfs status`: running mounts as a table, or as JSON. Text out, nothing is asked here.
+//!
+//! [`lines`] makes the table, as wide as it may be: what matters least goes first when room is short, and names give
+//! way in their middle. Names come from strangers and are made harmless. [`json`] is for programs, and documented in
+//! `docs/CONTROL.md`.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::progress::{bar, span};
+use super::terminal::{bytes, clean, cut, fit, text_width};
+use crate::control::status::{Status, Torrent};
+
+/// A name in fewer columns says nothing.
+const NAME_LEAST: usize = 12;
+/// What a bar is wide, in columns, if there is room.
+const BAR: usize = 22;
+/// Waiting reads told of one torrent at most: more are counted.
+const WAITING: usize = 3;
+
+/// How the table is to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// How wide it may be, in columns; `None` for as wide as it is.
+    pub width: Option<usize>,
+    /// Whether there are bars.
+    pub bars: bool,
+}
+
+/// Mounts for people, line by line.
+pub fn lines(mounts: &[Status], look: Look) -> Vec<String> {
+    let mut out = Vec::new();
+    for mount in mounts {
+        if !out.is_empty() {
+            out.push(String::new());
+        }
+        out.extend(head(mount));
+        out.extend(table(&mount.torrents, look));
+    }
+    if mounts.is_empty() {
+        out.push("Nothing of yours is mounted by torrentfs.".to_owned());
+    }
+    if let Some(width) = look.width {
+        for line in &mut out {
+            if text_width(line) > width {
+                *line = cut(line, width).into_owned();
+            }
+        }
+    }
+    out
+}
+
+/// What is said of a mount as a whole.
+fn head(mount: &Status) -> [String; 3] {
+    let cache = &mount.cache;
+    let bound = cache.bound.map_or(String::new(), |bound| format!(" of {}", bytes(bound)));
+    let free = cache.free.map_or("unknown".to_owned(), bytes);
+    [
+        format!(
+            "{}  torrentfs {}, process {}, for {}, port {}",
+            clean(&mount.mountpoint),
+            clean(&mount.version),
+            mount.pid,
+            span(Duration::from_secs(mount.uptime)),
+            mount.port
+        ),
+        format!("  kept: {}{bound}; free: {free}; in {}", bytes(cache.kept), clean(&cache.dir)),
+        format!(
+            "  received: {} at {}; sent: {} at {}",
+            bytes(mount.downloaded),
+            rate(mount.rate_down),
+            bytes(mount.uploaded),
+            rate(mount.rate_up)
+        ),
+    ]
+}
+
+/// A column beside the names.
+struct Column {
+    head: &'static str,
+    /// Figures stand to the right.
+    is_figure: bool,
+    cells: Vec<String>,
+}
+
+impl Column {
+    fn width(&self) -> usize {
+        self.cells.iter().map(|cell| text_width(cell)).chain([self.head.len()]).max().unwrap_or(0)
+    }
+}
+
+fn table(torrents: &[Torrent], look: Look) -> Vec<String> {
+    if torrents.is_empty() {
+        return vec!["  no torrents".to_owned()];
+    }
+    let column = |head, is_figure, cell: fn(&Torrent) -> String| Column {
+        head,
+        is_figure,
+        cells: torrents.iter().map(cell).collect(),
+    };
+    // The number tells which goes first when there is no room.
+    let mut columns = vec![
+        (5, column("HERE", true, percent)),
+        (2, column("SIZE", true, |t| if t.size == 0 { "-".into() } else { bytes(t.size) })),
+        (4, column("STATE", false, |t| clean(&t.state).into_owned())),
+        (3, column("DOWN", true, |t| rate(t.rate_down))),
+        (1, column("UP", true, |t| rate(t.rate_up))),
+        (2, column("PEERS", true, peers)),
+    ];
+    if look.bars {
+        columns.insert(0, (0, column("", false, |t| bar(part(t), BAR))));
+    }
+    let longest = torrents.iter().map(|t| text_width(&clean(&t.name))).max().unwrap_or(0).max("NAME".len());
+    let name_width = loop {
+        let others: usize = columns.iter().map(|(_, column)| column.width() + 2).sum();
+        let Some(width) = look.width else { break longest };
+        let left = width.saturating_sub(others);
+        if left >= longest.min(NAME_LEAST) {
+            break longest.min(left);
+        }
+        let Some(least) = columns.iter().map(|(keep, _)| *keep).min() else { break width };
+        columns.retain(|(keep, _)| *keep != least);
+    };
+    let row = |name: &str, cell: &dyn Fn(&Column) -> &str| {
+        let mut line = fit(name, name_width);
+        for (_, column) in &columns {
+            let (cell, width) = (cell(column), column.width());
+            let pad = " ".repeat(width.saturating_sub(text_width(cell)));
+            let (before, after) = if column.is_figure { (pad.as_str(), "") } else { ("", pad.as_str()) };
+            line.push_str(&format!("  {before}{cell}{after}"));
+        }
+        line.truncate(line.trim_end().len());
+        line
+    };
+    let mut out = vec![row("NAME", &|column| column.head)];
+    for (at, torrent) in torrents.iter().enumerate() {
+        out.push(row(&torrent.name, &|column| column.cells.get(at).map_or("", String::as_str)));
+        out.extend(notes(torrent));
+    }
+    out
+}
+
+/// What is to be said of a torrent beside its figures.
+fn notes(torrent: &Torrent) -> Vec<String> {
+    let mut out = Vec::new();
+    if let Some(metadata) = &torrent.metadata
+        && torrent.size == 0
+    {
+        out.push(format!("    metadata: {} of {}", bytes(metadata.here), bytes(metadata.size)));
+    }
+    for read in torrent.waiting.iter().take(WAITING) {
+        out.push(format!("    waits: {} @ {} for {} s", clean(&read.file), bytes(read.offset), read.seconds));
+    }
+    let told = torrent.waiting.len().min(WAITING) as u64;
+    if torrent.waiting_count > told {
+        out.push(format!("    waits: {} more", torrent.waiting_count - told));
+    }
+    if let Some(error) = &torrent.error {
+        out.push(format!("    error: {}", clean(error)));
+    }
+    out
+}
+
+/// How much of it is here, in percent, rounded down; `None` while its size isn't known.
+fn part(torrent: &Torrent) -> Option<u64> {
+    match (torrent.here, torrent.size) {
+        (_, 0) if torrent.state == "complete" => Some(100),
+        (_, 0) => None,
+        (here, size) => Some((u128::from(here.min(size)) * 100 / u128::from(size)) as u64),
+    }
+}
+
+fn percent(torrent: &Torrent) -> String {
+    part(torrent).map_or("-".to_owned(), |part| format!("{part}%"))
+}
+
+fn peers(torrent: &Torrent) -> String {
+    match torrent.connecting {
+        0 => torrent.peers.to_string(),
+        dialled => format!("{} (+{dialled})", torrent.peers),
+    }
+}
+
+fn rate(n: u64) -> String {
+    format!("{}/s", bytes(n))
+}
+
+/// A mount that was named, or all of them, as one JSON object on a line.
+pub fn json(mounts: &[Status], named: bool) -> String {
+    let object = match mounts {
+        [mount] if named => json!(mount),
+        _ => json!({ "mounts": mounts }),
+    };
+    format!("{object}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::status::{Cache, Metadata, Waiting};
+
+    fn sample() -> Status {
+        let film = Torrent {
+            name: "film.mkv".into(),
+            state: "downloading".into(),
+            here: 45 << 20,
+            size: 100 << 20,
+            rate_down: 12_897_485,
+            peers: 12,
+            connecting: 3,
+            waiting: (0..5)
+                .map(|n| Waiting { file: "film.mkv".into(), offset: n << 20, seconds: 9 - n })
+                .collect(),
+            waiting_count: 7,
+            ..Torrent::default()
+        };
+        let other = Torrent {
+            name: "Ein sehr langer Name, der nirgends ganz hineinpasst.resolving".into(),
+            state: "resolving".into(),
+            metadata: Some(Metadata { here: 16 << 10, size: 64 << 10 }),
+            ..Torrent::default()
+        };
+        let broken = Torrent {
+            name: "映画\u{1b}[2J".into(),
+            state: "error".into(),
+            size: 1 << 30,
+            error: Some("the disk is full".into()),
+            ..Torrent::default()
+        };
+        Status {
+            version: "0.1.0".into(),
+            pid: 123,
+            mountpoint: "/mnt/t".into(),
+            uptime: 3725,
+            port: 6881,
+            cache: Cache { dir: "/c".into(), kept: 2 << 30, bound: Some(20 << 30), free: Some(35 << 30) },
+            rate_down: 12_897_485,
+            downloaded: 3 << 30,
+            torrents: vec![film, other, broken],
+            ..Status::default()
+        }
+    }
+
+    fn shown(mounts: &[Status], width: Option<usize>, bars: bool) -> String {
+        lines(mounts, Look { width, bars }).join("\n")
+    }
+
+    #[test]
+    fn a_table_for_people() {
+        let text = shown(&[sample()], Some(80), false);
+        let want = "\
+/mnt/t  torrentfs 0.1.0, process 123, for 1 h 2 min, port 6881
+  kept: 2.0 GiB of 20.0 GiB; free: 35.0 GiB; in /c
+  received: 3.0 GiB at 12.3 MiB/s; sent: 0 B at 0 B/s
+NAME                      HERE     SIZE  STATE              DOWN     UP    PEERS
+film.mkv                   45%  100 MiB  downloading  12.3 MiB/s  0 B/s  12 (+3)
+    waits: film.mkv @ 0 B for 9 s
+    waits: film.mkv @ 1.0 MiB for 8 s
+    waits: film.mkv @ 2.0 MiB for 7 s
+    waits: 4 more
+Ein sehr la…passt.resolving  -        -  resolving         0 B/s  0 B/s        0
+    metadata: 16.0 KiB of 64.0 KiB
+映画\u{fffd}[2J";
+        assert!(text.starts_with(want.split("NAME").next().unwrap_or_default()), "{text}");
+        for part in [
+            "NAME ",
+            " 45%  100 MiB  downloading  12.3 MiB/s  0 B/s  12 (+3)\n    waits: film.mkv @ 0 B for 9 s\n",
+            "    waits: film.mkv @ 2.0 MiB for 7 s\n    waits: 4 more\nEin sehr",
+            ".resolving",
+            "\n    metadata: 16.0 KiB of 64.0 KiB\n映画\u{fffd}[2J",
+            "\n    error: the disk is full",
+        ] {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        // Not on a terminal: whole names.
+        let text = shown(&[sample()], None, false);
+        assert!(text.contains("Ein sehr langer Name, der nirgends ganz hineinpasst.resolving  "), "{text}");
+        assert_eq!(shown(&[], None, false), "Nothing of yours is mounted by torrentfs.");
+        let empty = Status { torrents: Vec::new(), ..sample() };
+        assert!(shown(&[sample(), empty], None, false).contains("\n\n/mnt/t  "));
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        let mut mount = sample();
+        for n in 0..20 {
+            mount.torrents.push(Torrent {
+                name: "👩‍👩‍👧 長い名前 ".repeat(n),
+                state: "idle".into(),
+                ..Torrent::default()
+            });
+        }
+        for bars in [false, true] {
+            for width in 0..150 {
+                for line in lines(std::slice::from_ref(&mount), Look { width: Some(width), bars }) {
+                    assert!(text_width(&line) <= width, "{line:?} is wider than {width}");
+                    assert!(!line.contains(char::is_control), "{line:?}");
+                }
+            }
+        }
+        let narrow = shown(&[sample()], Some(24), false);
+        assert!(narrow.contains("45%") && !narrow.contains("PEERS"), "{narrow}");
+    }
+
+    #[test]
+    fn bars_where_there_is_room() {
+        let wide = shown(&[sample()], Some(120), true);
+        assert!(wide.contains("  [#########-----------]   45%"), "{wide}");
+        let narrow = shown(&[sample()], Some(60), true);
+        assert!(!narrow.contains("[#"), "{narrow}");
+    }
+
+    #[test]
+    fn one_object_for_programs() {
+        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap_or_default();
+        let one = json(&[sample()], true);
+        assert_eq!(one.lines().count(), 1);
+        assert_eq!(read(&one)["torrents"][0]["waiting"][1]["offset"], 1 << 20);
+        assert_eq!(read(&one)["cache"]["bound"], 20u64 << 30);
+        assert_eq!(read(&json(&[sample()], false))["mounts"][0]["pid"], 123);
+        assert_eq!(read(&json(&[], false))["mounts"], serde_json::json!([]));
+    }
+}
