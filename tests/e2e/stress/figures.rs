@@ -66,10 +66,10 @@ impl Figures {
     /// Prints all of it.
     pub fn print(&self, what: &str) {
         let (done, bad) = (self.done(), self.bad.len());
-        let rate = (done - self.due) as f64 / (done + bad).max(1) as f64 * 100.0;
+        let rate = done as f64 / (done + bad).max(1) as f64 * 100.0;
+        let refused = self.due;
         eprintln!(
-            "{what}: {done} operations, {rate:.3} % came right, {} were refused as due, {bad} bad",
-            self.due
+            "{what}: {done} operations, {rate:.3} % right, {refused} of them refused as they had to be, {bad} bad"
         );
         for (operation, took) in &self.took {
             print_line(operation, took);

@@ -65,7 +65,7 @@ impl Control {
     }
 
     /// The connection of a mount, if it is mounted.
-    pub fn connection(&self, point: &Path) -> Option<PathBuf> {
+    fn connection(&self, point: &Path) -> Option<PathBuf> {
         let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
         let mut fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
         let at = |fields: &Vec<&str>| fields.get(4).is_some_and(|at| Path::new(at) == point);

@@ -6,7 +6,7 @@ use super::crew::Crew;
 use super::lasting;
 use super::watchdog::Watchdog;
 use super::worker::{Mix, Order, Until};
-use super::world::{Churn, World, report};
+use super::world::{Churn, Visits, World, report};
 use crate::common::{Random, Varied, wait_until};
 use crate::needs;
 
@@ -104,7 +104,7 @@ fn o9_eight_workers_with_five_seconds_for_each_operation() {
     world.end();
 }
 
-/// All at once: peers come and go, there is room for a part only, and a fifth of the readers is killed.
+/// All at once: torrents and peers come and go, there is room for a part only, and a fifth of the readers is killed.
 #[test]
 fn o9_fifty_workers_on_a_hundred_files() {
     const ROOM: u64 = 24 * MIB;
@@ -115,9 +115,11 @@ fn o9_fifty_workers_on_a_hundred_files() {
         (Varied::new("middle.bin", 128, 1 << 17), 2),
         (Varied::new("small.bin", 200, 1 << 14), 2),
     ];
-    let mut world = World::start(cast, &["--cache-size", &ROOM.to_string()]);
+    let visitors = vec![(tree("guests", 3, 24, 1 << 16), 2), (Varied::new("guest.bin", 32, 1 << 17), 2)];
+    let mut world = World::with_visitors(cast, visitors, &["--cache-size", &ROOM.to_string()]);
     assert!(world.size() > 2 * ROOM, "{} bytes fit twice", world.size());
     let churn = Churn::start(world.crowds.clone(), Random(world.random.next()));
+    let visits = Visits::start(&mut world, false);
     let mut crew = Crew::new();
     let lasts = lasting(30);
     for _ in 0..50 {
@@ -126,6 +128,9 @@ fn o9_fifty_workers_on_a_hundred_files() {
     }
     world.watch_and_kill(&mut crew, "50 workers on 100 files", EACH_OF_FEW, lasts);
     drop(churn);
+    let visits = visits.end();
+    eprintln!("  torrents came and went {visits} times");
+    assert!(visits > 0, "none was added and removed");
     let (served, size) = (world.served(), world.size());
     eprintln!("  fetched {} MiB of {}, with room for {}", served / MIB, size / MIB, ROOM / MIB);
     assert!(served > ROOM, "nothing had to go: {served} bytes were fetched");
@@ -176,7 +181,9 @@ fn o9_shutdown_under_load() {
         (Varied::new("load.bin", 64, 1 << 18), 2),
         (Varied::new("nobody.bin", 64, 1 << 14), 0),
     ];
-    let mut world = World::start(cast, &["--cache-size=16M"]);
+    let visitors = vec![(tree("late", 2, 14, 1 << 16), 2)];
+    let mut world = World::with_visitors(cast, visitors, &["--cache-size=16M"]);
+    let visits = Visits::start(&mut world, true);
     let mut crew = Crew::new();
     for _ in 0..30 {
         crew.start(world.order(Mix::Both, Until::Gone));
@@ -186,7 +193,7 @@ fn o9_shutdown_under_load() {
     wait_until("the load", ALL, || {
         watchdog.check();
         // Some wait for what nobody has by then.
-        board.figures().done() > 500
+        board.figures().done() > 500 && visits.count() > 1
     });
     assert!(crew.len() == 30, "all work");
     world.mount.signal(nix::sys::signal::Signal::SIGTERM);
@@ -195,5 +202,6 @@ fn o9_shutdown_under_load() {
     assert!(took < DEADLINE + Duration::from_secs(2), "{took:?}");
     crew.join(|| watchdog.check());
     report(&crew, "30 workers when the mount ends");
+    eprintln!("  torrents came and went {} times before", visits.end());
     assert!(crew.board.figures().refused() >= 30 / 2, "their reads were refused");
 }

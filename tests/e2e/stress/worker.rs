@@ -220,7 +220,8 @@ impl Worker {
                 let due = match class {
                     Class::Whole => false,
                     Class::Nobody => reads && code == libc::EIO,
-                    Class::Comes => gone.contains(&code),
+                    Class::Comes if name == "xattr" && code == libc::ENODATA => true,
+                    Class::Comes => [libc::ENOENT, libc::ESTALE, libc::EIO].contains(&code),
                 };
                 (if due { "due".to_owned() } else { format!("bad {error}") }, true)
             }

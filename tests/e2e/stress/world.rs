@@ -1,8 +1,8 @@
-//! Torrents, their peers, the mount of them, and what has to be left of it all.
+//! Torrents, their peers, the mount of them, what comes and goes meanwhile, and what has to be left of it all.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,9 @@ use super::crew::Crew;
 use super::footprint::{Control, Footprint};
 use super::watchdog::{Watchdog, threads};
 use super::worker::{Class, Mix, Order, Scene, Shown, Until};
-use crate::common::{Crowd, Mount, Random, Varied, is_mounted, seed, threads_named, wait_until};
+use crate::common::{
+    Crowd, Mount, Proc, Random, Varied, is_mounted, seed, threads_named, torrentfs, wait_until,
+};
 
 /// For the program to let go of all that the workers held: its own time-outs are shorter.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -23,6 +25,8 @@ const LISTENERS: usize = 12;
 /// Files that the store of one torrent keeps open, and its folder; and one lock for all.
 const OPEN_FILES: usize = 256 + 4;
 
+/// For a command to a running mount: adding may take 90 s, while everything is slow.
+const COMMAND: Duration = Duration::from_secs(100);
 /// The thread that is started last.
 const LAST_THREAD: &str = "fuser-3";
 
@@ -35,7 +39,9 @@ pub struct World {
     pub mount: Mount,
     /// Its torrents.
     pub torrents: Vec<Varied>,
-    /// The seeders of each.
+    /// Torrents that [`Visits`] adds and removes.
+    pub visitors: Vec<Varied>,
+    /// The seeders of each of both.
     pub crowds: Arc<Vec<Crowd>>,
     /// Luck.
     pub random: Random,
@@ -49,18 +55,27 @@ pub struct World {
 impl World {
     /// Mounts these torrents.
     pub fn start(cast: Vec<Cast>, args: &[&str]) -> Self {
+        Self::with_visitors(cast, Vec::new(), args)
+    }
+
+    /// Mounts these torrents, the first ones; the others may be added later.
+    pub fn with_visitors(cast: Vec<Cast>, visitors: Vec<Cast>, args: &[&str]) -> Self {
         let random = Random(seed());
-        let crowds: Vec<Crowd> =
-            cast.iter().map(|(torrent, seeders)| Crowd::start(torrent, *seeders)).collect();
+        let both = || cast.iter().chain(&visitors);
+        let crowds: Vec<Crowd> = both().map(|(torrent, seeders)| Crowd::start(torrent, *seeders)).collect();
         let builder = cast.iter().fold(Mount::empty(), |mount, (torrent, _)| mount.source(&torrent.torrent));
         let peers = crowds.iter().flat_map(|crowd| crowd.addrs());
         let mount = peers.fold(builder, |mount, peer| mount.peer(*peer)).args(args).start();
         let dir = tempfile::tempdir().expect("a folder");
         let scene = dir.path().join("scene");
-        let shown = cast.iter().map(|(torrent, seeders)| Shown {
+        let shown = both().enumerate().map(|(number, (torrent, seeders))| Shown {
             name: torrent.name.clone(),
             piece_length: torrent.piece_length(),
-            class: if *seeders == 0 { Class::Nobody } else { Class::Whole },
+            class: match seeders {
+                _ if number >= cast.len() => Class::Comes,
+                0 => Class::Nobody,
+                _ => Class::Whole,
+            },
             files: torrent.files.clone(),
         });
         let said = Scene { root: mount.point().to_owned(), torrents: shown.collect() };
@@ -69,8 +84,19 @@ impl World {
         mount.wait_log(&["ready: "], SETTLE);
         wait_until("its last thread", SETTLE, || threads_named(mount.pid(), LAST_THREAD) == 1);
         let before = Footprint::of(&mount, control.as_ref());
-        let torrents = cast.into_iter().map(|(torrent, _)| torrent).collect();
-        Self { mount, torrents, crowds: Arc::new(crowds), random, scene, before, control, _dir: dir }
+        let [torrents, visitors] =
+            [cast, visitors].map(|cast| cast.into_iter().map(|(one, _)| one).collect());
+        Self {
+            mount,
+            torrents,
+            visitors,
+            crowds: Arc::new(crowds),
+            random,
+            scene,
+            before,
+            control,
+            _dir: dir,
+        }
     }
 
     /// An order for a worker.
@@ -134,7 +160,8 @@ impl World {
     #[track_caller]
     pub fn settle(&self) {
         let peers: usize = self.crowds.iter().map(|crowd| crowd.addrs().len()).sum();
-        let sockets = LISTENERS + PER_PEER * peers * self.torrents.len();
+        let torrents = self.torrents.len() + self.visitors.len();
+        let sockets = LISTENERS + PER_PEER * peers * torrents;
         let start = Instant::now();
         loop {
             let now = Footprint::of(&self.mount, self.control.as_ref());
@@ -142,7 +169,7 @@ impl World {
             let more = now.threads > self.before.threads
                 || now.rest > self.before.rest
                 || now.sockets > sockets
-                || now.data > OPEN_FILES * self.torrents.len();
+                || now.data > OPEN_FILES * torrents;
             if waiting == 0 && !more {
                 eprintln!("  held before: {:?}, after {:?}: {now:?}", self.before, start.elapsed());
                 return;
@@ -163,15 +190,75 @@ impl World {
     /// After something has told the program to end: all is gone.
     #[track_caller]
     pub fn ended(&mut self) -> Duration {
-        let connection = self.control.as_ref().and_then(|control| control.connection(self.mount.point()));
         let took = self.mount.clean_end(Duration::from_secs(15));
         assert!(!self.mount.log().contains("lock order"), "{}", self.mount.log());
         assert!(!is_mounted(self.mount.point()));
-        assert!(
-            !connection.is_some_and(|connection| connection.exists()),
-            "the kernel still has the connection"
-        );
         took
+    }
+}
+
+/// Torrents that come and go by the mount's own commands, until it is dropped.
+pub struct Visits {
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Visits {
+    /// Adds and removes the world's visitors, one after the other, each with its data or without it. With `ends`
+    /// the mount may end meanwhile, and then so does this.
+    pub fn start(world: &mut World, ends: bool) -> Self {
+        let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (until, visits) = (stop.clone(), count.clone());
+        let mut random = Random(world.random.next());
+        let point = world.mount.point().to_owned();
+        let each = world.visitors.iter().map(|one| (one.torrent.clone(), one.name.clone()));
+        let each: Vec<(PathBuf, String)> = each.collect();
+        let thread = std::thread::spawn(move || {
+            let told = |args: &[&std::ffi::OsStr]| {
+                let (status, said) = Proc::spawn(torrentfs(args)).finish(COMMAND);
+                assert!(status.success() || ends, "{args:?}: {status}: {said}");
+                status.success()
+            };
+            while !until.load(Ordering::Relaxed) {
+                let (torrent, name) = random.of(&each);
+                if !told(&["add".as_ref(), point.as_ref(), torrent.as_ref()]) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(100 + random.below(400)));
+                let mut remove = vec!["remove".as_ref(), point.as_os_str(), name.as_ref()];
+                if random.below(2) == 0 {
+                    remove.push("--delete-data".as_ref());
+                }
+                if !told(&remove) {
+                    break;
+                }
+                visits.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { stop, count, thread: Some(thread) }
+    }
+
+    /// How many have come and gone.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Ends it, with no visitor left; how many came and went.
+    #[track_caller]
+    pub fn end(mut self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().expect("it ends once").join().expect("every command succeeds");
+        self.count()
+    }
+}
+
+impl Drop for Visits {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
