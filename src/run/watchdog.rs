@@ -236,6 +236,19 @@ impl Pace {
     }
 }
 
+/// For tests: looks as the watchdog does until a lock has been held for too long.
+#[cfg(test)]
+pub(super) fn warnings_of_locks(limit: Duration) -> Vec<String> {
+    let (mut alarms, end) = (Alarms::new(LOCK), Instant::now() + limit);
+    loop {
+        let lines = locks(&mut alarms, &holders::look());
+        if !lines.is_empty() || Instant::now() >= end {
+            return lines;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,8 +10,8 @@
 //! removed or changed), after it has told the owner which pieces are suspect.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use torrentfs_fs::lock::{Rank, RankedMutex};
@@ -107,20 +107,7 @@ impl Shared {
         let size = info.files.iter().filter(|f| f.kind == FileKind::Regular).map(|f| f.size).sum();
         let (writes, recent) = (WriteQueue::new(), Recent::new(0).member());
         let (removed, charged) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self {
-            info,
-            table,
-            store,
-            workers,
-            notifier,
-            inbox,
-            writes,
-            recent,
-            next,
-            removed,
-            charged,
-            size,
-        }
+        Self { info, table, store, workers, notifier, inbox, writes, recent, next, removed, charged, size }
     }
 
     /// Keeps pieces in memory, as far as there is room beside those of other torrents.
