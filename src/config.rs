@@ -35,6 +35,8 @@ pub struct Config {
     /// What to mount, in the order given, as it was written. [`parse_source`] reads one: what is wrong with a
     /// source is bad input, not a wrong command line.
     pub sources: Vec<OsString>,
+    /// A folder whose `.torrent` and `.magnet` files are mounted as they come and go.
+    pub watch: Option<PathBuf>,
     /// Where.
     pub mountpoint: PathBuf,
     /// How the client behind it is set up.
@@ -66,6 +68,7 @@ impl Config {
     pub fn new(sources: Vec<OsString>, mountpoint: PathBuf) -> Self {
         Self {
             sources,
+            watch: None,
             mountpoint,
             client: ClientConfig::default(),
             allow_other: None,
@@ -87,6 +90,7 @@ impl Config {
         rooted(&mut self.mountpoint);
         self.client.cache_dir.iter_mut().for_each(rooted);
         self.log_file.iter_mut().for_each(rooted);
+        self.watch.iter_mut().for_each(rooted);
         for given in &mut self.sources {
             if let Ok(Source::File(path)) = parse_source(given) {
                 *given = folder.join(path).into();
@@ -821,10 +825,12 @@ mod tests {
         let mut config = Config::new(sources.into(), "m".into());
         config.client.cache_dir = Some("cache".into());
         config.log_file = Some("/var/log/x".into());
+        config.watch = Some("w".into());
         let rooted = config.rooted(Path::new("/home/u"));
         assert_eq!(rooted.mountpoint, Path::new("/home/u/m"));
         assert_eq!(rooted.client.cache_dir.as_deref(), Some(Path::new("/home/u/cache")));
         assert_eq!(rooted.log_file.as_deref(), Some(Path::new("/var/log/x")));
+        assert_eq!(rooted.watch.as_deref(), Some(Path::new("/home/u/w")));
         assert_eq!(rooted.sources, ["/home/u/a.torrent", "/b", "/home/u/../c", "http://d/e", magnet]);
     }
 

@@ -1,16 +1,23 @@
 //! The filesystem's port over the client: torrents as a tree of entries, reads as streams.
 //!
-//! The only room that knows both sides. The tree is a snapshot, built anew when the set of torrents changes or
-//! metadata comes ([`TorrentContent::watch`]); nothing here waits for a network.
+//! The only room that knows both sides. What is shown is a snapshot: the tree and the torrents behind it, built anew when
+//! the set of torrents changes or metadata comes ([`TorrentContent::watch`]). Each call takes the present one and finds
+//! what it asks for by number. Nothing here waits for a network.
+//!
+//! A torrent whose metadata isn't known is an empty folder of another name and other numbers; a removed one isn't in the
+//! next snapshot, and whoever has an older one finds that it is removed ([`ContentError::Gone`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use torrentfs_fs::content::{Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead};
+use torrentfs_fs::content::{
+    Backing, BackingDone, Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead,
+};
 use torrentfs_fs::lock::{Rank, RankedMutex, RankedRwLock};
 use torrentfs_fs::tree::{Leaf, NodeId, NodeKind, Subtree, SubtreeBuilder, Tree};
 
@@ -34,12 +41,28 @@ const XATTR: &str = "user.torrentfs.";
 /// entry times out.
 const EVENTS: usize = 64;
 
+/// Between two snapshots: so many times as long as the last one took, so that thousands of torrents that are added one
+/// after the other don't cost a look at all of them each, …
+const PACE: u32 = 4;
+/// … and at most this long: what has changed shows within a second.
+const PACE_MAX: Duration = Duration::from_millis(500);
+
+/// What is shown at one moment.
+#[derive(Default)]
+struct Snapshot {
+    tree: Arc<Tree>,
+    /// By number.
+    torrents: HashMap<u32, Arc<Torrent>>,
+    /// Of all torrents; what is free is asked for each time.
+    space: Space,
+    /// When a name in the root came or went last, in seconds since the epoch; 0 if none has since the start.
+    changed: i64,
+}
+
 /// See the module's text.
 pub struct TorrentContent {
     client: Arc<Client>,
-    tree: RankedRwLock<Arc<Tree>>,
-    /// Built once per torrent: by slot.
-    subtrees: RankedMutex<HashMap<u32, Arc<Subtree>>>,
+    snapshot: RankedRwLock<Arc<Snapshot>>,
     events: SyncSender<ContentEvent>,
     receiver: RankedMutex<Option<Receiver<ContentEvent>>>,
     /// Where the mount's control socket is.
@@ -65,65 +88,79 @@ impl TorrentContent {
         let (events, receiver) = sync_channel(EVENTS);
         let content = Arc::new(Self {
             client,
-            tree: RankedRwLock::new(Rank::Leaf, "content tree", Arc::default()),
-            subtrees: RankedMutex::new(Rank::Leaf, "content subtrees", HashMap::new()),
+            snapshot: RankedRwLock::new(Rank::Leaf, "content snapshot", Arc::default()),
             events,
             receiver: RankedMutex::new(Rank::Leaf, "content events", Some(receiver)),
             socket: OnceLock::new(),
         });
-        content.rebuild();
+        content.rebuild(0);
         content
     }
 
-    /// Keeps the tree up to date, in a task of `scope`.
+    /// Keeps the snapshot up to date, in a task of `scope`.
     pub fn watch(self: &Arc<Self>, scope: &TaskScope) {
         let content = self.clone();
         scope.spawn("tree", async move {
             loop {
                 content.client.changed().await;
-                content.rebuild();
+                let began = Instant::now();
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+                content.rebuild(now);
+                tokio::time::sleep((began.elapsed() * PACE).min(PACE_MAX)).await;
             }
         });
     }
 
-    /// Builds the tree anew and tells the filesystem which names changed.
-    pub fn rebuild(&self) {
+    /// Takes a new snapshot at `now` (seconds since the epoch) and tells the filesystem which names changed. Only one
+    /// task calls it.
+    fn rebuild(&self, now: i64) {
+        let old = self.snapshot();
         let torrents = self.client.torrents();
-        let mut entries: Vec<(String, String, u32, Arc<Subtree>)> = Vec::new();
+        let mut entries: Vec<(String, String, u32, Arc<Subtree>)> = Vec::with_capacity(torrents.len());
         let mut newest = 0;
         for torrent in &torrents {
             newest = newest.max(torrent.added);
             let short = torrent.info_hash.short8();
-            let slot = if torrent.live().is_some() { torrent.slot } else { torrent.slot | RESOLVING };
-            let name = match torrent.live() {
+            // Looked at once: it may come at any moment.
+            let live = torrent.live();
+            let slot = if live.is_some() { torrent.slot } else { torrent.slot | RESOLVING };
+            let name = match live {
                 Some(shared) => shared.info.name.clone(),
                 None => {
                     let hint = path::component(torrent.hint.as_bytes());
-                    format!("{}.resolving", hint.unwrap_or_else(|| torrent.info_hash.to_string()))
+                    with_suffix(&hint.unwrap_or_else(|| torrent.info_hash.to_string()), ".resolving")
                 }
             };
-            let known = self.subtrees.lock().get(&slot).cloned();
-            let subtree = known.unwrap_or_else(|| {
-                let built = Arc::new(subtree(torrent, &name));
-                self.subtrees.lock().insert(slot, built.clone());
-                built
-            });
+            // Built once for each number.
+            let known = old.tree.subtree(slot).cloned();
+            let subtree = known.unwrap_or_else(|| Arc::new(subtree(torrent, live.map(|l| &**l), &name)));
             entries.push((name, short, slot, subtree));
         }
-        let tree = Arc::new(Tree::new(distinct(entries), newest));
-        let old = std::mem::replace(&mut *self.tree.write(), tree.clone());
-        let names = |t: &Tree| t.root().map(|(n, id)| (n.to_owned(), id)).collect::<HashMap<_, _>>();
-        let (before, after) = (names(&old), names(&tree));
-        let changed: Vec<String> = before
-            .iter()
-            .filter(|(name, id)| after.get(*name) != Some(id))
-            .map(|(name, _)| name.clone())
-            .chain(after.keys().filter(|name| !before.contains_key(*name)).cloned())
-            .collect();
-        if !changed.is_empty() {
-            // Full: see EVENTS.
-            let _ = self.events.try_send(ContentEvent::RootChanged { names: changed });
+        let mut space = Space::default();
+        for (.., subtree) in &entries {
+            space.total = space.total.saturating_add(subtree.total());
+            space.files += subtree.files();
         }
+        let entries = distinct(entries);
+        let names = changed(&old.tree, &entries);
+        let changed = if names.is_empty() { old.changed } else { now };
+        let snapshot = Snapshot {
+            tree: Arc::new(Tree::new(entries, newest.max(changed))),
+            torrents: torrents.into_iter().map(|torrent| (torrent.slot, torrent)).collect(),
+            space,
+            changed,
+        };
+        // The old one is let go outside of the lock: it may be the last that holds a removed torrent.
+        let before = std::mem::replace(&mut *self.snapshot.write(), Arc::new(snapshot));
+        drop(before);
+        if !names.is_empty() {
+            // Full: see EVENTS.
+            let _ = self.events.try_send(ContentEvent::RootChanged { names });
+        }
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.read().clone()
     }
 
     /// The mount's control socket is there, once and for all: the root's `user.torrentfs.socket` says so.
@@ -139,7 +176,7 @@ impl TorrentContent {
 
     /// All torrents with what they are called in the mount, in the order in which they were added.
     pub fn shown(&self) -> Vec<Shown> {
-        let tree = self.tree.read().clone();
+        let tree = self.tree();
         let shown: HashMap<u32, (&str, NodeId)> =
             tree.root().map(|(name, node)| (node.slot() & !RESOLVING, (name, node))).collect();
         let torrents = self.client.torrents().into_iter();
@@ -153,16 +190,11 @@ impl TorrentContent {
         found.collect()
     }
 
-    fn torrent(&self, node: NodeId) -> Option<Arc<Torrent>> {
-        let slot = node.slot() & !RESOLVING;
-        self.client.torrents().into_iter().find(|t| t.slot == slot)
-    }
-
-    /// The file behind a node, in the torrent's own numbering.
+    /// The file behind a node, in the torrent's own numbering; `None` when there is none, or the torrent was removed.
     fn file(&self, node: NodeId) -> Option<(Arc<Shared>, FileIndex)> {
-        let tree = self.tree.read().clone();
-        let NodeKind::File { file, .. } = tree.node(node)?.kind else { return None };
-        Some((self.torrent(node)?.live()?.clone(), FileIndex(file)))
+        let snapshot = self.snapshot();
+        let (shared, file) = snapshot.file(node)?;
+        (!shared.is_removed()).then(|| (shared.clone(), file))
     }
 
     /// The path of a torrent's file as a person names it: for what readers wait for.
@@ -170,6 +202,27 @@ impl TorrentContent {
         let entry = torrent.live().and_then(|s| s.info.files.get(file.0 as usize));
         entry.map_or_else(|| torrent.name().to_owned(), |f| f.path.join("/"))
     }
+}
+
+impl Snapshot {
+    fn torrent(&self, node: NodeId) -> Option<&Arc<Torrent>> {
+        self.torrents.get(&(node.slot() & !RESOLVING))
+    }
+
+    /// The file behind a node, in the torrent's own numbering.
+    fn file(&self, node: NodeId) -> Option<(&Arc<Shared>, FileIndex)> {
+        let NodeKind::File { file, .. } = self.tree.node(node)?.kind else { return None };
+        Some((self.torrent(node)?.live()?, FileIndex(file)))
+    }
+}
+
+/// Names of the root that came, went, or stand for another entry now.
+fn changed(before: &Tree, after: &[(String, u32, Arc<Subtree>)]) -> Vec<String> {
+    let differs = |name: &str, slot: u32| before.root_child(name) != Some(NodeId::new(slot, 0));
+    let new = after.iter().filter(|(name, slot, _)| differs(name, *slot)).map(|(name, ..)| name.as_str());
+    let kept: HashSet<&str> = after.iter().map(|(name, ..)| name.as_str()).collect();
+    let gone = before.root().map(|(name, _)| name).filter(|name| !kept.contains(name));
+    new.chain(gone).map(str::to_owned).collect()
 }
 
 /// Gives equal names the torrents' hashes, whatever the order of arrival.
@@ -206,9 +259,10 @@ fn with_suffix(name: &str, suffix: &str) -> String {
     format!("{}{suffix}", &name[..end])
 }
 
-/// The entries of a torrent under this name, as a mount shows them; an empty folder while its metadata isn't known.
-pub fn subtree(torrent: &Torrent, name: &str) -> Subtree {
-    let Some(shared) = torrent.live() else {
+/// The entries of a torrent under this name, as a mount shows them; an empty folder while its metadata isn't known
+/// (`live`).
+pub fn subtree(torrent: &Torrent, live: Option<&Shared>, name: &str) -> Subtree {
+    let Some(shared) = live else {
         return SubtreeBuilder::folder(name, torrent.added).build();
     };
     let info: &Info = &shared.info;
@@ -318,7 +372,7 @@ impl Stream for TorrentStream {
 
 impl Content for TorrentContent {
     fn tree(&self) -> Arc<Tree> {
-        self.tree.read().clone()
+        self.snapshot.read().tree.clone()
     }
 
     fn bytes_here(&self, file: NodeId) -> u64 {
@@ -337,6 +391,16 @@ impl Content for TorrentContent {
         Ok(Box::new(HereStream { shared, range: extent.offset..extent.offset + extent.len }))
     }
 
+    fn backing(&self, file: NodeId, done: BackingDone) {
+        let snapshot = self.snapshot();
+        // What is in a torrent with an error is as good as what reads find of it.
+        let sound = snapshot.torrent(file).is_some_and(|torrent| torrent.status().error.is_none());
+        let found = snapshot.file(file).filter(|(shared, _)| sound && !shared.is_removed());
+        let Some((shared, index)) = found else { return done(None) };
+        let lent = |(file, held)| Backing { file, hold: Box::new(held) };
+        shared.lend(index, self.client.quota(), Box::new(move |found| done(found.map(lent))));
+    }
+
     fn xattr_names(&self, node: NodeId) -> Vec<String> {
         if node == NodeId::ROOT {
             return self.socket.get().map(|_| format!("{XATTR}socket")).into_iter().collect();
@@ -351,8 +415,9 @@ impl Content for TorrentContent {
             let socket = self.socket.get().filter(|_| name == "socket")?;
             return Some(socket.as_os_str().as_bytes().to_vec());
         }
-        let torrent = self.torrent(node)?;
-        let file = self.file(node);
+        let snapshot = self.snapshot();
+        let torrent = snapshot.torrent(node)?;
+        let file = snapshot.file(node);
         let is_root = node.index() == 0;
         if file.is_none() && !is_root {
             return None;
@@ -361,11 +426,7 @@ impl Content for TorrentContent {
         let value = match name {
             "infohash" => torrent.info_hash.to_string(),
             "state" => match &file {
-                Some((shared, index))
-                    if shared.table.all_complete(shared.info.geometry.file_pieces(*index)) =>
-                {
-                    State::Complete.as_str().to_owned()
-                }
+                Some((shared, index)) if shared.is_here(*index) => State::Complete.as_str().to_owned(),
                 _ => status.state.as_str().to_owned(),
             },
             "progress" => match &file {
@@ -377,7 +438,7 @@ impl Content for TorrentContent {
             },
             "ranges" => {
                 let (shared, index) = file?;
-                ranges(&shared, index)
+                ranges(shared, index)
             }
             "error" => status.error.clone()?,
             _ => return None,
@@ -386,15 +447,7 @@ impl Content for TorrentContent {
     }
 
     fn space(&self) -> Space {
-        let mut space = Space { free: self.client.cache().space().map_or(0, |s| s.free), ..Space::default() };
-        let tree = self.tree();
-        for (_, node) in tree.root() {
-            if let Some(subtree) = tree.subtree(node.slot()) {
-                space.total = space.total.saturating_add(subtree.total());
-                space.files += subtree.files();
-            }
-        }
-        space
+        Space { free: self.client.cache().space().map_or(0, |s| s.free), ..self.snapshot().space }
     }
 
     fn events(&self) -> Option<Receiver<ContentEvent>> {
@@ -426,31 +479,4 @@ fn ranges(shared: &Shared, file: FileIndex) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(name: &str, short: &str, slot: u32) -> (String, String, u32, Arc<Subtree>) {
-        (name.into(), short.into(), slot, Arc::new(SubtreeBuilder::folder(name, 0).build()))
-    }
-
-    #[test]
-    fn equal_names_get_their_hash_whatever_the_order() {
-        let names = |entries| {
-            let mut shown: Vec<(u32, String)> =
-                distinct(entries).into_iter().map(|(n, slot, _)| (slot, n)).collect();
-            shown.sort();
-            shown.into_iter().map(|(_, n)| n).collect::<Vec<_>>()
-        };
-        let (a, b, c) = (entry("x", "11111111", 1), entry("x", "22222222", 2), entry("y", "33333333", 3));
-        let expected = ["x [11111111]", "x [22222222]", "y"];
-        assert_eq!(names(vec![a.clone(), b.clone(), c.clone()]), expected);
-        assert_eq!(names(vec![c, b, a]), expected);
-    }
-
-    #[test]
-    fn a_suffix_never_makes_a_name_too_long() {
-        let long = "ä".repeat(127);
-        let name = with_suffix(&long, " [12345678]");
-        assert!(name.len() <= 255 && name.ends_with("ä [12345678]"), "{}", name.len());
-    }
-}
+mod tests;

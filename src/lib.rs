@@ -1,8 +1,9 @@
 //! torrentfs mounts torrents as ordinary read-only files; reading is what fetches.
 //!
 //! The rooms, each depending only on those below it: [`cli`] and [`run`] (the program), [`content`] (the
-//! filesystem's port over the client), [`control`] (how commands talk to a running mount), [`client`] (the table of torrents), [`torrent`] (one torrent's state and
-//! its owner), [`peer`], [`discovery`], [`storage`], [`net`], [`metainfo`] and [`hash`], [`sync`].
+//! filesystem's port over the client), [`control`] (how commands talk to a running mount), [`client`] (the table of
+//! torrents), [`torrent`] (one torrent's state and its owner), [`peer`], [`discovery`], [`storage`], [`net`],
+//! [`metainfo`] and [`hash`], [`sync`].
 //! `docs/ARCHITECTURE.md` tells the whole; `docs/CONCURRENCY.md` the locks, the tasks and the shutdown.
 
 pub mod cli;

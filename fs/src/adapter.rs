@@ -3,37 +3,39 @@
 //! Nothing is decided here. A panic in an operation ends as EIO of that call: its reply is dropped on the way
 //! out, which answers so, and the thread goes on. After each call the thread must hold no lock.
 //!
-//! **Opening.** Always with `FOPEN_KEEP_CACHE`: the bytes of a node never change, and without it a second
-//! open would wait, unkillably, for a parked read of the same file. Always through the page cache, since
-//! direct I/O together with mmap can block a process, and whoever lists it, beyond the reach of SIGKILL.
+//! **Opening.** Cached opens always with `FOPEN_KEEP_CACHE`: the bytes of a node never change, and without it a
+//! second open would wait, unkillably, for a parked read of the same file. Never direct I/O, since that together
+//! with mmap can block a process, and whoever lists it, beyond the reach of SIGKILL. Passthrough opens take no
+//! `FOPEN_KEEP_CACHE` (the kernel refuses the two together): they drop the mount's own pages of the file, on which
+//! nobody can be waiting then.
 
 use std::ffi::OsStr;
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BackingId, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::attr::{Attr, BLOCK_SIZE, Kind};
 use crate::errno::Errno;
 use crate::handles::HandleId;
 use crate::lock::assert_none_held;
-use crate::ops::{Calling, Operations, Xattr};
+use crate::ops::{Calling, NAME_LENGTH, Operations, Xattr};
+use crate::passthrough::{OpenReply, Registered};
 use crate::tree::NodeId;
 
 /// Requests the kernel may have waiting that no system call waits for by itself, read-ahead above all. Parked
 /// reads count among them; at the kernel's default of 16 a few hundred stall reads of files that are here.
 const MAX_BACKGROUND: u16 = 4096;
-
-/// Longest name, in bytes, as `statfs` tells.
-const NAME_LENGTH: u32 = 255;
 
 /// Numbers are never given twice, so all nodes are of one generation.
 const GENERATION: Generation = Generation(0);
@@ -41,12 +43,49 @@ const GENERATION: Generation = Generation(0);
 /// The operations, as `fuser` calls them.
 pub struct Adapter {
     ops: Arc<Operations>,
+    stack_depth: Option<u32>,
 }
 
 impl Adapter {
-    /// Serves these operations.
-    pub fn new(ops: Arc<Operations>) -> Self {
-        Self { ops }
+    /// Serves these operations. With a depth, as [`crate::passthrough::stack_depth`] gives it, complete files are
+    /// passed through where the kernel can.
+    pub fn new(ops: Arc<Operations>, stack_depth: Option<u32>) -> Self {
+        Self { ops, stack_depth }
+    }
+
+    fn ask_for_passthrough(&self, config: &mut KernelConfig) {
+        let Some(depth) = self.stack_depth else { return };
+        if let Err(most) = config.set_max_stack_depth(depth) {
+            tracing::debug!("file systems may be stacked {most} high, not {depth}");
+        } else if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() {
+            tracing::debug!("the kernel can't pass files through");
+        } else {
+            self.ops.pass_through();
+        }
+    }
+}
+
+impl OpenReply for ReplyOpen {
+    fn register(&self, file: BorrowedFd<'_>) -> io::Result<Registered> {
+        Ok(Registered(Box::new(self.open_backing(file)?)))
+    }
+
+    // Nothing to flush when it is closed, so that needs no call.
+
+    fn cached(self: Box<Self>, handle: HandleId) {
+        self.opened(FileHandle(handle.0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+    }
+
+    fn passthrough(self: Box<Self>, handle: HandleId, file: &Registered) {
+        match file.0.downcast_ref::<BackingId>() {
+            Some(id) => self.opened_passthrough(FileHandle(handle.0), FopenFlags::FOPEN_NOFLUSH, id),
+            // Nothing else is ever registered here.
+            None => (*self).error(Errno::EIO.into()),
+        }
+    }
+
+    fn error(self: Box<Self>, errno: Errno) {
+        (*self).error(errno.into());
     }
 }
 
@@ -129,7 +168,7 @@ const READ_ONLY: fuser::Errno = fuser::Errno::EROFS;
 const NOT_OFFERED: fuser::Errno = fuser::Errno::ENOSYS;
 
 impl Filesystem for Adapter {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Whatever an old kernel hasn't got is done without.
         for wanted in [
             // Attributes along with the names, where they were asked for before.
@@ -145,6 +184,7 @@ impl Filesystem for Adapter {
         if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
             tracing::debug!("the kernel allows {nearest} requests in the background");
         }
+        self.ask_for_passthrough(config);
         Ok(())
     }
 
@@ -174,14 +214,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guarded("open", || match self.ops.open(node(ino), flags.0, req.uid()) {
-            // Nothing to flush when it is closed, so that needs no call.
-            Ok(id) => {
-                let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-                reply.opened(FileHandle(id.0), flags);
-            }
-            Err(errno) => reply.error(errno.into()),
-        });
+        guarded("open", || self.ops.open(node(ino), flags.0, req.uid(), Box::new(reply)));
     }
 
     fn read(

@@ -71,7 +71,6 @@ pub struct AttrOptions {
 }
 
 /// The attributes of a node, or `None` when the tree hasn't got it. `bytes_here` is asked for files only.
-/// O(entries) for a folder, since folders in it are counted.
 pub fn attr_of(
     tree: &Tree,
     node: NodeId,
@@ -92,8 +91,7 @@ pub fn attr_of(
         entry_ttl: SHORT_TTL,
     };
     if node == NodeId::ROOT {
-        let dirs = tree.root().filter(|(_, child)| is_dir(tree, *child)).count();
-        attr.nlink = links(dirs);
+        attr.nlink = links(tree.root_folders());
         return Some(attr);
     }
     let subtree = tree.subtree(node.slot())?;
@@ -102,14 +100,9 @@ pub fn attr_of(
         attr.ttl = LONG_TTL;
         attr.entry_ttl = LONG_TTL;
     }
-    match &subtree.node(node.index())?.kind {
-        NodeKind::Dir(children) => {
-            let dirs = children
-                .iter()
-                .filter(|c| matches!(subtree.node(**c).map(|n| &n.kind), Some(NodeKind::Dir(_))))
-                .count();
-            attr.nlink = links(dirs);
-        }
+    let node_of = subtree.node(node.index())?;
+    match &node_of.kind {
+        NodeKind::Dir(_) => attr.nlink = links(node_of.folders),
         NodeKind::File { size, executable, .. } => {
             let here = bytes_here(node).min(*size);
             attr.kind = Kind::File;
@@ -141,12 +134,8 @@ pub fn kind_of(tree: &Tree, node: NodeId) -> Option<Kind> {
     })
 }
 
-fn is_dir(tree: &Tree, node: NodeId) -> bool {
-    kind_of(tree, node) == Some(Kind::Dir)
-}
-
-fn links(dirs: usize) -> u32 {
-    u32::try_from(dirs).unwrap_or(u32::MAX - 2).saturating_add(2)
+fn links(folders: u32) -> u32 {
+    folders.saturating_add(2)
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@
 //! None of these calls may wait for a network. [`Stream::read`] is the one that takes long, and it
 //! returns at once and answers later.
 
+use std::any::Any;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
@@ -90,6 +92,26 @@ pub trait Stream: Send + Sync {
     fn read(&self, offset: u64, len: usize, done: ReadDone) -> Ticket;
 }
 
+/// A complete file as one file of the system, so that the kernel can read it without asking anybody.
+pub struct Backing {
+    /// That file, open for reading, also with `O_DIRECT`. It holds exactly the node's bytes, verified, and stays so while
+    /// `hold` lives.
+    pub file: OwnedFd,
+    /// Kept as long as a handle is open that reads it so. A mapping goes on beyond that, and nobody is told of it: who
+    /// changes the file afterwards has to find out whether somebody has it mapped. Dropping it never blocks.
+    pub hold: Box<dyn Any + Send + Sync>,
+}
+
+impl std::fmt::Debug for Backing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backing").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+/// Called once with the backing file, or `None` when the file isn't to be had so. Runs on a thread of the content's;
+/// writes to `/dev/fuse`, and may call the content. Dropped uncalled, that counts as `None`.
+pub type BackingDone = Box<dyn FnOnce(Option<Backing>) + Send>;
+
 /// Figures for `statfs`, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Space {
@@ -132,6 +154,13 @@ pub trait Content: Send + Sync + 'static {
     /// # Errors
     /// As [`Content::open`].
     fn open_here(&self, file: NodeId) -> Result<Box<dyn Stream>, ContentError>;
+
+    /// Asks for the file of the system that holds all of this one. Returns at once: finding out may take a disk, and
+    /// `done` is called then. `None` when it isn't complete, doesn't lie in one file, or may not be held.
+    fn backing(&self, file: NodeId, done: BackingDone) {
+        let _ = file;
+        done(None);
+    }
 
     /// Names of the extended attributes of a node (full names: `user.torrentfs.state`).
     fn xattr_names(&self, node: NodeId) -> Vec<String>;

@@ -12,6 +12,8 @@ pub struct Errno(i32);
 impl Errno {
     /// No entry of that name.
     pub const ENOENT: Errno = Errno(libc::ENOENT);
+    /// A name of more bytes than one may have.
+    pub const ENAMETOOLONG: Errno = Errno(libc::ENAMETOOLONG);
     /// The content failed, timed out, or is shutting down.
     pub const EIO: Errno = Errno(libc::EIO);
     /// The calling thread got a signal while it waited.
@@ -32,6 +34,8 @@ impl Errno {
     pub const EACCES: Errno = Errno(libc::EACCES);
     /// No such extended attribute now; or bytes that aren't here, for a reader for whom nothing is fetched.
     pub const ENODATA: Errno = Errno(libc::ENODATA);
+    /// Extended attributes of another kind than users', none of which are kept here.
+    pub const EOPNOTSUPP: Errno = Errno(libc::EOPNOTSUPP);
     /// The buffer for an extended attribute is too small.
     pub const ERANGE: Errno = Errno(libc::ERANGE);
     /// The node went away with its torrent. For a path the kernel then looks it up again and says ENOENT.

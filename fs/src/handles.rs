@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 
 use crate::content::Stream;
+use crate::inodes::HandleKind;
 use crate::lock::{Rank, RankedMutex};
 use crate::tree::{NodeId, Tree};
 
@@ -22,10 +23,28 @@ pub struct FileHandle {
     pub node: NodeId,
     /// Its size in bytes.
     pub size: u64,
-    /// Where its bytes come from. Dropped, and so closed, with the last user of the handle.
-    pub stream: Box<dyn Stream>,
+    /// How it is served.
+    pub served: Served,
     /// Whether that gives only what is here; see [`crate::content::Content::open_here`].
     pub offline: bool,
+}
+
+/// How an open file is served. A handle never changes that.
+pub enum Served {
+    /// Through the kernel's page cache, from this stream. Dropped, and so closed, with the last user of the handle.
+    Cached(Box<dyn Stream>),
+    /// By the kernel, from the file it lies in.
+    Passthrough,
+}
+
+impl FileHandle {
+    /// As what it counts.
+    pub fn kind(&self) -> HandleKind {
+        match self.served {
+            Served::Cached(_) => HandleKind::Cached,
+            Served::Passthrough => HandleKind::Passthrough,
+        }
+    }
 }
 
 /// An open folder.
@@ -113,6 +132,13 @@ impl Handles {
         }
     }
 
+    /// Number of files that are open by passthrough. Looks at all handles.
+    pub fn passthrough(&self) -> usize {
+        let is =
+            |handle: &Handle| matches!(handle, Handle::File(file) if file.kind() == HandleKind::Passthrough);
+        self.open.iter().filter(|handle| is(handle.value())).count()
+    }
+
     /// Number of open handles.
     pub fn len(&self) -> usize {
         self.open.len()
@@ -144,7 +170,12 @@ mod tests {
     fn a_number_finds_its_own_kind_only() {
         let handles = Handles::default();
         let node = NodeId::new(1, 3);
-        let file = handles.open_file(FileHandle { node, size: 1, stream: Box::new(Nothing), offline: false });
+        let served = Served::Cached(Box::new(Nothing));
+        let file = handles.open_file(FileHandle { node, size: 1, served, offline: false });
+        let served = Served::Passthrough;
+        let passed = handles.open_file(FileHandle { node, size: 1, served, offline: false });
+        assert_eq!(handles.passthrough(), 1);
+        assert!(handles.close_file(passed).is_some());
         let dir = handles.open_dir(DirHandle::new(node, Arc::new(Tree::default())));
         assert_ne!(file, dir);
         assert!(handles.file(file).is_some() && handles.dir(file).is_none());

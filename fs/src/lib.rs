@@ -21,6 +21,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod ops;
 pub mod parked;
+pub mod passthrough;
 pub mod session;
 pub mod signals;
 pub mod tree;

@@ -5,11 +5,14 @@
 //! It keeps the port's rules as any content must: nothing waits, answers are given with no lock held.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use crate::content::{Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead};
+use crate::content::{
+    Backing, BackingDone, Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead,
+};
 use crate::lock::{Rank, RankedCondvar, RankedMutex};
 use crate::tree::{Leaf, NodeId, NodeKind, Subtree, SubtreeBuilder, Tree};
 use crate::worker::Worker;
@@ -67,6 +70,8 @@ struct File {
     /// How long a read of what is here takes; answered by the disk's thread.
     slow: Option<Duration>,
     panics: bool,
+    /// The file of the system that holds all of it.
+    backing: Option<OwnedFd>,
 }
 
 struct Torrent {
@@ -99,6 +104,10 @@ pub struct MockCounts {
     pub asked: u64,
     /// Those withdrawn before they were answered.
     pub withdrawn: u64,
+    /// Backing files asked for.
+    pub backings: u64,
+    /// Of those given, the ones that are held now.
+    pub held: u64,
 }
 
 struct State {
@@ -109,6 +118,8 @@ struct State {
     next_waiter: u64,
     counts: MockCounts,
     receiver: Option<Receiver<ContentEvent>>,
+    /// While it is some, questions for backing files are kept here instead of being answered.
+    kept: Option<Vec<(NodeId, BackingDone)>>,
     stop: bool,
 }
 
@@ -192,7 +203,8 @@ impl State {
 
     fn rebuild(&mut self) {
         let torrents = self.torrents.iter().map(|(slot, t)| (t.shown.clone(), *slot, t.subtree.clone()));
-        self.tree = Arc::new(Tree::new(torrents.collect(), 1_600_000_000));
+        let newest = self.torrents.values().map(|t| t.subtree.mtime()).max();
+        self.tree = Arc::new(Tree::new(torrents.collect(), newest.unwrap_or_default()));
     }
 
     /// Takes out the waiters of which this holds.
@@ -205,6 +217,15 @@ impl State {
     }
 }
 
+/// What is held for a backing file that was given.
+struct Held(Arc<Inner>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.state.lock().counts.held -= 1;
+    }
+}
+
 impl Inner {
     fn bytes(&self, node: NodeId, offset: u64, len: usize) -> Vec<u8> {
         let mut buf = vec![0; len];
@@ -212,6 +233,15 @@ impl Inner {
             file.fill(offset, &mut buf);
         }
         buf
+    }
+
+    fn backing(self: &Arc<Self>, node: NodeId) -> Option<Backing> {
+        let mut state = self.state.lock();
+        let file = state.file(node)?;
+        let complete = file.pieces.iter().all(|piece| matches!(piece, Piece::Here));
+        let backing = file.backing.as_ref().filter(|_| complete)?.try_clone().ok()?;
+        state.counts.held += 1;
+        Some(Backing { file: backing, hold: Box::new(Held(self.clone())) })
     }
 
     fn answer(&self, waiters: Vec<Waiter>, error: Option<&ContentError>) {
@@ -254,13 +284,14 @@ impl Mock {
     pub fn new(piece: u64) -> std::io::Result<Arc<Self>> {
         let (events, receiver) = sync_channel(EVENTS);
         let state = State {
-            tree: Arc::new(Tree::new(Vec::new(), 1_600_000_000)),
+            tree: Arc::default(),
             torrents: BTreeMap::new(),
             next_slot: 1,
             waiters: BTreeMap::new(),
             next_waiter: 0,
             counts: MockCounts::default(),
             receiver: Some(receiver),
+            kept: None,
             stop: false,
         };
         let inner = Arc::new(Inner {
@@ -299,6 +330,7 @@ impl Mock {
                     bytes: None,
                     slow: None,
                     panics: false,
+                    backing: None,
                 });
             }
             if files.len() == 1 && spec.path.len() == 1 && spec.path.iter().all(|only| only == name) {
@@ -412,6 +444,31 @@ impl Mock {
         }
     }
 
+    /// The file of the system that holds all of this one.
+    pub fn set_backing(&self, node: NodeId, backing: impl Into<OwnedFd>) {
+        if let Some(file) = self.inner.state.lock().file_mut(node) {
+            file.backing = Some(backing.into());
+        }
+    }
+
+    /// From now on questions for backing files wait, as for a slow disk, until [`Mock::answer_backings`].
+    pub fn keep_backings(&self) {
+        self.inner.state.lock().kept.get_or_insert_default();
+    }
+
+    /// How many questions for backing files wait.
+    pub fn backings_waiting(&self) -> usize {
+        self.inner.state.lock().kept.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Answers those that wait, on this thread, or drops them; later ones are answered at once again.
+    pub fn answer_backings(&self, answer: bool) {
+        let kept = self.inner.state.lock().kept.take();
+        for (node, done) in kept.into_iter().flatten().filter(|_| answer) {
+            done(self.inner.backing(node));
+        }
+    }
+
     /// How many reads wait now.
     pub fn waiting(&self) -> usize {
         self.inner.state.lock().waiters.len()
@@ -478,6 +535,18 @@ impl Content for Mock {
         }
         state.counts.opened_here += 1;
         Ok(Box::new(MockStream { inner: self.inner.clone(), node: file, here: true }))
+    }
+
+    fn backing(&self, file: NodeId, done: BackingDone) {
+        let mut state = self.inner.state.lock();
+        state.counts.backings += 1;
+        match &mut state.kept {
+            Some(kept) => kept.push((file, done)),
+            None => {
+                drop(state);
+                done(self.inner.backing(file));
+            }
+        }
     }
 
     fn xattr_names(&self, _node: NodeId) -> Vec<String> {

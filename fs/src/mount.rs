@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, umount2};
 use crate::attr::AttrOptions;
 use crate::content::Content;
 use crate::mountinfo::{self, OUR_KIND};
+use crate::passthrough;
 use crate::session::Mounted;
 
 /// Threads that take calls from the kernel. None ever waits for content, so few are enough for any number of
@@ -35,6 +36,8 @@ pub struct MountOptions {
     pub umask: u16,
     /// Users for whom nothing is fetched: they read what is here.
     pub offline: Vec<u32>,
+    /// The folder that complete files lie in, if the kernel may be given those to read by itself.
+    pub backing: Option<PathBuf>,
     /// What was given with `-o`, one option each. Those that only `fstab` understands are ignored.
     pub extra: Vec<String>,
 }
@@ -50,6 +53,7 @@ impl MountOptions {
             gid: nix::unistd::getegid().as_raw(),
             umask: 0,
             offline: Vec::new(),
+            backing: None,
             extra: Vec::new(),
         }
     }
@@ -156,7 +160,8 @@ pub fn mount(content: Arc<dyn Content>, options: MountOptions) -> Result<Mounted
     config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(THREADS);
     let attrs = AttrOptions { uid: options.uid, gid: options.gid, umask: options.umask & 0o777 };
-    Mounted::start(content, attrs, options.offline, path.clone(), &config)
+    let stack_depth = options.backing.as_deref().map(passthrough::stack_depth);
+    Mounted::start(content, attrs, options.offline, stack_depth, path.clone(), &config)
         .map_err(|error| explain(error, path, root))
 }
 

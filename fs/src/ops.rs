@@ -6,6 +6,9 @@
 //! answered right here, on the calling thread; for anything else the reply is parked and the thread is free.
 //! Nothing here waits for a network or a disk, and no lock is held while the content or a reply is called.
 //!
+//! **Opening.** A complete file is opened by passthrough, if all that is open on its inode allows it; the rule and its
+//! races stand in [`crate::passthrough`]. Everything else is opened through the kernel's page cache.
+//!
 //! **Offline readers.** For users named so ([`Operations::with_offline`]) nothing is ever fetched: a backup or an
 //! indexer reads what is here, and gets an error at once for the rest. It counts who opened the file and who
 //! reads: a handle of such a user has a stream that fetches nothing, whoever reads with it; and a read by such a
@@ -19,13 +22,16 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::attr::{Attr, AttrOptions, Kind, attr_of, kind_of};
-use crate::content::{Content, TryRead};
+use crate::content::{Backing, Content, Stream, TryRead};
 use crate::errno::Errno;
-use crate::handles::{DirHandle, FileHandle, HandleId, Handles};
-use crate::inodes::{HandleKind, InodeTable};
+use crate::handles::{DirHandle, FileHandle, HandleId, Handles, Served};
+use crate::inodes::{HandleKind, InodeTable, Opened};
 use crate::parked::{ParkedReads, ReadReply};
+use crate::passthrough::{Offer, OpenReply, Passing, Trouble, worth_it};
 use crate::tree::{NodeId, NodeKind, Tree};
 
 /// An entry of a listing.
@@ -77,11 +83,19 @@ pub struct Counts {
     pub inodes: usize,
     /// Open handles of files and folders.
     pub handles: usize,
+    /// Those of files that are read by passthrough.
+    pub passthrough: usize,
     /// Parked reads.
     pub parked: usize,
+    /// Reads the kernel has asked for since the mount began.
+    pub reads: u64,
 }
 
-/// Only attributes of users' kind are asked of the content; tools ask for `security.…` before each access.
+/// Longest name of an entry, in bytes: as on a disk, and as `statfs` tells.
+pub const NAME_LENGTH: u32 = 255;
+
+/// The one kind of extended attributes there is. Of others it is said that they aren't kept here, not that one isn't
+/// there: `ls -l` asks for two of each file (`security.selinux` and the access list), and after that answer not again.
 const XATTR_PREFIX: &str = "user.";
 
 thread_local! {
@@ -99,13 +113,44 @@ pub struct Operations {
     parked: Arc<ParkedReads>,
     /// Users for whom nothing is fetched: a handful, so a look at each is quicker than a hash.
     offline: Vec<u32>,
+    /// Whether the kernel takes backing files, as far as is known.
+    passthrough: AtomicBool,
+    reads: AtomicU64,
+}
+
+/// An open that is under way.
+struct Opening {
+    node: NodeId,
+    size: u64,
+    offline: bool,
+    reply: Box<dyn OpenReply>,
+}
+
+/// The content's end of an open that asked for a backing file: goes on without one when it is dropped uncalled.
+struct Prepared {
+    ops: Arc<Operations>,
+    opening: Option<Opening>,
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Some(opening) = self.opening.take() {
+            self.ops.go_on(opening, Offer::Nothing);
+        }
+    }
 }
 
 impl Operations {
     /// The operations over a content; reads wait in `parked`.
     pub fn new(content: Arc<dyn Content>, options: AttrOptions, parked: Arc<ParkedReads>) -> Self {
         let (inodes, handles) = (InodeTable::default(), Handles::default());
-        Self { content, options, inodes, handles, parked, offline: Vec::new() }
+        let (passthrough, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { content, options, inodes, handles, parked, offline: Vec::new(), passthrough, reads }
+    }
+
+    /// The kernel takes backing files: complete files are opened by passthrough from now on.
+    pub fn pass_through(&self) {
+        self.passthrough.store(true, Ordering::Relaxed);
     }
 
     /// The same, but nothing is fetched for these users.
@@ -120,6 +165,7 @@ impl Operations {
     /// Reads `size` bytes from `offset`, less only at the end of the file. Returns at once; `reply` is called
     /// once, by then or later, and possibly from another thread.
     pub fn read(&self, handle: HandleId, offset: u64, size: u32, calling: Calling, reply: ReadReply) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let Some(file) = self.handles.file(handle) else { return reply(Err(Errno::EBADF)) };
         if self.parked.is_refusing() {
             return reply(Err(Errno::EIO));
@@ -128,14 +174,18 @@ impl Operations {
         if len == 0 {
             return reply(Ok(&[]));
         }
-        let mut own = None;
-        if self.is_offline(calling.uid) && !file.offline {
-            match self.content.open_here(file.node) {
-                Ok(stream) => own = Some(stream),
+        let own: Box<dyn Stream>;
+        let stream = match &file.served {
+            Served::Cached(stream) if file.offline || !self.is_offline(calling.uid) => stream.as_ref(),
+            // The kernel doesn't ask for what it reads by itself; if it did, all of it is here.
+            Served::Cached(_) | Served::Passthrough => match self.content.open_here(file.node) {
+                Ok(stream) => {
+                    own = stream;
+                    own.as_ref()
+                }
                 Err(error) => return reply(Err(Errno::from(error))),
-            }
-        }
-        let stream = own.as_deref().unwrap_or(file.stream.as_ref());
+            },
+        };
         let reply = BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < len {
                 buffer.resize(len, 0);
@@ -156,8 +206,12 @@ impl Operations {
     /// Finds a name in a folder. The kernel now holds one more reference to the node.
     ///
     /// # Errors
-    /// ENOENT, ENOTDIR, ESTALE for a folder that went away.
+    /// ENOENT, ENOTDIR, ENAMETOOLONG, ESTALE for a folder that went away.
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr, Errno> {
+        // The kernel's own limit is 1024.
+        if name.len() > NAME_LENGTH as usize {
+            return Err(Errno::ENAMETOOLONG);
+        }
         let tree = self.content.tree();
         // All names are text; what isn't can't be there.
         let name = name.to_str().ok_or(Errno::ENOENT)?;
@@ -203,33 +257,109 @@ impl Operations {
         }
     }
 
-    /// Opens a file for reading by this user. `O_NONBLOCK` means nothing, as on a disk.
+    /// Opens a file for reading by this user. `O_NONBLOCK` means nothing, as on a disk. Returns at once; the reply is
+    /// given by then, or when the content has said whether there is a backing file.
     ///
-    /// # Errors
-    /// EROFS for any way of writing, EISDIR, ELOOP, ESTALE, and what the content says.
-    pub fn open(&self, node: NodeId, flags: i32, uid: u32) -> Result<HandleId, Errno> {
+    /// Its errors: EROFS for any way of writing, EISDIR, ELOOP, ESTALE, and what the content says.
+    pub fn open(self: &Arc<Self>, node: NodeId, flags: i32, uid: u32, reply: Box<dyn OpenReply>) {
+        let size = match self.openable(node, flags) {
+            Ok(size) => size,
+            Err(errno) => return reply.error(errno),
+        };
+        let opening = Opening { node, size, offline: self.is_offline(uid), reply };
+        // What is opened while reads are refused fails like the rest.
+        let possible = self.passthrough.load(Ordering::Relaxed)
+            && !self.parked.is_refusing()
+            && worth_it(size, self.content.bytes_here(node));
+        self.go_on(opening, if possible { Offer::Possible } else { Offer::Nothing });
+    }
+
+    /// The size of a file that may be opened so.
+    fn openable(&self, node: NodeId, flags: i32) -> Result<u64, Errno> {
         if flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0 {
             return Err(Errno::EROFS);
         }
         if node == NodeId::ROOT {
             return Err(Errno::EISDIR);
         }
-        let tree = self.content.tree();
-        let size = match tree.node(node).ok_or(Errno::ESTALE)?.kind {
-            NodeKind::File { size, .. } => size,
-            NodeKind::Dir(_) => return Err(Errno::EISDIR),
-            NodeKind::Symlink(_) => return Err(Errno::ELOOP),
-        };
-        let offline = self.is_offline(uid);
-        let stream = if offline { self.content.open_here(node)? } else { self.content.open(node)? };
-        self.inodes.opened(node, HandleKind::Cached);
-        Ok(self.handles.open_file(FileHandle { node, size, stream, offline }))
+        match self.content.tree().node(node).ok_or(Errno::ESTALE)?.kind {
+            NodeKind::File { size, .. } => Ok(size),
+            NodeKind::Dir(_) => Err(Errno::EISDIR),
+            NodeKind::Symlink(_) => Err(Errno::ELOOP),
+        }
+    }
+
+    /// Goes on with an open, with what it has in hand.
+    fn go_on(self: &Arc<Self>, opening: Opening, offer: Offer) {
+        match self.inodes.open(opening.node, &offer) {
+            Opened::Prepare => {
+                let node = opening.node;
+                let mut prepared = Prepared { ops: self.clone(), opening: Some(opening) };
+                let done = move |backing: Option<Backing>| {
+                    let Some(opening) = prepared.opening.take() else { return };
+                    let offer = prepared.ops.registered(&opening, backing);
+                    prepared.ops.go_on(opening, offer);
+                };
+                self.content.backing(node, Box::new(done));
+            }
+            Opened::Passthrough(passing) => {
+                // One that was prepared in vain goes, before the reply lets somebody count what is open.
+                drop(offer);
+                let Opening { node, size, offline, reply } = opening;
+                tracing::trace!(node = node.0, "opened by passthrough");
+                let served = Served::Passthrough;
+                let handle = self.handles.open_file(FileHandle { node, size, served, offline });
+                reply.passthrough(handle, &passing.registered);
+            }
+            Opened::Cached => {
+                drop(offer);
+                let Opening { node, size, offline, reply } = opening;
+                let opened = if offline { self.content.open_here(node) } else { self.content.open(node) };
+                match opened {
+                    Ok(stream) => {
+                        tracing::trace!(node = node.0, "opened cached");
+                        let served = Served::Cached(stream);
+                        reply.cached(self.handles.open_file(FileHandle { node, size, served, offline }));
+                    }
+                    Err(error) => {
+                        drop(self.inodes.released(node, HandleKind::Cached));
+                        reply.error(Errno::from(error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the kernel of a backing file; what comes of it.
+    fn registered(&self, opening: &Opening, backing: Option<Backing>) -> Offer {
+        let Some(Backing { file, hold }) = backing else { return Offer::Nothing };
+        if !self.passthrough.load(Ordering::Relaxed) {
+            return Offer::Nothing;
+        }
+        use std::os::fd::AsFd;
+        match opening.reply.register(file.as_fd()) {
+            Ok(registered) => Offer::Ready(Passing::new(registered, hold)),
+            Err(error) => {
+                match Trouble::of(&error) {
+                    Trouble::Once => tracing::debug!("a file isn't passed through: {error}"),
+                    Trouble::ForGood => {
+                        // Once, however many opens hear it at the same time.
+                        if self.passthrough.swap(false, Ordering::Relaxed) {
+                            tracing::debug!(
+                                "complete files are read through the mount, not passed through: {error}"
+                            );
+                        }
+                    }
+                }
+                Offer::Nothing
+            }
+        }
     }
 
     /// Closes a file.
     pub fn release(&self, handle: HandleId) {
         if let Some(file) = self.handles.close_file(handle) {
-            self.inodes.released(file.node, HandleKind::Cached);
+            drop(self.inodes.released(file.node, file.kind()));
         }
     }
 
@@ -244,14 +374,14 @@ impl Operations {
             Some(_) => return Err(Errno::ENOTDIR),
             None => return Err(Errno::ESTALE),
         }
-        self.inodes.opened(node, HandleKind::Dir);
+        self.inodes.opened_dir(node);
         Ok(self.handles.open_dir(DirHandle::new(node, tree)))
     }
 
     /// Closes a folder.
     pub fn releasedir(&self, handle: HandleId) {
         if let Some(dir) = self.handles.close_dir(handle) {
-            self.inodes.released(dir.node, HandleKind::Dir);
+            drop(self.inodes.released(dir.node, HandleKind::Dir));
         }
     }
 
@@ -282,10 +412,15 @@ impl Operations {
         mut add: impl FnMut(DirEntry<'_>, &Attr) -> bool,
     ) -> Result<(), Errno> {
         let (tree, dir) = self.listing(handle, offset)?;
+        let present = self.content.tree();
         let mut added = Vec::new();
         let outcome = list(&tree, dir, offset, |entry| {
-            // Of the listed tree: an entry that has gone since is found to be gone when it is used.
-            let Ok(attr) = self.attr(&tree, entry.node) else { return false };
+            // Of the listed tree: an entry that has gone since is found to be gone when it is used…
+            let Ok(mut attr) = self.attr(&tree, entry.node) else { return false };
+            if kind_of(&present, entry.node).is_none() {
+                // …at once, and isn't remembered: its name may stand for another one.
+                (attr.ttl, attr.entry_ttl) = (Duration::ZERO, Duration::ZERO);
+            }
             let full = add(entry, &attr);
             if !full && entry.name != "." && entry.name != ".." {
                 added.push(entry.node);
@@ -316,9 +451,13 @@ impl Operations {
     /// The value of an extended attribute; with a `size` of 0, how long it is.
     ///
     /// # Errors
-    /// ENODATA, ERANGE if it is longer than `size` bytes, ESTALE.
+    /// ENODATA, EOPNOTSUPP for any but users' attributes, ERANGE if it is longer than `size` bytes, ESTALE.
     pub fn getxattr(&self, node: NodeId, name: &OsStr, size: u32) -> Result<Xattr, Errno> {
-        let name = name.to_str().filter(|name| name.starts_with(XATTR_PREFIX)).ok_or(Errno::ENODATA)?;
+        if !name.as_encoded_bytes().starts_with(XATTR_PREFIX.as_bytes()) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        // All names are text.
+        let name = name.to_str().ok_or(Errno::ENODATA)?;
         self.exists(node)?;
         sized(self.content.xattr(node, name).ok_or(Errno::ENODATA)?, size)
     }
@@ -354,7 +493,13 @@ impl Operations {
 
     /// How much is open or waiting.
     pub fn counts(&self) -> Counts {
-        Counts { inodes: self.inodes.len(), handles: self.handles.len(), parked: self.parked.len() }
+        Counts {
+            inodes: self.inodes.len(),
+            handles: self.handles.len(),
+            passthrough: self.handles.passthrough(),
+            parked: self.parked.len(),
+            reads: self.reads.load(Ordering::Relaxed),
+        }
     }
 
     /// The present tree.

@@ -26,6 +26,7 @@ use crate::attr::AttrOptions;
 use crate::callers::Identity;
 use crate::content::Content;
 use crate::events;
+use crate::inodes::HandleCounts;
 use crate::lock::{Rank, RankedMutex};
 use crate::mountinfo;
 use crate::ops::{Counts, Operations};
@@ -113,13 +114,14 @@ impl Mounted {
         content: Arc<dyn Content>,
         attrs: AttrOptions,
         offline: Vec<u32>,
+        stack_depth: Option<u32>,
         path: PathBuf,
         config: &fuser::Config,
     ) -> io::Result<Self> {
         let parked = ParkedReads::new(most_callers());
         let ops = Arc::new(Operations::new(content.clone(), attrs, parked.clone()).with_offline(offline));
         // If anything below fails, dropping the session unmounts it.
-        let mut session = fuser::Session::new(Adapter::new(ops.clone()), &path, config)?;
+        let mut session = fuser::Session::new(Adapter::new(ops.clone(), stack_depth), &path, config)?;
         let connection = mountinfo::at(&path).map(|entry| entry.minor);
         let notifier = session.notifier();
         let unmounter = session.unmount_callable();
@@ -188,6 +190,11 @@ impl Mounted {
     /// How much is open or waiting.
     pub fn counts(&self) -> Counts {
         self.ops.counts()
+    }
+
+    /// The handles open on one node.
+    pub fn handles(&self, node: NodeId) -> HandleCounts {
+        self.ops.inodes().handles(node)
     }
 
     /// Whether the session has ended: unmounted, by us or from outside.

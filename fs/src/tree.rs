@@ -59,6 +59,8 @@ pub struct Node {
     pub parent: u32,
     /// What it is.
     pub kind: NodeKind,
+    /// Folders in it; 0 for what is no folder.
+    pub folders: u32,
 }
 
 /// The entries of one torrent. Index 0 is its root: a folder, or a single file.
@@ -99,13 +101,13 @@ pub struct SubtreeBuilder {
 impl SubtreeBuilder {
     /// Begins a subtree whose root is a folder.
     pub fn folder(name: &str, mtime: i64) -> Self {
-        let root = Node { name: name.into(), parent: 0, kind: NodeKind::Dir(Vec::new()) };
+        let root = Node { name: name.into(), parent: 0, kind: NodeKind::Dir(Vec::new()), folders: 0 };
         Self { nodes: vec![root], dirs: HashMap::new(), mtime }
     }
 
     /// A subtree that is a single file or link.
     pub fn single(name: &str, mtime: i64, leaf: Leaf) -> Subtree {
-        let node = Node { name: name.into(), parent: 0, kind: leaf_kind(leaf) };
+        let node = Node { name: name.into(), parent: 0, kind: leaf_kind(leaf), folders: 0 };
         Self { nodes: vec![node], dirs: HashMap::new(), mtime }.build()
     }
 
@@ -130,8 +132,11 @@ impl SubtreeBuilder {
 
     fn push(&mut self, parent: u32, name: &str, kind: NodeKind) -> u32 {
         let index = self.nodes.len() as u32;
-        self.nodes.push(Node { name: name.into(), parent, kind });
-        if let NodeKind::Dir(children) = &mut self.nodes[parent as usize].kind {
+        let is_folder = matches!(kind, NodeKind::Dir(_));
+        self.nodes.push(Node { name: name.into(), parent, kind, folders: 0 });
+        let above = &mut self.nodes[parent as usize];
+        above.folders += u32::from(is_folder);
+        if let NodeKind::Dir(children) = &mut above.kind {
             children.push(index);
         }
         index
@@ -204,6 +209,8 @@ pub struct Tree {
     /// By shown name: the slot and its subtree. The name shown in the root may differ from the subtree's own.
     root: BTreeMap<Box<str>, u32>,
     slots: HashMap<u32, Arc<Subtree>>,
+    /// How many of the root's entries are folders.
+    folders: u32,
     mtime: i64,
 }
 
@@ -212,6 +219,8 @@ impl Tree {
     pub fn new(torrents: Vec<(String, u32, Arc<Subtree>)>, mtime: i64) -> Self {
         let mut tree = Tree { mtime, ..Tree::default() };
         for (name, slot, subtree) in torrents {
+            let top = subtree.node(0).map(|node| &node.kind);
+            tree.folders += u32::from(matches!(top, Some(NodeKind::Dir(_))));
             tree.root.insert(name.into_boxed_str(), slot);
             tree.slots.insert(slot, subtree);
         }
@@ -247,6 +256,10 @@ impl Tree {
         names.push(shown);
         names.reverse();
         Some(names.join("/"))
+    }
+    /// How many of the root's entries are folders.
+    pub fn root_folders(&self) -> u32 {
+        self.folders
     }
     /// The root folder's time, in seconds since the epoch.
     pub fn mtime(&self) -> i64 {

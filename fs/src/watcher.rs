@@ -4,9 +4,10 @@
 //! **Cost.** Asleep while nothing is parked. Otherwise it looks every [`INTERVAL`], or less often, so that it
 //! stays under [`SHARE`] of a core. Fatal signals and those sent to a process show in any of its threads, so
 //! one thread of each process is looked at each time, the first one if it waits; of all other threads
-//! [`MORE_LOOKS`] in turn, which finds what was sent to a single thread.
+//! [`MORE_LOOKS`] in turn, which finds what was sent to a single thread. A caught signal takes several looks;
+//! whoever has one is looked at again every [`INTERVAL`], however rarely all of them are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,10 +23,15 @@ use crate::worker::Worker;
 const INTERVAL: Duration = Duration::from_millis(25);
 /// A look may take one part in so many of the time: 2 %.
 const SHARE: u32 = 50;
-/// Longest time between looks, however many wait.
-const LONGEST: Duration = Duration::from_secs(1);
+/// Longest time between looks, however many wait: two thousand processes take so long, at 20 µs each.
+const LONGEST: Duration = Duration::from_secs(2);
 /// Threads looked at besides one of each process.
 const MORE_LOOKS: usize = 64;
+/// How often a process with a caught signal is looked at again between two looks at all. Four end a read and what the
+/// kernel repeats of it. One that waits for a page of a mapping keeps its signal, and is left alone then.
+const AGAIN: u8 = 8;
+/// Processes looked at again at a time.
+const MOST_AGAIN: usize = 64;
 
 /// Starts the thread; it ends after [`ParkedReads::stop_watching`].
 pub(crate) fn start(parked: Arc<ParkedReads>) -> io::Result<Worker> {
@@ -34,9 +40,16 @@ pub(crate) fn start(parked: Arc<ParkedReads>) -> io::Result<Worker> {
         while parked.sleep_while_empty() {
             let began = Instant::now();
             memory.scan(&parked, began);
-            let interval = (began.elapsed() * SHARE).clamp(INTERVAL, LONGEST);
-            if !parked.pause(interval) {
-                break;
+            let mut left = (began.elapsed() * SHARE).clamp(INTERVAL, LONGEST);
+            while !left.is_zero() {
+                let pause = if memory.has_suspects() { left.min(INTERVAL) } else { left };
+                if !parked.pause(pause) {
+                    return;
+                }
+                left -= pause;
+                if !left.is_zero() {
+                    memory.look_again(&parked, Instant::now());
+                }
             }
         }
     })
@@ -54,29 +67,68 @@ struct Memory {
     /// By process: the offers of what was sent to it, and who got the last one.
     offers: HashMap<u32, (Offers, Option<Arc<Caller>>)>,
     turn: usize,
+    /// Processes with a caught signal that means to stop them, and how often they are looked at again.
+    suspects: HashMap<u32, u8>,
 }
 
 impl Memory {
+    /// Looks at all.
     fn scan(&mut self, parked: &ParkedReads, now: Instant) {
-        let waiters = waiters(parked);
+        let waiters = waiters(parked.all());
+        let processes = self.look(parked, &waiters, now);
+        let offered = |tgid: &u32| processes.get(tgid).is_some_and(|process: &Process| process.offered);
+        self.offers.retain(|tgid, (offers, _)| offered(tgid) || offers.is_recent(now));
+        let suspicious = |tgid: &u32| processes.get(tgid).is_some_and(|process: &Process| process.suspicious);
+        self.suspects.retain(|tgid, _| suspicious(tgid));
+        for (tgid, _) in processes.iter().filter(|(_, process)| process.suspicious) {
+            self.suspects.entry(*tgid).or_insert(AGAIN);
+        }
+        if parked.callers().len() > waiters.len() * 2 {
+            parked.callers().prune();
+        }
+    }
+
+    fn has_suspects(&self) -> bool {
+        self.suspects.values().any(|left| *left > 0)
+    }
+
+    /// Looks at some of the suspects.
+    fn look_again(&mut self, parked: &ParkedReads, now: Instant) {
+        let mut chosen = HashSet::new();
+        for (tgid, left) in self.suspects.iter_mut().filter(|(_, left)| **left > 0).take(MOST_AGAIN) {
+            *left -= 1;
+            chosen.insert(*tgid);
+        }
+        if chosen.is_empty() {
+            return;
+        }
+        let mut reads = parked.all();
+        reads.retain(|read| {
+            let process = read.caller.as_ref().and_then(|caller| caller.process());
+            process.is_some_and(|tgid| chosen.contains(&tgid))
+        });
+        // Those are few; whose turn it is among all others stays.
+        let turn = self.turn;
+        self.look(parked, &waiters(reads), now);
+        self.turn = turn;
+    }
+
+    /// Looks at these, and interrupts those that mean to stop.
+    fn look(&mut self, parked: &ParkedReads, waiters: &[Waiter], now: Instant) -> HashMap<u32, Process> {
         let mut processes: HashMap<u32, Process> = HashMap::new();
-        for index in self.pick(&waiters) {
+        for index in self.pick(waiters) {
             let Some(waiter) = waiters.get(index) else { continue };
             let look = match waiter.caller.look() {
                 Look::Alive(status) => Some(status),
                 Look::Gone => None,
                 Look::Unknown => continue,
             };
-            self.weigh(parked, &waiters, index, look, &mut processes);
+            self.weigh(parked, waiters, index, look, &mut processes);
         }
         for (tgid, process) in &processes {
-            self.finish(parked, &waiters, *tgid, process, now);
+            self.finish(parked, waiters, *tgid, process, now);
         }
-        let offered = |tgid: &u32| processes.get(tgid).is_some_and(|process: &Process| process.offered);
-        self.offers.retain(|tgid, (offers, _)| offered(tgid) || offers.is_recent(now));
-        if parked.callers().len() > waiters.len() * 2 {
-            parked.callers().prune();
-        }
+        processes
     }
 
     /// Which waiters to look at now.
@@ -129,6 +181,7 @@ impl Memory {
                 let twice = waiter.caller.seen_twice(private.or(shared));
                 let process = processes.entry(tgid).or_default();
                 process.offered |= !shared.is_empty();
+                process.suspicious = true;
                 if twice.is_empty() || !waiter.caller.in_a_read() {
                     return;
                 }
@@ -178,14 +231,17 @@ struct Process {
     fatal: bool,
     /// A caught signal sent to it is pending.
     offered: bool,
+    /// The same, or one sent to one of its threads.
+    suspicious: bool,
     /// Waiters that have seen that twice and are in a read.
     candidates: Vec<usize>,
 }
 
-fn waiters(parked: &ParkedReads) -> Vec<Waiter> {
+/// The threads of these reads.
+fn waiters(reads: Vec<Arc<ParkedRead>>) -> Vec<Waiter> {
     let mut waiters: Vec<Waiter> = Vec::new();
     let mut places: HashMap<usize, usize> = HashMap::new();
-    for read in parked.all() {
+    for read in reads {
         let Some(caller) = read.caller.clone() else { continue };
         let place = *places.entry(Arc::as_ptr(&caller) as usize).or_insert(waiters.len());
         match waiters.get_mut(place) {

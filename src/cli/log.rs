@@ -59,7 +59,7 @@ mod tests {
             EnvFilter::try_new(directives(verbosity)).unwrap();
         }
         assert!(directives(0).contains("torrentfs=info"));
-        assert_eq!(directives(i8::MIN), "error");
+        assert_eq!(directives(i8::MIN), "error,report=info");
         assert_eq!(directives(i8::MAX), "trace");
     }
 }

@@ -40,7 +40,7 @@ use crate::torrent::background::Prefetch;
 use cache::CacheArgs;
 use cat::CatArgs;
 use exit::{Exit, Failure};
-use remote::{AddArgs, PrefetchArgs, Remote, RemoveArgs, StatusArgs, UnmountArgs};
+use remote::{AddArgs, DebugArgs, PrefetchArgs, Remote, RemoveArgs, StatusArgs, UnmountArgs};
 use shared::{ClientArgs, LoggingArgs};
 use verify::VerifyArgs;
 
@@ -142,6 +142,8 @@ Examples:
       One file to standard output, without a mount.
   torrentfs mount --cache-size 20G film.torrent /mnt/film
       With a bound on what is kept of it.
+  torrentfs mount --watch ~/torrents /mnt/all
+      Whatever lies in a folder, as it comes and goes.
   torrentfs mount --daemon --log-file /var/log/film.log film.torrent /mnt/film
       In the background; this returns when it is ready.
   torrentfs inspect --json film.torrent
@@ -219,6 +221,8 @@ enum Subcommands {
     Unmount(UnmountArgs),
     /// Fetch files or folders of a running mount whole, in the background
     Prefetch(PrefetchArgs),
+    /// Say what a running mount is at: locks, tasks, waiting readers and what they wait for
+    Debug(DebugArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
     Demo(DemoArgs),
     /// Print a script that completes this program's command line in a shell
@@ -230,14 +234,18 @@ enum Subcommands {
 }
 
 #[derive(Debug, Args)]
+#[command(allow_missing_positional = true)]
 struct MountArgs {
-    /// Magnet link, .torrent file or info-hash; may be given several times
-    #[arg(required = true, num_args = 1.., value_name = "SOURCE")]
+    /// Magnet link, .torrent file or info-hash; may be given several times, or left out with --watch
+    #[arg(required_unless_present = "watch", num_args = 1.., value_name = "SOURCE")]
     sources: Vec<OsString>,
     /// Empty folder to mount at
     #[arg(value_name = "MOUNTPOINT")]
     mountpoint: PathBuf,
 
+    /// Mount every .torrent and .magnet file in this folder, too, as they come and go
+    #[arg(long, value_name = "DIR")]
+    watch: Option<PathBuf>,
     /// What to fetch beyond what is read, once readers have what they want
     #[arg(long, value_name = "WHAT", default_value = "none")]
     prefetch: PrefetchArg,
@@ -333,6 +341,7 @@ impl Cli {
             Subcommands::Remove(args) => Command::Remote(args.into()),
             Subcommands::Unmount(args) => Command::Remote(args.into()),
             Subcommands::Prefetch(args) => Command::Remote(args.into()),
+            Subcommands::Debug(args) => Command::Remote(args.into()),
             Subcommands::Demo(args) => Command::Demo {
                 mountpoint: args.mountpoint,
                 verbosity: args.logging.verbosity(),
@@ -347,6 +356,7 @@ impl MountArgs {
     fn config(self) -> Config {
         Config {
             sources: self.sources,
+            watch: self.watch,
             mountpoint: self.mountpoint,
             client: ClientConfig {
                 prefetch: match self.prefetch {
@@ -423,7 +433,7 @@ mod tests {
             --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s --no-upload \
             --shutdown-timeout 3s --storage mmap --cache-size 64M --min-free-space 0 --initial-check full --trust-resume false -vv --log-format json";
         let args = &format!(
-            "{shared} --prefetch file --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup --daemon --log-file /l \
+            "{shared} --prefetch file --watch /w --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup --daemon --log-file /l \
             --fs-name f --mount-option noexec --namespace /n a.torrent magnet:?xt=urn:btih:x /mnt/x"
         );
         let host = |host: &str, port| HostPort { host: host.into(), port };
@@ -457,6 +467,7 @@ mod tests {
         };
         let want = Config {
             sources: vec!["a.torrent".into(), "magnet:?xt=urn:btih:x".into()],
+            watch: Some("/w".into()),
             mountpoint: "/mnt/x".into(),
             client: ClientConfig { prefetch: Prefetch::File, ..client.clone() },
             allow_other: Some(false),
@@ -483,6 +494,24 @@ mod tests {
             client: ClientConfig { verbosity: 1, ..client },
         };
         assert_eq!(cat(&format!("{shared} --offset 1M --length 1KB a.torrent b/c")), want);
+    }
+
+    #[test]
+    fn with_a_watched_folder_no_source_is_needed() {
+        let none: [OsString; 0] = [];
+        for line in ["--watch /w /m", "/m --watch /w", "--watch=/w -v /m", "-v /m --watch=/w"] {
+            let config = mount(line);
+            assert_eq!((config.watch, config.mountpoint), (Some("/w".into()), "/m".into()), "{line}");
+            assert_eq!(config.sources, none, "{line}");
+        }
+        let config = mount("--watch /w a.torrent b.torrent /m");
+        assert_eq!(
+            (config.sources, config.mountpoint),
+            (vec!["a.torrent".into(), "b.torrent".into()], "/m".into())
+        );
+        for line in ["mount /m", "mount --watch /w", "mount", "mount -v /m"] {
+            assert!(read(line).is_err(), "{line}");
+        }
     }
 
     #[test]
@@ -580,6 +609,7 @@ mod tests {
                 Remote::Remove { mountpoint: "/m".into(), torrents: vec!["a".into()], delete_data: true },
             ),
             ("unmount /m", Remote::Unmount { mountpoint: "/m".into() }),
+            ("debug /m", Remote::Debug { mountpoint: "/m".into() }),
             ("prefetch /m/a --off b", Remote::Prefetch { paths: vec!["/m/a".into(), "b".into()], off: true }),
         ];
         for (line, want) in rows {

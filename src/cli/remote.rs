@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::terminal::{bytes, clean};
-use crate::control::message::{Added, Prefetched, Removed};
+use crate::control::message::{Added, Prefetched, Removed, Report};
 
 /// What a running mount is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,11 @@ pub enum Remote {
     },
     /// It is to end.
     Unmount {
+        /// Which mount.
+        mountpoint: PathBuf,
+    },
+    /// What it is at, for who looks for what hangs.
+    Debug {
         /// Which mount.
         mountpoint: PathBuf,
     },
@@ -99,6 +104,14 @@ pub(super) struct UnmountArgs {
     mountpoint: PathBuf,
 }
 
+/// Tells what a running mount is at.
+#[derive(Debug, Args)]
+pub(super) struct DebugArgs {
+    /// Which mount
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
+}
+
 /// Fetches files whole, in the background.
 #[derive(Debug, Args)]
 pub(super) struct PrefetchArgs {
@@ -131,6 +144,12 @@ impl From<RemoveArgs> for Remote {
 impl From<UnmountArgs> for Remote {
     fn from(UnmountArgs { mountpoint }: UnmountArgs) -> Self {
         Self::Unmount { mountpoint }
+    }
+}
+
+impl From<DebugArgs> for Remote {
+    fn from(DebugArgs { mountpoint }: DebugArgs) -> Self {
+        Self::Debug { mountpoint }
     }
 }
 
@@ -173,6 +192,11 @@ pub fn prefetched(path: &str, told: &Prefetched, off: bool) -> String {
     format!("{word}  {}  ({files}, {} of {} here)\n", clean(path), bytes(told.here), bytes(told.size))
 }
 
+/// What a mount is at: line by line as it says, but names in it are those of strangers.
+pub fn report(told: &Report) -> String {
+    told.report.lines().fold(String::new(), |out, line| out + &clean(line) + "\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,6 +210,7 @@ mod tests {
         assert_eq!(removed(&gone), "removed  c\n");
         let gone = Removed { data_deleted: true, freed: 2048, data_left: Some("/d/c".into()), ..gone };
         assert_eq!(removed(&gone), "removed  c, with its data (2.0 KiB); /d/c stays as it is\n");
+        assert_eq!(report(&Report { report: "a\n  b\x1b".into() }), "a\n  b\u{fffd}\n");
         let told = Prefetched { files: 1, size: 4096, here: 0 };
         assert_eq!(prefetched("/m/d", &told, false), "fetching  /m/d  (1 file, 0 B of 4.0 KiB here)\n");
         let told = Prefetched { files: 2, ..told };

@@ -64,7 +64,8 @@ impl Running {
         self.scope.cancel();
         assert_eq!(self.scope.join(LONG).await, [""; 0]);
         let client = self.client.clone();
-        assert!(std::thread::spawn(move || client.stop_workers(LONG)).join().unwrap().is_empty());
+        let stopping = std::thread::Builder::new().spawn(move || client.stop_workers(LONG)).unwrap();
+        assert!(stopping.join().unwrap().is_empty());
     }
 }
 

@@ -29,15 +29,13 @@ use crate::metainfo::geometry::PieceIndex;
 use crate::storage::cache::{CacheDir, CacheError, DiskSpace};
 use crate::storage::catalog;
 use crate::storage::lru::{Victim, Victims};
-use crate::storage::pool::{Class, Job, Workers};
+use crate::storage::pool::Workers;
 use crate::storage::spare::SPARE;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::Command;
 use crate::torrent::reads::Shared;
 use crate::torrent::room::Room;
 
-/// How soon the workers are asked again that took nothing more.
-const BUSY: Duration = Duration::from_millis(50);
 /// An owner answers as soon as a record is on the disk; one that is stuck must not hold all others up.
 const ANSWER: Duration = Duration::from_secs(10);
 /// What an owner hasn't answered by then isn't counted on any more.
@@ -355,20 +353,9 @@ impl<O: Owners> Keeper<O> {
         freed
     }
 
-    /// Does something that may wait for the disk, as soon as the workers take it; `None` when they are closed.
+    /// Does something that may wait for the disk; `None` when the workers are closed.
     async fn on_worker<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let (done, answer) = oneshot::channel();
-        // Somebody waits for the room.
-        let mut job: Job = Box::new(move |_: &mut _| _ = done.send(work()));
-        while let Err(refused) = self.workers.submit(Class::Verify, job) {
-            if self.workers.is_closed() {
-                return None;
-            }
-            // There is much to do: no reason to say that there is no room.
-            tokio::time::sleep(BUSY).await;
-            job = refused;
-        }
-        answer.await.ok()
+        super::on_worker(&self.workers, work).await
     }
 }
 

@@ -11,14 +11,15 @@ mod keeper;
 pub mod listen;
 mod plan;
 pub mod remove;
+mod slots;
 pub mod sources;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::{Dht, DhtOptions};
@@ -26,8 +27,9 @@ use crate::discovery::tracker::http_client;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
+use crate::storage::added::time_added;
 use crate::storage::cache::{CacheDir, CacheError};
-use crate::storage::pool::{Class, Workers};
+use crate::storage::pool::{Class, Job, Workers};
 use crate::storage::quota::Quota;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::background::Prefetch;
@@ -42,6 +44,7 @@ use crate::torrent::{Command, Torrent, owner};
 use dormant::Dormant;
 use keeper::Keeper;
 use listen::Listener;
+use slots::Slots;
 use sources::Loaded;
 
 /// Threads that do blocking work. Hashing is what costs, so one per core; one more, so that a disk that keeps
@@ -49,6 +52,11 @@ use sources::Loaded;
 fn worker_threads() -> usize {
     std::thread::available_parallelism().map_or(2, std::num::NonZero::get) + 1
 }
+
+/// How soon workers are asked again that took no more.
+const FULL: Duration = Duration::from_millis(20);
+/// Torrents that are ended at a time: each has the workers record what is complete, and they take a thousand jobs.
+const ENDING: usize = 64;
 
 /// How the client is set up.
 #[derive(Debug, Clone)]
@@ -140,7 +148,9 @@ pub struct Client {
     port: u16,
     torrents: RankedRwLock<Vec<Arc<Torrent>>>,
     dormant: Arc<Dormant>,
-    next_slot: AtomicU32,
+    /// Turns of those who end a torrent.
+    ending: Arc<Semaphore>,
+    slots: Slots,
 }
 
 impl Client {
@@ -185,7 +195,8 @@ impl Client {
             port,
             torrents: RankedRwLock::new(Rank::Client, "torrents", Vec::new()),
             dormant: Arc::new(Dormant::new()),
-            next_slot: AtomicU32::new(1),
+            ending: Arc::new(Semaphore::new(ENDING)),
+            slots: Slots::default(),
             cache,
             options,
             scope,
@@ -203,6 +214,16 @@ impl Client {
     /// The folder that holds the data.
     pub fn cache(&self) -> &Arc<CacheDir> {
         &self.cache
+    }
+
+    /// Where data is kept.
+    pub fn storage(&self) -> StorageKind {
+        self.options.storage
+    }
+
+    /// The account of what is kept.
+    pub fn quota(&self) -> &Arc<Quota> {
+        self.env.room.quota()
     }
 
     /// Bytes of data that are kept, of all torrents in the cache, and how many may be.
@@ -254,15 +275,37 @@ impl Client {
     /// # Errors
     /// When its folder in the cache can't be made.
     pub async fn add(&self, loaded: Loaded) -> Result<Arc<Torrent>, ClientError> {
+        self.add_for(loaded, true).await
+    }
+
+    /// As [`Client::add`], for a folder that is watched: unless somebody else adds the torrent, too, it goes with its
+    /// last file there ([`Client::remove_watched`]).
+    ///
+    /// # Errors
+    /// As [`Client::add`].
+    pub async fn add_watched(&self, loaded: Loaded) -> Result<Arc<Torrent>, ClientError> {
+        self.add_for(loaded, false).await
+    }
+
+    /// The torrent that is there already. It is named from now on if this one who adds it does: said under the table's
+    /// lock, so that [`Client::remove_watched`] sees it or is over.
+    fn known(&self, wire: [u8; 20], named: bool) -> Option<Arc<Torrent>> {
+        let torrents = self.torrents.read();
+        let known = torrents.iter().find(|t| t.info_hash.wire().0 == wire)?;
+        known.named.fetch_or(named, Ordering::Relaxed);
+        Some(known.clone())
+    }
+
+    async fn add_for(&self, loaded: Loaded, named: bool) -> Result<Arc<Torrent>, ClientError> {
         let wire = loaded.info_hash.wire().0;
         let key = loaded.info_hash.to_string();
         let claim = loop {
-            if let Some(known) = self.find(wire) {
+            if let Some(known) = self.known(wire, named) {
                 return Ok(known);
             }
             let claim = self.dormant.claim(&key).await;
             // Somebody may have added it meanwhile, and somebody may be about to remove that one.
-            if let Some(known) = self.find(wire) {
+            if let Some(known) = self.known(wire, named) {
                 return Ok(known);
             }
             if !self.dormant.is_closing(&key) {
@@ -283,12 +326,16 @@ impl Client {
         if !self.options.trackers.is_empty() {
             trackers.push(self.options.trackers.clone());
         }
-        let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        let slot = self.slots.take(wire);
+        let added = match loaded.created {
+            Some(_) => now_seconds(),
+            None => time_added(&dir, now_seconds()),
+        };
         let plan = Plan {
             slot,
             info_hash: loaded.info_hash,
             hint: loaded.hint,
-            added: now_seconds(),
+            added,
             created: loaded.created,
             info: loaded.info,
             trackers,
@@ -315,7 +362,9 @@ impl Client {
                 check_invariants: cfg!(debug_assertions),
             },
         };
-        let torrent = owner::start(self.scope.child(&format!("torrent {slot}")), plan, self.env.clone());
+        let scope = self.scope.child(&format!("torrent {}", plan.info_hash.short8()));
+        let torrent = owner::start(scope, plan, self.env.clone());
+        torrent.named.store(named, Ordering::Relaxed);
         self.torrents.write().push(torrent.clone());
         claim.opened();
         self.env.changed.notify_one();
@@ -352,10 +401,39 @@ impl Client {
         futures_util::future::join_all(all).await.into_iter().flatten().collect()
     }
 
+    /// Does something that may wait for a disk, on a storage worker; waits as long as they take no more. `None` when they
+    /// are closed, or it panicked. Cancel-safe: what is begun is done.
+    pub async fn on_worker<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        on_worker(&self.env.workers, work).await
+    }
+
+    /// Runs something in a named task of the client's; refused when the program ends.
+    pub fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        self.scope.spawn(name, task);
+    }
+
     /// Stops the workers; blocks up to `limit`. Returns the threads that are left, by name.
     pub fn stop_workers(&self, limit: Duration) -> Vec<String> {
         self.env.workers.stop(limit)
     }
+}
+
+/// See [`Client::on_worker`].
+async fn on_worker<T: Send + 'static>(
+    workers: &Workers,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, answer) = oneshot::channel();
+    let mut job: Job = Box::new(move |_: &mut _| _ = done.send(work()));
+    while let Err(refused) = workers.submit(Class::Verify, job) {
+        if workers.is_closed() {
+            return None;
+        }
+        // A thousand jobs stand before it.
+        tokio::time::sleep(FULL).await;
+        job = refused;
+    }
+    answer.await.ok()
 }
 
 /// Our peer id for this run: the client's letters and version as BEP 20 has them, and random bytes.

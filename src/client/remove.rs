@@ -16,15 +16,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
-use super::Client;
 use super::dormant::Dormant;
+use super::{Client, on_worker};
 use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::catalog::{self, Entry};
-use crate::storage::pool::{Class, Workers};
+use crate::storage::pool::Workers;
 use crate::sync::timeouts;
 use crate::torrent::room::Room;
 use crate::torrent::{Command, Torrent};
@@ -63,10 +64,32 @@ impl Client {
     /// # Errors
     /// See [`RemoveError`].
     pub async fn remove(&self, torrent: &Arc<Torrent>, delete_data: bool) -> Result<Removed, RemoveError> {
+        self.remove_if(torrent, delete_data, |_| true).await.and_then(|r| r.ok_or(RemoveError::NotThere))
+    }
+
+    /// Removes a torrent that was added for a watched folder, with its data kept; `None`, and nothing happens, when
+    /// somebody else has added it as well. Otherwise as [`Client::remove`].
+    ///
+    /// # Errors
+    /// See [`RemoveError`].
+    pub async fn remove_watched(&self, torrent: &Arc<Torrent>) -> Result<Option<Removed>, RemoveError> {
+        self.remove_if(torrent, false, |torrent| !torrent.named.load(Ordering::Relaxed)).await
+    }
+
+    /// Removes a torrent if it is there and `may` says so, under the table's lock.
+    async fn remove_if(
+        &self,
+        torrent: &Arc<Torrent>,
+        delete_data: bool,
+        may: impl FnOnce(&Torrent) -> bool,
+    ) -> Result<Option<Removed>, RemoveError> {
         let key = torrent.info_hash.to_string();
         {
             let mut torrents = self.torrents.write();
             let at = torrents.iter().position(|t| Arc::ptr_eq(t, torrent)).ok_or(RemoveError::NotThere)?;
+            if !may(torrent) {
+                return Ok(None);
+            }
             // Before it is out of the table: who doesn't find it there waits for its end.
             self.dormant.closing(&key);
             torrents.remove(at);
@@ -81,16 +104,17 @@ impl Client {
             cache: self.cache.clone(),
             workers: self.env.workers.clone(),
             room: self.env.room.clone(),
+            turns: self.ending.clone(),
             on_disk: self.options.storage.is_on_disk(),
             ending,
         };
         let (done, answer) = oneshot::channel();
-        let name = format!("remove torrent {}", torrent.slot);
+        let name = format!("remove torrent {}", torrent.info_hash.short8());
         // Refused, or not answered: the program ends, or has ended.
         self.scope.spawn_graceful(&name, async move {
             let _ = done.send(removal.run().await);
         });
-        answer.await.unwrap_or(Err(RemoveError::Closing))
+        answer.await.unwrap_or(Err(RemoveError::Closing)).map(Some)
     }
 }
 
@@ -116,6 +140,7 @@ struct Removal {
     cache: Arc<CacheDir>,
     workers: Arc<Workers>,
     room: Room,
+    turns: Arc<Semaphore>,
     on_disk: bool,
     ending: Ending,
 }
@@ -123,6 +148,8 @@ struct Removal {
 impl Removal {
     async fn run(mut self) -> Result<Removed, RemoveError> {
         let torrent = &self.torrent;
+        // Never closed, so there is no error; its readers don't wait any more.
+        let turn = self.turns.clone().acquire_owned().await;
         let mut hung = Vec::new();
         let limit = timeouts::TRACKER_STOPPED;
         let (recorded, _) = tokio::join!(
@@ -144,6 +171,7 @@ impl Removal {
             tracing::warn!(torrent = torrent.name(), "did not stop in time and is left behind: {name}");
         }
         let (freed, adopted) = self.settle().await?;
+        drop(turn);
         tracing::info!(torrent = self.torrent.name(), "removed");
         Ok(Removed { freed, adopted, hung })
     }
@@ -153,20 +181,15 @@ impl Removal {
     async fn settle(&mut self) -> Result<(u64, Option<PathBuf>), RemoveError> {
         let charged = self.torrent.take_charge();
         let (cache, key, delete) = (self.cache.clone(), self.key.clone(), self.delete_data);
-        let (done, answer) = oneshot::channel();
-        let job = Box::new(move |_: &mut _| {
+        let work = move || {
             cache.release(&key);
             let before = catalog::entry(cache.path(), &key);
             let removed = if delete { catalog::remove(cache.path(), &key).map(|r| r.freed) } else { Ok(0) };
             let after = if delete { catalog::entry(cache.path(), &key) } else { before.clone() };
-            let _ = done.send((before, removed, after));
-        });
-        // Refused only when the program ends; then nobody counts any more.
-        let submitted = self.workers.submit(Class::Verify, job);
-        let (before, removed, after) = match submitted {
-            Ok(()) => answer.await.map_err(|_| RemoveError::Closing)?,
-            Err(_) => return Err(RemoveError::Closing),
+            (before, removed, after)
         };
+        // Refused only when the program ends; then nobody counts any more.
+        let (before, removed, after) = on_worker(&self.workers, work).await.ok_or(RemoveError::Closing)?;
         let left = after.filter(|entry| self.on_disk && entry.allocated > 0);
         let now = left.as_ref().map_or(0, |entry| entry.allocated);
         let gone = delete || !self.on_disk;

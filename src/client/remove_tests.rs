@@ -49,7 +49,7 @@ fn assert_gone(running: &Running, torrent: &Torrent, cache: &Path) {
     assert!(client.find(torrent.info_hash.wire().0).is_none());
     assert!(client.torrents().iter().all(|t| t.slot != torrent.slot));
     let tasks = running.scope.live();
-    let own = format!("torrent {}/", torrent.slot);
+    let own = format!("torrent {}/", torrent.info_hash.short8());
     assert!(tasks.iter().all(|name| !name.contains(&own)), "{tasks:?}");
     assert!(!Marks::of(cache).in_use(&torrent.info_hash.to_string()));
     assert!(!client.env.room.members().contains_key(&torrent.slot));

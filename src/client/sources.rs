@@ -81,15 +81,7 @@ pub struct Loaded {
 pub async fn load(source: &Source) -> Result<Loaded, SourceError> {
     match source {
         Source::Magnet(magnet) => from_magnet(magnet),
-        Source::InfoHash(hash) if hash.v1.is_none() => Err(SourceError::OnlyV2),
-        Source::InfoHash(hash) => Ok(Loaded {
-            info_hash: *hash,
-            hint: hash.to_string(),
-            info: None,
-            trackers: Vec::new(),
-            peers: Vec::new(),
-            created: None,
-        }),
+        Source::InfoHash(hash) => from_hash(*hash),
         Source::File(path) => from_bytes(&read(path)?, &path.display().to_string()),
         Source::Url(url) => {
             let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url)).await;
@@ -97,6 +89,37 @@ pub async fn load(source: &Source) -> Result<Loaded, SourceError> {
             from_bytes(&fetched.map_err(|_| why())??, url)
         }
     }
+}
+
+/// As [`load`], what a link or an info-hash says by itself; `None` for what is somewhere else. Pure.
+pub fn load_link(source: &Source) -> Option<Result<Loaded, SourceError>> {
+    match source {
+        Source::Magnet(magnet) => Some(from_magnet(magnet)),
+        Source::InfoHash(hash) => Some(from_hash(*hash)),
+        Source::File(_) | Source::Url(_) => None,
+    }
+}
+
+/// As [`load`], an open `.torrent` file, called `name` in errors. Waits for the disk.
+///
+/// # Errors
+/// [`SourceError::Unreadable`], [`SourceError::TooLarge`], [`SourceError::Invalid`].
+pub fn load_open(file: std::fs::File, name: &str) -> Result<Loaded, SourceError> {
+    from_bytes(&read_open(file, Path::new(name))?, name)
+}
+
+fn from_hash(hash: InfoHash) -> Result<Loaded, SourceError> {
+    if hash.v1.is_none() {
+        return Err(SourceError::OnlyV2);
+    }
+    Ok(Loaded {
+        info_hash: hash,
+        hint: hash.to_string(),
+        info: None,
+        trackers: Vec::new(),
+        peers: Vec::new(),
+        created: None,
+    })
 }
 
 fn from_magnet(magnet: &Magnet) -> Result<Loaded, SourceError> {
@@ -139,7 +162,11 @@ pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
 /// [`SourceError::Unreadable`], [`SourceError::TooLarge`].
 pub fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
     let failed = |source| SourceError::Unreadable { path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(failed)?;
+    read_open(std::fs::File::open(path).map_err(failed)?, path)
+}
+
+fn read_open(file: std::fs::File, path: &Path) -> Result<Vec<u8>, SourceError> {
+    let failed = |source| SourceError::Unreadable { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     file.take(MAX_TORRENT + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_TORRENT {

@@ -35,6 +35,8 @@ pub enum Request {
         /// Whether it is to be fetched.
         on: bool,
     },
+    /// What the program is at, for who looks for what hangs: answered with [`Report`].
+    Debug,
 }
 
 /// A torrent to be added.
@@ -203,6 +205,14 @@ pub struct Prefetched {
     pub here: u64,
 }
 
+/// What the program is at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// Lines for a person; their form isn't fixed.
+    pub report: String,
+}
+
 /// An answer that grants what was asked for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -217,6 +227,8 @@ pub enum Granted {
     Ending(Ending),
     /// Of [`Request::Prefetch`].
     Prefetched(Prefetched),
+    /// Of [`Request::Debug`].
+    Report(Report),
 }
 
 /// What every request has.
@@ -298,6 +310,7 @@ impl Call {
                 Request::Remove { torrent, delete_data }
             }
             "unmount" => Request::Unmount,
+            "debug" => Request::Debug,
             "prefetch" => {
                 let PrefetchPath { path, on } = serde_json::from_slice(line).map_err(wrong)?;
                 Request::Prefetch { path, on }
@@ -326,6 +339,7 @@ impl Call {
                 serde_json::json!({ "do": "remove", "torrent": torrent, "delete_data": delete_data })
             }
             Request::Unmount => serde_json::json!({ "do": "unmount" }),
+            Request::Debug => serde_json::json!({ "do": "debug" }),
             Request::Prefetch { path, on } => serde_json::json!({ "do": "prefetch", "path": path, "on": on }),
         };
         let mut line = body;
@@ -418,6 +432,7 @@ mod tests {
             Request::Remove { torrent: "ж/\\\"".into(), delete_data: true },
             Request::Remove { torrent: "x".into(), delete_data: false },
             Request::Unmount,
+            Request::Debug,
             Request::Prefetch { path: "film/part 1.mkv".into(), on: true },
             Request::Prefetch { path: String::new(), on: false },
         ];

@@ -182,7 +182,7 @@ struct Found {
 }
 
 fn find(torrent: &Torrent, path: Option<&str>) -> Result<Found, Failure> {
-    let tree = content::subtree(torrent, torrent.name());
+    let tree = content::subtree(torrent, torrent.live().map(|l| &**l), torrent.name());
     let given = path.unwrap_or_default();
     let node = locate(&tree, path).map_err(|astray| match astray {
         Astray::Missing(folder) => {

@@ -1,11 +1,12 @@
 //! The composition root: puts the parts together, waits for signals, takes everything down again.
 //!
 //! [`mount`] is the main job; [`cat`] prints a file without a mount, which [`locate`] finds by its path; [`demo`]
-//! seeds a sample with a second client and mounts it; [`verify`] checks what is here of a torrent; [`cache`] shows and
+//! seeds a sample with a second client and mounts it; [`watch`] follows a folder of torrents; [`verify`] checks what is here of a torrent; [`cache`] shows and
 //! trims the cache folder; [`start`] has what they share; [`signals`] is the one signal
 //! handler; [`daemon`] is the split into a waiting parent and a process in the background; [`notify`] is who else is
-//! told how the mount is; [`watchdog`] says what hangs, and [`diagnose`] all there is to say; [`shutdown`] is the one
-//! sequence in which everything ends.
+//! told how the mount is; [`watchdog`] says what hangs, and [`diagnose`] all there is to say; [`control`] is the
+//! socket over which a mount can be asked and told things, [`remote`] has the commands that do so, and [`reach`] how they
+//! find it; [`shutdown`] is the one sequence in which everything ends.
 
 pub mod cache;
 pub mod cat;
@@ -22,6 +23,7 @@ pub mod shutdown;
 pub mod signals;
 pub mod start;
 pub mod verify;
+pub mod watch;
 pub mod watchdog;
 
 use std::future::Future;

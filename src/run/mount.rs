@@ -19,6 +19,7 @@ use super::notify::Service;
 use super::shutdown::{Running, end};
 use super::signals::{self, Signals};
 use super::start::{DRAW, client_failure, line, load, start_client};
+use super::watch::Watch;
 use super::watchdog::Watchdog;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display};
@@ -110,8 +111,11 @@ async fn bring_up(
     running.clients.push(client.clone());
     watchdog.client(&client);
     let (settings, adding) = (config.clone(), client.clone());
-    let added = step(signals, "sources", async move || add_sources(&adding, &settings).await);
-    let Some(torrents) = added.await? else { return Ok(None) };
+    let added = step(signals, "sources", async move || {
+        let watch = watch(&adding, &settings).await?;
+        Ok((add_sources(&adding, &settings).await?, watch))
+    });
+    let Some((torrents, watch)) = added.await? else { return Ok(None) };
     let mut mounting = std::pin::pin!(mount_client(&client, config, offline, &running.scope));
     tokio::select! {
         mounted = &mut mounting => running.mounted = Some(mounted?),
@@ -126,6 +130,9 @@ async fn bring_up(
     }
     if let Some(mounted) = &running.mounted {
         watchdog.mount(mounted);
+    }
+    if let Some(watch) = watch {
+        watch.start();
     }
     Ok(Some(torrents))
 }
@@ -153,11 +160,12 @@ async fn step<T: Send + 'static>(
     }
 }
 
-/// Waits for the end while the mount is up, shows what goes on, and takes it down.
+/// Waits for the end while the mount is up, shows what goes on, and takes it down. It is ready when the metadata of
+/// these sources is here that are still mounted.
 pub async fn stay(
     mut running: Running,
     signals: &Signals,
-    torrents: &[Arc<Torrent>],
+    sources: &[Arc<Torrent>],
     config: &Config,
     display: &mut Display,
 ) -> Exit {
@@ -180,13 +188,16 @@ pub async fn stay(
             () = tokio::time::sleep_until(draw) => {
                 let pause = if ready && !display.is_live() { LOG } else { DRAW };
                 draw = tokio::time::Instant::now() + pause;
-                display.update(torrents.iter().map(|t| line(t)).collect());
-                let states: Vec<State> = torrents.iter().map(|t| t.status().state).collect();
-                running.service.status(|| summary(&states, &config.mountpoint));
-                let waiting = states.contains(&State::Resolving);
-                if !ready && (!waiting || started.elapsed() >= config.client.metadata_timeout) {
+                let mounted = running.clients.first().map(|client| client.torrents()).unwrap_or_default();
+                display.update(mounted.iter().map(|t| line(t)).collect());
+                running.service.status(|| {
+                    let states: Vec<State> = mounted.iter().map(|t| t.status().state).collect();
+                    summary(&states, &config.mountpoint)
+                });
+                let late = if ready { Vec::new() } else { late(sources, &mounted) };
+                if !ready && (late.is_empty() || started.elapsed() >= config.client.metadata_timeout) {
                     ready = true;
-                    say_ready(torrents, config);
+                    say_ready(mounted.len(), &late, config);
                     display.written().await;
                     if !running.service.ready() {
                         break;
@@ -217,12 +228,21 @@ fn summary(states: &[State], mountpoint: &Path) -> String {
     format!("{} torrent{plural} at {}{colon}{}", states.len(), mountpoint.display(), parts.join(", "))
 }
 
-fn say_ready(torrents: &[Arc<Torrent>], config: &Config) {
-    let late: Vec<&str> =
-        torrents.iter().filter(|t| t.status().state == State::Resolving).map(|t| t.name()).collect();
+/// Names of the sources whose metadata isn't here, of those that are still mounted.
+fn late<'a>(sources: &'a [Arc<Torrent>], mounted: &[Arc<Torrent>]) -> Vec<&'a str> {
+    let is_mounted = |source: &Arc<Torrent>| mounted.iter().any(|torrent| Arc::ptr_eq(torrent, source));
+    let resolving = |source: &Arc<Torrent>| source.status().state == State::Resolving;
+    sources
+        .iter()
+        .filter(|source| resolving(source) && is_mounted(source))
+        .map(|source| source.name())
+        .collect()
+}
+
+fn say_ready(mounted: usize, late: &[&str], config: &Config) {
     if late.is_empty() {
-        let plural = if torrents.len() == 1 { "" } else { "s" };
-        tracing::info!("ready: {} torrent{plural} at {}", torrents.len(), config.mountpoint.display());
+        let plural = if mounted == 1 { "" } else { "s" };
+        tracing::info!("ready: {mounted} torrent{plural} at {}", config.mountpoint.display());
     } else {
         tracing::warn!(
             "ready, but the metadata of {} hasn't come within {:?}; it appears when it comes",
@@ -232,8 +252,16 @@ fn say_ready(torrents: &[Arc<Torrent>], config: &Config) {
     }
 }
 
-/// Adds all sources. A bad one doesn't keep the others from mounting; when all are bad there is nothing to
-/// mount.
+/// Looks at the folder that is to be watched for the first time, if there is one.
+async fn watch(client: &Arc<Client>, config: &Config) -> Result<Option<Watch>, Failure> {
+    let Some(dir) = &config.watch else { return Ok(None) };
+    let mut watch = Watch::new(client, dir)?;
+    watch.look().await;
+    Ok(Some(watch))
+}
+
+/// Adds all sources. A bad one doesn't keep the others from mounting; when all are bad, and no folder is watched, there
+/// is nothing to mount.
 async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<Torrent>>, Failure> {
     let loading = config.sources.iter().map(|given| load(given));
     let mut torrents: Vec<Arc<Torrent>> = Vec::new();
@@ -249,6 +277,7 @@ async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<To
         }
     }
     if torrents.is_empty()
+        && config.watch.is_none()
         && let Some(failure) = failures.pop()
     {
         for other in failures {
@@ -260,7 +289,8 @@ async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<To
         tracing::error!("left out: {failure}");
     }
     // So that what is known shows in the mount from its first moment.
-    let settled = futures_util::future::join_all(torrents.iter().map(|t| t.settled()));
+    let all = client.torrents();
+    let settled = futures_util::future::join_all(all.iter().map(|t| t.settled()));
     if tokio::time::timeout(timeouts::SETTLE, settled).await.is_err() {
         tracing::warn!("the disk is slow to tell what is here; mounting without waiting longer");
     }
@@ -310,6 +340,7 @@ pub async fn mount_client(
     }
     options.extra = config.mount_options.clone();
     options.offline = offline;
+    options.backing = client.storage().is_on_disk().then(|| client.cache().path().to_path_buf());
     options.allow_other = config.allow_other(nix::unistd::geteuid().is_root());
     if let Some(uid) = config.uid {
         options.uid = uid;
@@ -329,6 +360,8 @@ pub async fn mount_client(
         let answers = answers::Mounted {
             client: client.clone(),
             content,
+            mounted: Arc::downgrade(&mounted),
+            scope: scope.clone(),
             mountpoint: mounted.path().to_owned(),
             socket: socket.path().to_owned(),
             since: Instant::now(),
@@ -351,7 +384,7 @@ fn bind_socket() -> Option<Bound> {
     bound
         .inspect_err(|error| {
             tracing::warn!(
-                "there is no control socket, so status, add, remove, unmount and prefetch don't work: {error}"
+                "there is no control socket, so status, add, remove, unmount, prefetch and debug don't work: {error}"
             );
         })
         .ok()

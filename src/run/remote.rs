@@ -1,4 +1,4 @@
-//! The commands that talk to a running mount: `status`, `add`, `remove`, `unmount`, `prefetch`.
+//! The commands that talk to a running mount: `status`, `add`, `remove`, `unmount`, `prefetch`, `debug`.
 //!
 //! Each finds its mount, asks it over its socket ([`super::reach`]) and says what came of it. All block, with bounds,
 //! on the calling thread: Ctrl-C ends them as it ends any small program, and nothing is left behind.
@@ -18,7 +18,7 @@ use crate::cli::status::{self, Look};
 use crate::cli::terminal::{self, Screen};
 use crate::client::sources;
 use crate::config::parse_source;
-use crate::control::message::{Added, Ending, NewTorrent, Prefetched, Removed, Request};
+use crate::control::message::{Added, Ending, NewTorrent, Prefetched, Removed, Report, Request};
 use crate::control::status::Status;
 use crate::metainfo::Source;
 use crate::sync::timeouts;
@@ -58,6 +58,13 @@ pub fn run(remote: &Remote) -> Result<Exit, Failure> {
             })
         }
         Remote::Unmount { mountpoint } => unmount(mountpoint),
+        Remote::Debug { mountpoint } => {
+            let shown = mountpoint.to_string_lossy();
+            let told: Report =
+                Talk::to(reach::find(mountpoint)?)?.ask(&shown, Request::Debug, timeouts::CONTROL_ANSWER)?;
+            print(&say::report(&told))?;
+            Ok(Exit::Ok)
+        }
         Remote::Prefetch { paths, off } => each(paths, |given| {
             let (found, path) = reach::find_above(given)?;
             let shown = given.to_string_lossy();

@@ -34,8 +34,8 @@ const OWN: [&str; 3] = ["lock", "listen-port", super::spare::NAME];
 const ASIDE: &str = ".value.new-";
 /// In a torrent's folder: what says which pieces are here, in all its forms.
 const RECORD: [&str; 3] = ["resume", "resume.bad", ".resume.new-"];
-/// The metadata.
-const METADATA: [&str; 3] = ["torrent", "torrent.bad", ".torrent.new-"];
+/// The metadata, and when the torrent came here.
+const METADATA: [&str; 6] = ["torrent", "torrent.bad", ".torrent.new-", "added", "added.bad", ".added.new-"];
 /// The folder of the data.
 const DATA: &str = "data";
 

@@ -29,6 +29,7 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -230,6 +231,12 @@ impl Store for MmapStore {
 
     /// Holes are seen through mappings, too: they are of the same pages.
     fn discard(&self, range: Range<u64>, around: Range<u64>) -> Result<(), StorageError> {
+        for span in self.geometry.spans(range.start, range.end.saturating_sub(range.start)) {
+            // Windows of ours would pass for somebody else's.
+            if self.files.is_doubtful(span.file.0) {
+                self.forget(span.file);
+            }
+        }
         self.files.discard(range, around)
     }
 
@@ -239,6 +246,10 @@ impl Store for MmapStore {
 
     fn reopen(&self, file: FileIndex) -> Result<(), StorageError> {
         self.files.reopen(file)
+    }
+
+    fn backing_file(&self, file: FileIndex) -> Option<OwnedFd> {
+        self.files.backing_file(file)
     }
 
     fn files(&self) -> Result<Vec<FileState>, StorageError> {

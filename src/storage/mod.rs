@@ -18,6 +18,7 @@
 //! **Not here.** Which pieces are complete (the torrent's piece table), what to fetch, hashing as such.
 //! Nothing here knows of tokio: whoever calls is on a worker, or uses [`Store::try_read`].
 
+pub mod added;
 pub mod adopt;
 pub mod cache;
 pub mod catalog;
@@ -41,6 +42,7 @@ pub mod volume;
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -137,6 +139,14 @@ pub trait Store: Send + Sync + 'static {
     /// Never waits.
     fn condemn(&self, piece: PieceIndex) {
         let _ = piece;
+    }
+
+    /// The file of the system that holds all of this one and nothing else, open for reading, as long as nobody but us
+    /// is to write to it and it was finished ([`Store::finish`]). `None` where there is no such file: that is never an
+    /// error. May wait for a disk.
+    fn backing_file(&self, file: FileIndex) -> Option<OwnedFd> {
+        let _ = file;
+        None
     }
 
     /// What is there of each file of the torrent, in its order. Pad files and empty files are always there in full

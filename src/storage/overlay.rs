@@ -18,6 +18,7 @@
 use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -339,6 +340,13 @@ impl Store for Overlay {
     fn reopen(&self, file: FileIndex) -> Result<(), StorageError> {
         self.usable()?;
         self.above.reopen(file)
+    }
+
+    /// Only of what is above altogether. What is below others may write to at any time, and who reads it without us gets
+    /// what they wrote.
+    fn backing_file(&self, file: FileIndex) -> Option<OwnedFd> {
+        self.usable().ok()?;
+        if self.any_below(file) { None } else { self.above.backing_file(file) }
     }
 
     /// A length reaches as far as each piece is there on the side it is read from. Room is counted above only. For a

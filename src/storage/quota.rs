@@ -30,6 +30,8 @@ pub struct Quota {
     limit: AtomicI64,
     /// How many reservations were kept: writes that worked.
     kept: AtomicU64,
+    /// What open files hold of what is kept; see [`Quota::hold`].
+    held: AtomicU64,
 }
 
 /// How the account stood before a look at the disk; see [`Quota::disk_has`].
@@ -50,6 +52,7 @@ impl Quota {
             released: AtomicI64::new(0),
             limit: AtomicI64::new(i64::MAX),
             kept: AtomicU64::new(0),
+            held: AtomicU64::new(0),
         }
     }
 
@@ -179,6 +182,37 @@ impl Quota {
     pub fn may_hold(&self, len: u64) -> bool {
         self.bound.is_none_or(|bound| len <= bound / 4)
     }
+
+    /// Counts so many bytes of what is kept as held, so that they can't go: `None` for what [`Quota::may_hold`] says no
+    /// to, when all that is held would be more than half the bound, and while less is free on the disk than is to be.
+    /// Never waits.
+    pub fn hold(self: &Arc<Self>, bytes: u64) -> Option<Holding> {
+        if !self.may_hold(bytes) || self.headroom() < 0 {
+            return None;
+        }
+        let most = self.bound.map_or(u64::MAX, |bound| bound / 2);
+        let fits = |held: u64| held.checked_add(bytes).filter(|after| *after <= most);
+        self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).ok()?;
+        Some(Holding { quota: self.clone(), bytes })
+    }
+
+    /// Bytes that are held.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Acquire)
+    }
+}
+
+/// Bytes that are held; dropping it lets go of them.
+#[derive(Debug)]
+pub struct Holding {
+    quota: Arc<Quota>,
+    bytes: u64,
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        less(&self.quota.held, self.bytes);
+    }
 }
 
 /// Takes off; never below nothing.
@@ -307,6 +341,31 @@ mod tests {
         for (bound, len, may) in [(None, u64::MAX, true), (Some(100), 25, true), (Some(100), 26, false)] {
             assert_eq!(Quota::new(bound).may_hold(len), may, "{bound:?} {len}");
         }
+    }
+
+    #[test]
+    fn what_is_held_never_fills_the_bound() {
+        let quota = Arc::new(Quota::new(Some(100)));
+        let first = quota.hold(25).unwrap();
+        assert!(quota.hold(26).is_none(), "more than a quarter");
+        let second = quota.hold(24).unwrap();
+        assert!(quota.hold(2).is_none() && quota.held() == 49, "more than half in all");
+        drop(first);
+        let third = quota.hold(25).unwrap();
+        assert!(quota.hold(0).is_some());
+        drop((second, third));
+        assert_eq!((quota.held(), quota.used()), (0, 0));
+        // Without a bound, as long as the disk has what it is to have.
+        let quota = Arc::new(Quota::new(None));
+        let all = quota.hold(u64::MAX).unwrap();
+        assert!(quota.hold(1).is_none(), "there are no more bytes");
+        drop(all);
+        quota.disk_is_full();
+        assert!(quota.hold(1).is_some(), "nothing has to go");
+        look(&quota, 30, 40);
+        assert!(quota.hold(1).is_none(), "something has to");
+        look(&quota, 41, 40);
+        assert!(quota.hold(1).is_some());
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod demands;
 pub mod describe;
 pub mod effects;
 pub mod inbox;
+pub mod lend;
 pub mod load;
 pub mod memory;
 pub mod notifier;
@@ -40,7 +41,7 @@ mod verdicts;
 mod wants;
 mod work;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -81,16 +82,16 @@ pub enum Command {
         /// Answered with how many bytes that gave, once they are given back.
         done: oneshot::Sender<u64>,
     },
-    /// Say what there is to know: for diagnostics.
-    Describe {
-        /// Answered at once.
-        done: oneshot::Sender<Box<Description>>,
-    },
     /// Write nothing any more, and write down what is complete; the torrent is about to end. What is just being opened
     /// is waited for, nothing more is opened.
     Close {
         /// Answered when nothing is written any more, and all is on disk that could be put there.
         done: oneshot::Sender<()>,
+    },
+    /// Say what there is to know: for diagnostics.
+    Describe {
+        /// Answered at once.
+        done: oneshot::Sender<Box<Description>>,
     },
     /// Tell the trackers that we leave, no longer than this.
     Leave {
@@ -104,7 +105,7 @@ pub enum Command {
 /// The handle on a torrent that runs. Cheap to share; dropping it doesn't stop the torrent (its task scope
 /// does).
 pub struct Torrent {
-    /// Its number in this process, from 1, never used twice.
+    /// Its number, from 1: it follows from the info-hash, and is never used twice in this process.
     pub slot: u32,
     /// What it is.
     pub info_hash: InfoHash,
@@ -120,11 +121,13 @@ pub struct Torrent {
     changed: Arc<Notify>,
     commands: mpsc::Sender<Command>,
     settled: watch::Sender<bool>,
-    turns: Turns,
+    /// Somebody named it, on the command line or to the running program; not only a file in a watched folder.
+    pub(crate) named: AtomicBool,
     /// All its tasks.
     pub(crate) scope: TaskScope,
     /// Bytes that are charged for what is kept of it, until it is live.
     charged: u64,
+    turns: Turns,
 }
 
 /// By when the owner's loop turns again, as it said itself: whoever finds it long past that looks at an owner that
@@ -184,19 +187,6 @@ impl Torrent {
         self.commands.send(command).await.is_ok()
     }
 
-    /// For how long the owner should have turned its loop again and hasn't: it hangs in something, or nobody lets it
-    /// run. Zero as long as all is well, or when it has ended.
-    pub fn overdue(&self, now: Instant) -> Duration {
-        self.turns.overdue(now)
-    }
-
-    /// What sessions told the owner and what it was told to do, as far as it hasn't looked at it yet: for
-    /// diagnostics, also of an owner that doesn't answer.
-    pub fn queued(&self) -> (usize, usize) {
-        let commands = &self.commands;
-        (self.sessions.queued(), commands.max_capacity() - commands.capacity())
-    }
-
     /// Waits until nothing of it is being written any more, once its store was closed. As long as the disk takes, so
     /// bound it.
     pub(crate) async fn written(&self) {
@@ -224,6 +214,19 @@ impl Torrent {
     /// asks answers for it from then on.
     pub(crate) fn take_charge(&self) -> u64 {
         self.live().map_or(self.charged, |shared| shared.take_charge())
+    }
+
+    /// For how long the owner should have turned its loop again and hasn't: it hangs in something, or nobody lets it
+    /// run. Zero as long as all is well, or when it has ended.
+    pub fn overdue(&self, now: Instant) -> Duration {
+        self.turns.overdue(now)
+    }
+
+    /// What sessions told the owner and what it was told to do, as far as it hasn't looked at it yet: for
+    /// diagnostics, also of an owner that doesn't answer.
+    pub fn queued(&self) -> (usize, usize) {
+        let commands = &self.commands;
+        (self.sessions.queued(), commands.max_capacity() - commands.capacity())
     }
 
     fn publish(&self, status: Status) {

@@ -9,7 +9,7 @@ mod keeping;
 mod telling;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -222,6 +222,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         commands,
         settled: watch::Sender::new(false),
         turns: Turns::new(now),
+        named: AtomicBool::new(false),
         scope: scope.clone(),
         charged: plan.charged,
     });

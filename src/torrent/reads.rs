@@ -156,7 +156,7 @@ impl Shared {
         self.size
     }
 
-    /// Bytes of them that are here, verified. Costs a look at each piece, unless all or none is here.
+    /// Bytes of them that are here, verified. Costs a look at each file, unless all or none is here.
     pub fn have(&self) -> u64 {
         match self.table.complete_count() {
             0 => 0,
@@ -168,24 +168,33 @@ impl Shared {
         }
     }
 
-    /// Bytes of a file that are here, verified. Costs a look at each of its pieces.
+    /// Bytes of a file that are here, verified. Costs as much as [`PieceTable::complete_in`].
     pub fn bytes_here(&self, file: FileIndex) -> u64 {
         let geometry = &self.info.geometry;
         let Some(extent) = geometry.files().get(file.0 as usize) else { return 0 };
         if self.table.complete_count() == self.table.len() {
             return extent.len;
         }
+        let pieces = geometry.file_pieces(file);
+        let Some(last) = pieces.end.checked_sub(1).filter(|last| *last >= pieces.start) else { return 0 };
         let end = extent.offset + extent.len;
-        geometry
-            .file_pieces(file)
-            .map(PieceIndex)
-            .filter(|p| self.table.is_complete(*p))
-            .map(|p| {
-                let from = geometry.piece_offset(p).max(extent.offset);
-                let to = (geometry.piece_offset(p) + u64::from(geometry.piece_len(p))).min(end);
-                to.saturating_sub(from)
-            })
-            .sum()
+        // At either end it may share a piece with others, or have a short one.
+        let edge = |piece: u32| {
+            let piece = PieceIndex(piece);
+            let start = geometry.piece_offset(piece);
+            let to = (start + u64::from(geometry.piece_len(piece))).min(end);
+            let here = self.table.is_complete(piece);
+            if here { to.saturating_sub(start.max(extent.offset)) } else { 0 }
+        };
+        let inner = u64::from(self.table.complete_in(pieces.start + 1..last.max(pieces.start + 1)));
+        let edges = edge(pieces.start) + if last > pieces.start { edge(last) } else { 0 };
+        (inner * u64::from(geometry.piece_length()) + edges).min(extent.len)
+    }
+
+    /// Whether all of a file is here. Costs as much as [`PieceTable::complete_in`].
+    pub fn is_here(&self, file: FileIndex) -> bool {
+        let pieces = self.info.geometry.file_pieces(file);
+        self.table.complete_in(pieces.clone()) == pieces.len() as u32
     }
 
     /// Fills `buf` from what is complete: with what is kept in memory, and with `store` where it isn't, until that
@@ -612,6 +621,67 @@ mod tests {
     fn complete(shared: &Arc<Shared>, piece: u32) {
         shared.table.set(PieceIndex(piece), PieceState::Complete);
         shared.wake(PieceIndex(piece));
+    }
+
+    #[test]
+    fn bytes_of_a_file_are_counted_as_if_piece_by_piece() {
+        let workers = Workers::start(1).unwrap();
+        let piece = u64::from(PIECE);
+        // Within a piece, over its end, nothing, exactly a piece, many pieces, the short rest.
+        let sizes = [100, piece, 0, piece - 100, piece, 1500 * piece + 7, 3, 40];
+        let total: u64 = sizes.iter().sum();
+        let mut builder = TorrentBuilder::new("t", PIECE);
+        (0..).zip(sizes).for_each(|(n, size)| _ = builder.file(format!("{n}"), size));
+        builder.piece_hashes((0..total.div_ceil(piece)).map(|_| [0; 20]));
+        let info = Arc::new(Info::parse(&builder.info().unwrap(), None).unwrap());
+        let geometry = info.geometry.clone();
+        let table = Arc::new(PieceTable::new(geometry.pieces(), PieceState::Missing));
+        let shared = Arc::new(Shared::new(info, table, Arc::new(Sevens), workers.clone(), Arc::default()));
+        for here in [|_| false, |p| p == 0, |p| p % 3 != 0, |p| p > 700, |p| p != 900, |_| true] {
+            for piece in geometry.all_pieces() {
+                let state = if here(piece.0) { PieceState::Complete } else { PieceState::Missing };
+                shared.table.set(piece, state);
+            }
+            for (index, extent) in (0..).zip(geometry.files()) {
+                let byte_here = |at: u64| here((at / piece) as u32);
+                let expected =
+                    (extent.offset..extent.offset + extent.len).filter(|at| byte_here(*at)).count();
+                let file = FileIndex(index);
+                assert_eq!(shared.bytes_here(file), expected as u64, "file {index}");
+                assert_eq!(shared.is_here(file), expected as u64 == extent.len, "file {index}");
+            }
+        }
+        assert!(workers.stop(LONG).is_empty());
+    }
+
+    #[test]
+    fn f9_a_removed_torrent_answers_whoever_waits_and_whoever_comes() {
+        let workers = Workers::start(1).unwrap();
+        let shared = shared(&workers, 4);
+        let reader = Reader::open(shared.clone(), FileIndex(0)).unwrap();
+        complete(&shared, 3);
+        // Removals race with reads: each is answered, once.
+        std::thread::scope(|scope| {
+            let comes = scope.spawn(|| {
+                let reads = (0..200).map(|n| read(&reader, n * 4, 4)).collect::<Vec<_>>();
+                reads.into_iter().filter(|(_ticket, answers)| answers.recv_timeout(LONG).is_ok()).count()
+            });
+            scope.spawn(|| shared.remove());
+            assert_eq!(comes.join().unwrap(), 200);
+        });
+        assert!(shared.notifier.waiters().is_empty());
+        for offset in [0, u64::from(3 * PIECE)] {
+            let (_ticket, answers) = read(&reader, offset, 10);
+            assert_eq!(answers.recv_timeout(LONG).unwrap(), Err(ReadError::Removed), "{offset}");
+            assert!(!reader.try_read(offset, &mut [0; 10]));
+        }
+        // A piece that comes all the same changes nothing; and the owner's end neither.
+        complete(&shared, 0);
+        shared.fail_all(&ReadError::Closed);
+        let (_ticket, answers) = read(&reader, 0, 10);
+        assert_eq!(answers.recv_timeout(LONG).unwrap(), Err(ReadError::Removed));
+        assert!(Reader::open(shared.clone(), FileIndex(0)).is_none());
+        assert!(workers.stop(LONG).is_empty());
     }
 
     #[test]

@@ -2,10 +2,11 @@
 //!
 //! [`Uniform`] is a torrent whose pieces are all alike, so that it takes no disk and no hashing to make one of
 //! any size, and its seeders serve from a single piece in memory, as fast as they are asked. [`Varied`] is one
-//! whose pieces all differ, so that what stands at a wrong place shows; it takes no disk either. [`Crowd`] is the
-//! seeders: a handshake, a bitfield, an unchoke, then blocks as requested, in order. They know no extension and
-//! never misbehave; [`ScriptedPeer`](super::ScriptedPeer) is for that. Dropping the crowd closes all
-//! connections and joins the threads.
+//! whose pieces all differ, so that what stands at a wrong place shows; it takes no disk either. [`Truth`] is the
+//! bytes of one, for whoever has to compare in another process. [`Crowd`] is the seeders: a handshake, a bitfield, an
+//! unchoke, then blocks as requested, in order; each can go away and come back. They know no extension and never
+//! misbehave; [`ScriptedPeer`](super::ScriptedPeer) is for that. Dropping the crowd closes all connections and joins
+//! the threads.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -48,7 +49,8 @@ impl Uniform {
     pub fn new(name: &str, pieces: u64, piece: Vec<u8>) -> Self {
         let hash: [u8; 20] = Sha1::digest(&piece).into();
         let hashes = std::iter::repeat_n(hash, pieces as usize);
-        let (torrent, info_hash, dir) = make(name, pieces, piece.len(), hashes);
+        let files = format!("6:lengthi{}e", pieces * piece.len() as u64);
+        let (torrent, info_hash, dir) = make(name, &files, piece.len(), hashes);
         Self {
             name: name.to_owned(),
             torrent,
@@ -78,48 +80,65 @@ impl Uniform {
     }
 }
 
-/// A torrent of one file, no two of whose pieces hold the same bytes.
+/// A torrent no two of whose pieces hold the same bytes.
 pub struct Varied {
-    /// The file's name.
+    /// The file's name, or the folder's.
     pub name: String,
     /// The `.torrent` file.
     pub torrent: PathBuf,
+    /// Of each file the path in the mount, where it begins in the torrent, and its size.
+    pub files: Vec<(String, u64, u64)>,
     content: Content,
     _dir: TempDir,
 }
 
 impl Varied {
-    /// Makes the `.torrent` file; its pieces have a length that is a power of two, and there are fewer of them than
-    /// that. The content follows from the name.
+    /// Makes the `.torrent` file of one file; its pieces have a length that is a power of two, and there are fewer of
+    /// them than that. The content follows from the name.
     pub fn new(name: &str, pieces: u64, piece_length: usize) -> Self {
-        /// From the begin of one piece in the pattern to that of the next: odd, so that none comes twice.
-        const STEP: usize = 977;
-        assert!(piece_length.is_power_of_two() && pieces < piece_length as u64, "some pieces would be alike");
-        let seed = name.bytes().fold(7, |seed: u64, byte| seed.wrapping_mul(31) ^ u64::from(byte));
-        let pattern = bytes_at(seed, 0, 2 * piece_length).into();
-        let mut content = Content { pattern, step: STEP, length: piece_length, pieces, info_hash: [0; 20] };
-        let hashes = (0..pieces).map(|piece| Sha1::digest(content.piece(piece)).into());
-        let (torrent, info_hash, dir) = make(name, pieces, piece_length, hashes);
-        content.info_hash = info_hash;
-        Self { name: name.to_owned(), torrent, content, _dir: dir }
+        let size = pieces * piece_length as u64;
+        Self::made(name, &format!("6:lengthi{size}e"), vec![(name.to_owned(), 0, size)], piece_length)
+    }
+
+    /// The same with several files in a folder: their paths and sizes, which come to whole pieces together.
+    pub fn folder(name: &str, files: &[(String, u64)], piece_length: usize) -> Self {
+        let (mut list, mut placed, mut begin) = ("5:filesl".to_owned(), Vec::new(), 0);
+        for (path, size) in files {
+            let parts: String = path.split('/').map(|part| format!("{}:{part}", part.len())).collect();
+            list += &format!("d6:lengthi{size}e4:pathl{parts}ee");
+            placed.push((format!("{name}/{path}"), begin, *size));
+            begin += size;
+        }
+        Self::made(name, &(list + "e"), placed, piece_length)
+    }
+
+    fn made(name: &str, list: &str, files: Vec<(String, u64, u64)>, length: usize) -> Self {
+        let size = files.last().map_or(0, |(_, begin, size)| begin + size);
+        let pieces = size / length as u64;
+        assert!(length.is_power_of_two() && pieces < length as u64, "some pieces would be alike");
+        assert_eq!(size % length as u64, 0, "the last piece is a whole one");
+        let truth = Truth::of(name, length);
+        let hashes = (0..pieces).map(|piece| Sha1::digest(truth.piece(piece)).into());
+        let (torrent, info_hash, dir) = make(name, list, length, hashes);
+        let content = Content { truth, pieces, info_hash };
+        Self { name: name.to_owned(), torrent, files, content, _dir: dir }
     }
 
     /// Bytes in all.
     pub fn size(&self) -> u64 {
-        self.content.pieces * self.content.length as u64
+        self.content.pieces * self.piece_length() as u64
+    }
+
+    /// Bytes in each piece.
+    pub fn piece_length(&self) -> usize {
+        self.content.truth.length
     }
 
     /// Panics unless `read` is what stands at `offset`.
     #[track_caller]
-    pub fn check(&self, mut offset: u64, mut read: &[u8]) {
-        let length = self.content.length;
-        while !read.is_empty() {
-            let begin = (offset % length as u64) as usize;
-            let (part, rest) = read.split_at(read.len().min(length - begin));
-            let piece = self.content.piece(offset / length as u64);
-            assert!(part == &piece[begin..begin + part.len()], "wrong bytes from {offset} on");
-            (offset, read) = (offset + part.len() as u64, rest);
-        }
+    pub fn check(&self, offset: u64, read: &[u8]) {
+        let wrong = self.content.truth.wrong(offset, read);
+        assert!(wrong.is_none(), "wrong bytes from {wrong:?} on");
     }
 
     /// Makes a file of the full size that holds the content of some pieces and holes elsewhere.
@@ -127,8 +146,8 @@ impl Varied {
         let file = File::create(path).expect("a file");
         file.set_len(self.size()).expect("its size");
         for piece in pieces {
-            let offset = piece * self.content.length as u64;
-            file.write_all_at(self.content.piece(piece), offset).expect("room on the disk");
+            let offset = piece * self.piece_length() as u64;
+            file.write_all_at(self.content.truth.piece(piece), offset).expect("room on the disk");
         }
     }
 
@@ -153,8 +172,8 @@ pub trait Served {
 
 impl Served for Uniform {
     fn content(&self) -> Content {
-        let (pattern, pieces) = (self.piece.clone(), self.pieces);
-        Content { length: pattern.len(), pattern, step: 0, pieces, info_hash: self.info_hash }
+        let truth = Truth { pattern: self.piece.clone(), step: 0, length: self.piece.len() };
+        Content { truth, pieces: self.pieces, info_hash: self.info_hash }
     }
 }
 
@@ -164,39 +183,80 @@ impl Served for Varied {
     }
 }
 
-/// The bytes of a torrent: each piece is a part of a pattern.
+/// What a crowd serves.
 #[derive(Clone)]
 pub struct Content {
-    pattern: Arc<[u8]>,
-    step: usize,
-    /// Of each piece.
-    length: usize,
+    truth: Truth,
     pieces: u64,
     info_hash: [u8; 20],
 }
 
-impl Content {
+/// The bytes of a torrent: each piece is a part of a pattern.
+#[derive(Clone)]
+pub struct Truth {
+    pattern: Arc<[u8]>,
+    step: usize,
+    /// Of each piece.
+    length: usize,
+}
+
+impl Truth {
+    /// The bytes of a [`Varied`] of that name.
+    pub fn of(name: &str, length: usize) -> Self {
+        /// From the begin of one piece in the pattern to that of the next: odd, so that none comes twice.
+        const STEP: usize = 977;
+        let seed = name.bytes().fold(7, |seed: u64, byte| seed.wrapping_mul(31) ^ u64::from(byte));
+        Self { pattern: bytes_at(seed, 0, 2 * length).into(), step: STEP, length }
+    }
+
     fn piece(&self, piece: u64) -> &[u8] {
         let begin = piece as usize * self.step % self.length;
         &self.pattern[begin..begin + self.length]
     }
+
+    /// Where what was read at `offset` differs first, to the piece; `None` if all of it is right.
+    pub fn wrong(&self, mut offset: u64, mut read: &[u8]) -> Option<u64> {
+        while !read.is_empty() {
+            let begin = (offset % self.length as u64) as usize;
+            let (part, rest) = read.split_at(read.len().min(self.length - begin));
+            let piece = self.piece(offset / self.length as u64);
+            if part != &piece[begin..begin + part.len()] {
+                return Some(offset);
+            }
+            (offset, read) = (offset + part.len() as u64, rest);
+        }
+        None
+    }
+
+    /// The bytes at `offset`.
+    pub fn bytes(&self, mut offset: u64, length: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            let begin = (offset % self.length as u64) as usize;
+            let part = (length - bytes.len()).min(self.length - begin);
+            bytes.extend_from_slice(&self.piece(offset / self.length as u64)[begin..begin + part]);
+            offset += part as u64;
+        }
+        bytes
+    }
 }
 
-/// Makes a `.torrent` file of one file; returns where it is, its info-hash, and the folder that it goes with.
+/// Makes a `.torrent` file; `files` is the part of the info dictionary that says what it holds. Returns where it is,
+/// its info-hash, and the folder that it goes with.
 fn make(
     name: &str,
-    pieces: u64,
+    files: &str,
     piece_length: usize,
     hashes: impl Iterator<Item = [u8; 20]>,
 ) -> (PathBuf, [u8; 20], TempDir) {
+    let hashes: Vec<u8> = hashes.flatten().collect();
     let mut info = format!(
-        "d6:lengthi{}e4:name{}:{name}12:piece lengthi{piece_length}e6:pieces{}:",
-        pieces * piece_length as u64,
+        "d{files}4:name{}:{name}12:piece lengthi{piece_length}e6:pieces{}:",
         name.len(),
-        pieces * 20
+        hashes.len()
     )
     .into_bytes();
-    info.extend(hashes.flatten());
+    info.extend(hashes);
     info.push(b'e');
     let info_hash: [u8; 20] = Sha1::digest(&info).into();
     let dir = tempfile::Builder::new().prefix("tfs-made-").tempdir().expect("a temporary folder");
@@ -217,10 +277,14 @@ struct Shared {
     sent: Vec<AtomicU64>,
     /// Connections that have sent their unchoke.
     open: Mutex<Vec<Arc<Link>>>,
+    /// Which seeders are away, by number.
+    away: [AtomicBool; 256],
 }
 
 struct Link {
     stream: TcpStream,
+    /// The seeder's.
+    number: u8,
     /// Held by who writes.
     writing: Mutex<()>,
 }
@@ -251,6 +315,7 @@ impl Crowd {
             bitfield,
             stop: AtomicBool::new(false),
             open: Mutex::default(),
+            away: [const { AtomicBool::new(false) }; 256],
         });
         let (mut addrs, mut threads) = (Vec::new(), Vec::new());
         for number in 1..=count {
@@ -291,6 +356,17 @@ impl Crowd {
         self.shared.sent[pieces].iter().map(|sent| sent.load(Ordering::Relaxed)).sum()
     }
 
+    /// One of them (by its place in [`Crowd::addrs`]) goes away: its connections end, and it closes new ones at
+    /// once. Or it comes back.
+    pub fn away(&self, place: usize, away: bool) {
+        let number = place + 1;
+        self.shared.away[number].store(away, Ordering::SeqCst);
+        let open = self.shared.open.lock().expect("connections");
+        for link in open.iter().filter(|link| away && usize::from(link.number) == number) {
+            let _ = link.stream.shutdown(Shutdown::Both);
+        }
+    }
+
     /// One of them sends a keep-alive.
     pub fn keep_alive(&self, number: usize) {
         let link = self.shared.open.lock().expect("connections")[number].clone();
@@ -317,7 +393,7 @@ impl Drop for Crowd {
 fn serve(stream: TcpStream, number: u8, shared: &Shared) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut from = BufReader::with_capacity(64 << 10, stream.try_clone()?);
-    let to = Arc::new(Link { stream, writing: Mutex::new(()) });
+    let to = Arc::new(Link { stream, number, writing: Mutex::new(()) });
     let mut theirs = [0; 68];
     from.read_exact(&mut theirs)?;
     if theirs[..20] != *b"\x13BitTorrent protocol" || theirs[28..48] != shared.content.info_hash {
@@ -332,7 +408,9 @@ fn serve(stream: TcpStream, number: u8, shared: &Shared) -> std::io::Result<()> 
     hello.extend_from_slice(&[0, 0, 0, 1, 1]);
     to.write(&hello)?;
     shared.open.lock().expect("connections").push(to.clone());
-    let outcome = answer(&mut from, &to, shared);
+    // Only then is it looked at: who goes away in between finds the connection, or is seen here.
+    let away = shared.away[usize::from(number)].load(Ordering::SeqCst);
+    let outcome = if away { Ok(()) } else { answer(&mut from, &to, shared) };
     shared.open.lock().expect("connections").retain(|open| !Arc::ptr_eq(open, &to));
     outcome
 }
@@ -362,7 +440,7 @@ fn answer(from: &mut BufReader<TcpStream>, to: &Link, shared: &Shared) -> std::i
             |at: usize| request.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
         let (piece, begin, length) = (number(0) as usize, number(4) as usize, number(8) as usize);
         let sent = shared.sent.get(piece).ok_or(ErrorKind::InvalidData)?;
-        let block = shared.content.piece(piece as u64).get(begin..begin + length);
+        let block = shared.content.truth.piece(piece as u64).get(begin..begin + length);
         let block = block.ok_or(ErrorKind::InvalidData)?;
         out.extend_from_slice(&(length as u32 + 9).to_be_bytes());
         out.push(7);

@@ -3,9 +3,9 @@
 //! Parts: [`Mount`] runs the binary; [`Seeder`], [`Leecher`] are libtorrent; [`ScriptedPeer`] is a peer that
 //! misbehaves as told; a [`Crowd`] is many honest ones; [`Tracker`] and the dead ones; [`Sample`] is
 //! deterministic content, [`Uniform`] and [`Varied`] content of any size; [`SmallDisk`] fills up soon;
-//! a [`Place`] is for a mount in the background, a [`Namespace`] for one that the machine doesn't see; [`Proc`] is any other process; [`cpu`], [`memory`] are
-//! what one uses. Whatever a test starts ends with it, also when it panics: no process and no mount is left
-//! behind.
+//! a [`Place`] is for a mount in the background, a [`Namespace`] for one that the machine doesn't see; [`Proc`] is any
+//! other process, [`Language`] readers of other runtimes; [`cpu`], [`memory`] are what one uses; [`Random`] is luck that
+//! can be repeated. Whatever a test starts ends with it, also when it panics: no process and no mount is left behind.
 //!
 //! State is awaited with [`wait_until`] and a bound, never slept for. Bounds are generous (five times what is
 //! expected and more), since the machine may be busy; they only turn a hang into a failure.
@@ -13,12 +13,14 @@
 //! It knows the program by its command line alone, not by its library.
 
 mod command;
+mod compiled;
 mod crowd;
 mod daemon;
 mod disk;
 mod mount;
 mod peers;
 mod process;
+mod random;
 mod sample;
 mod scripted;
 mod support;
@@ -26,18 +28,20 @@ mod tracker;
 mod usage;
 
 pub use command::{Ended, fetch, fetch_from, home, ran};
-pub use crowd::{Crowd, Uniform, Varied};
+pub use compiled::{Language, fnv};
+pub use crowd::{Crowd, Truth, Uniform, Varied};
 pub use daemon::{Namespace, Place, is_gone, mount_line};
 pub use disk::{SmallDisk, allocated, forget_pages};
 pub use mount::{Mount, MountBuilder, STOP, is_mounted, program, torrentfs};
 pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
 pub use process::{Proc, Reader};
-pub use sample::{Sample, bytes_at};
+pub use random::{Random, seed};
+pub use sample::{Made, Sample, bytes_at};
 pub use scripted::{Behaviour, ScriptedPeer};
 use support::wait_for;
 pub use support::{Need, has_tool, missing, skip, wait_until};
 pub use tracker::{DeadTracker, Tracker};
-pub use usage::{Peak, bytes_read, cpu, memory, wake_ups};
+pub use usage::{Peak, bytes_read, cpu, cpu_of, memory, threads_named, wake_ups};
 
 /// Returns from the test, reported as skipped by name, unless all of what it needs is here. In CI it fails.
 #[macro_export]

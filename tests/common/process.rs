@@ -151,17 +151,28 @@ impl Proc {
     pub fn wait_all_parked(&mut self, threads: usize) {
         wait_until(&format!("{threads} parked readers"), Duration::from_secs(60), || {
             assert!(self.is_running(), "the reader ended: {}", self.output());
-            reading_threads(self.pid()) >= threads
+            threads_that(self.pid(), Asleep::Reading) >= threads
         });
     }
 
-    /// Waits until it sleeps on a page of a mapping.
+    /// Waits until a thread of it sleeps on a page of a mapping.
     #[track_caller]
     pub fn wait_faulting(&mut self) {
         wait_until("a reader waiting for a page", Duration::from_secs(20), || {
             assert!(self.is_running(), "the reader ended: {}", self.output());
-            asleep(Path::new(&format!("/proc/{}", self.pid()))) == Asleep::Faulting
+            threads_that(self.pid(), Asleep::Faulting) >= 1
         });
+    }
+
+    /// Whether a thread of it sleeps on a page of a mapping now.
+    pub fn is_faulting(&self) -> bool {
+        threads_that(self.pid(), Asleep::Faulting) >= 1
+    }
+
+    /// The ids of its threads.
+    pub fn threads(&self) -> Vec<u32> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
     }
 
     fn join_pump(&mut self) {
@@ -220,10 +231,10 @@ fn asleep(folder: &Path) -> Asleep {
     }
 }
 
-/// How many threads of a process sleep in a read.
-fn reading_threads(pid: u32) -> usize {
+/// How many threads of a process sleep so.
+fn threads_that(pid: u32, how: Asleep) -> usize {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    tasks.filter(|task| asleep(&task.path()) == Asleep::Reading).count()
+    tasks.filter(|task| asleep(&task.path()) == how).count()
 }
 
 /// `reader.py`: readers that ordinary tools don't offer.
@@ -248,7 +259,12 @@ impl Reader {
 
     /// Touches one byte of a mapping.
     pub fn fault(path: &Path, offset: u64) -> Proc {
-        Self::run(["fault".as_ref(), path.as_os_str(), offset.to_string().as_ref()], &[])
+        Self::fault_with(path, offset, &[])
+    }
+
+    /// Touches one byte of a mapping, with more arguments (`--handle`).
+    pub fn fault_with(path: &Path, offset: u64, more: &[&str]) -> Proc {
+        Self::run(["fault".as_ref(), path.as_os_str(), offset.to_string().as_ref()], more)
     }
 
     /// `count` threads, each with a read of 4 KiB at its own multiple of `stride`.

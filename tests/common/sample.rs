@@ -125,6 +125,80 @@ impl Sample {
         })
     }
 
+    /// A folder that `fill` fills by whatever means; it is kept between runs under the name. v1, so that files begin
+    /// and end inside pieces; what is executable there is so in the torrent.
+    pub fn filled(name: &str, piece_length: u64, fill: &dyn Fn(&Path)) -> Self {
+        Self::made(&format!("filled-{name}"), 0, |folder| {
+            let root = folder.join("data").join(name);
+            std::fs::create_dir_all(&root).expect("a folder");
+            fill(&root);
+            make_torrent(&root, &folder.join("torrent"), TorrentKind::V1, piece_length, &[])
+        })
+    }
+
+    /// What [`Made`] says, in a torrent of one folder (or of one file, whose path is then the name); v1, each file
+    /// aligned to pieces by padding files. Without a date the `.torrent` tells none. The seeder's copy has the same.
+    pub fn of(name: &str, entries: &[(&str, Made)], piece_length: u64, date: Option<i64>) -> Self {
+        let mut text = format!("{piece_length} {date:?}");
+        for (path, made) in entries {
+            text += &match made {
+                Made::File(content, executable) => {
+                    format!("/{path} {executable} {:x?}", Sha1::digest(content))
+                }
+                Made::Link(target) => format!("/{path} -> {target}"),
+            };
+        }
+        let key: String = Sha1::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+        Self::made(&format!("of-{name}-{key}"), 0, |folder| {
+            let single = entries.len() == 1 && entries[0].0 == name;
+            let root = if single { folder.join("data") } else { folder.join("data").join(name) };
+            for (path, made) in entries {
+                let path = root.join(path);
+                std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+                match made {
+                    Made::Link(target) => std::os::unix::fs::symlink(target, &path).expect("a link"),
+                    Made::File(content, executable) => {
+                        std::fs::write(&path, content).expect("room on the disk");
+                        // libtorrent cuts names, and looks for the data under what is left.
+                        let name = path.file_name().and_then(|name| name.to_str()).expect("UTF-8");
+                        if name.len() > 240 {
+                            std::fs::hard_link(&path, path.with_file_name(&name[..240]))
+                                .expect("another name");
+                        }
+                        let mode = if *executable { 0o755 } else { 0o644 };
+                        std::fs::set_permissions(&path, Permissions::from_mode(mode)).expect("its own file");
+                    }
+                }
+            }
+            let torrent = bencoded(name, entries, single, piece_length, date);
+            std::fs::write(folder.join("torrent"), &torrent.file).expect("room on the disk");
+            serde_json::json!({
+                "name": name, "v1": torrent.info_hash, "v2": null, "piece_length": piece_length,
+                "pieces": torrent.pieces, "total_size": torrent.total, "files": torrent.files,
+            })
+        })
+    }
+
+    /// Very many files of a byte each, all zero, in folders `d000`, `d001` and so on; without data to seed. Their
+    /// names count on through all folders.
+    pub fn many(name: &str, files: usize, folders: usize, date: Option<i64>) -> Self {
+        const PIECE: u64 = 64 * KIB;
+        Self::made(&format!("many-{name}-{files}-{folders}-{date:?}"), 0, |folder| {
+            let per_folder = files.div_ceil(folders);
+            let entry = |number: usize| {
+                let folder = format!("d{:03}", number / per_folder);
+                format!("d6:lengthi1e4:pathl{}:{folder}11:file {number:06}ee", folder.len())
+            };
+            let list: String = (0..files).map(entry).collect();
+            let torrent = bencoded_of(name, &format!("5:filesl{list}e"), &vec![0; files], PIECE, date);
+            std::fs::write(folder.join("torrent"), &torrent.file).expect("room on the disk");
+            serde_json::json!({
+                "name": name, "v1": torrent.info_hash, "v2": null, "piece_length": PIECE,
+                "pieces": torrent.pieces, "total_size": files, "files": [],
+            })
+        })
+    }
+
     /// A sparse file of 333,333 pieces of 16 KiB: a bitfield of 42 KB and metadata of 6.7 MB.
     pub fn huge() -> Self {
         Self::made(HUGE, 0, |folder| make_huge(333_333, &folder.join("data"), &folder.join("torrent")))
@@ -196,6 +270,78 @@ impl Sample {
             seed,
             sums: folder.join("SHA256SUMS"),
         }
+    }
+}
+
+/// What is put at a path by [`Sample::of`].
+pub enum Made {
+    /// A file of this content, and whether it is executable.
+    File(Vec<u8>, bool),
+    /// A symbolic link.
+    Link(&'static str),
+}
+
+/// A `.torrent` made here.
+struct Torrent {
+    file: Vec<u8>,
+    info_hash: String,
+    pieces: usize,
+    total: u64,
+    files: Vec<(String, u64)>,
+}
+
+fn bencoded(
+    name: &str,
+    entries: &[(&str, Made)],
+    single: bool,
+    piece_length: u64,
+    date: Option<i64>,
+) -> Torrent {
+    let text = |text: &str| format!("{}:{text}", text.len());
+    let path = |path: &str| path.split('/').map(text).collect::<String>();
+    let (mut list, mut all, mut files) = (String::new(), Vec::new(), Vec::new());
+    for (number, (at, made)) in entries.iter().enumerate() {
+        match made {
+            Made::Link(target) => {
+                list +=
+                    &format!("d4:attr1:l6:lengthi0e4:pathl{}e12:symlink pathl{}ee", path(at), path(target));
+            }
+            Made::File(content, executable) => {
+                let attr = if *executable { "4:attr1:x" } else { "" };
+                list += &format!("d{attr}6:lengthi{}e4:pathl{}ee", content.len(), path(at));
+                all.extend_from_slice(content);
+                files.push((
+                    if single { (*at).to_owned() } else { format!("{name}/{at}") },
+                    content.len() as u64,
+                ));
+                let pad = all.len().next_multiple_of(piece_length as usize) - all.len();
+                if pad > 0 && number + 1 < entries.len() {
+                    list += &format!("d4:attr1:p6:lengthi{pad}e4:pathl4:.pad{}ee", text(&number.to_string()));
+                    all.resize(all.len() + pad, 0);
+                }
+            }
+        }
+    }
+    let content = if single { format!("6:lengthi{}e", all.len()) } else { format!("5:filesl{list}e") };
+    Torrent { files, ..bencoded_of(name, &content, &all, piece_length, date) }
+}
+
+/// The `.torrent` of these bytes; `content` is what the info dictionary has before the name.
+fn bencoded_of(name: &str, content: &str, all: &[u8], piece_length: u64, date: Option<i64>) -> Torrent {
+    let hashes: Vec<u8> = all.chunks(piece_length as usize).flat_map(Sha1::digest).collect();
+    let (pieces, length) = (hashes.len() / 20, name.len());
+    let mut info =
+        format!("d{content}4:name{length}:{name}12:piece lengthi{piece_length}e6:pieces{}:", hashes.len())
+            .into_bytes();
+    info.extend_from_slice(&hashes);
+    info.push(b'e');
+    let date = date.map_or(String::new(), |date| format!("13:creation datei{date}e"));
+    Torrent {
+        file: [b"d", date.as_bytes(), b"4:info", &info, b"e"].concat(),
+        info_hash: Sha1::digest(&info).iter().map(|byte| format!("{byte:02x}")).collect(),
+        pieces,
+        total: all.len() as u64,
+        files: Vec::new(),
     }
 }
 

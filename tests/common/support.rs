@@ -33,6 +33,8 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option
 pub enum Need {
     /// `/dev/fuse`, and root or fusermount3.
     Fuse,
+    /// To be root, which passthrough takes.
+    Root,
     /// Python with libtorrent.
     Libtorrent,
     /// transmission-daemon.
@@ -47,12 +49,25 @@ pub enum Need {
     File,
     /// `ffmpeg` and `ffprobe`.
     Ffmpeg,
+    /// A Go compiler.
+    Go,
+    /// `rsync`.
+    Rsync,
+    /// `sqlite3`.
+    Sqlite,
+    /// `zip` and `unzip`.
+    Zip,
+    /// `fio`.
+    Fio,
+    /// `mksquashfs`, and root to mount what it makes through a loop device.
+    Squashfs,
 }
 
 /// The reason why a test can't run here, if there is one.
 pub fn missing(needs: &[Need]) -> Option<String> {
     needs.iter().find_map(|need| match need {
         Need::Fuse => fuse_missing(),
+        Need::Root => (!nix::unistd::geteuid().is_root()).then(|| "not root".to_owned()),
         Need::Libtorrent => super::python()
             .is_none()
             .then(|| "no python3 with libtorrent (Debian: python3-libtorrent)".to_owned()),
@@ -65,7 +80,25 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::File => (!has_tool("file")).then(|| "no file (Debian: the same)".to_owned()),
         Need::Ffmpeg => (!has_tool("ffprobe") || !has_tool("ffmpeg"))
             .then(|| "no ffmpeg with ffprobe (Debian: ffmpeg)".to_owned()),
+        Need::Go => (!has_tool("go")).then(|| "no go (Debian: golang-go)".to_owned()),
+        Need::Rsync => tool_missing("rsync", "rsync"),
+        Need::Sqlite => tool_missing("sqlite3", "sqlite3"),
+        Need::Zip => tool_missing("zip", "zip").or_else(|| tool_missing("unzip", "unzip")),
+        Need::Fio => tool_missing("fio", "fio"),
+        Need::Squashfs => tool_missing("mksquashfs", "squashfs-tools").or_else(loop_missing),
     })
+}
+
+fn tool_missing(tool: &str, package: &str) -> Option<String> {
+    (!has_tool(tool)).then(|| format!("no {tool} (Debian: {package})"))
+}
+
+fn loop_missing() -> Option<String> {
+    let kinds = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let works = nix::unistd::geteuid().is_root()
+        && Path::new("/dev/loop-control").exists()
+        && kinds.lines().any(|kind| kind.trim_start() == "squashfs");
+    (!works).then(|| "no mounting of squashfs through a loop device here (it needs root and both)".to_owned())
 }
 
 fn fuse_missing() -> Option<String> {

@@ -1,6 +1,7 @@
 //! What a running process uses, by `/proc`: memory and processor time.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -58,6 +59,29 @@ pub fn wake_ups(pid: u32) -> BTreeMap<String, u64> {
         *found.entry(value("Name:").unwrap_or_default().to_owned()).or_default() += count.unwrap_or(0);
     }
     found
+}
+
+/// The folders in `/proc` of its threads of that name.
+fn threads(pid: u32, name: &str) -> Vec<PathBuf> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let named =
+        |path: &PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|found| found.trim() == name);
+    tasks.map(|task| task.path()).filter(named).collect()
+}
+
+/// How many threads of that name it has.
+pub fn threads_named(pid: u32, name: &str) -> usize {
+    threads(pid, name).len()
+}
+
+/// Processor time used since their start by its threads of that name.
+#[track_caller]
+pub fn cpu_of(pid: u32, name: &str) -> Duration {
+    let used = threads(pid, name).into_iter().map(|thread| {
+        let line = std::fs::read_to_string(thread.join("schedstat")).expect("the kernel counts exactly");
+        line.split(' ').next().and_then(|nanos| nanos.parse::<u64>().ok()).expect("a number")
+    });
+    Duration::from_nanos(used.sum())
 }
 
 /// Watches a figure that comes and goes, such as the memory of a process; dropping it ends that.

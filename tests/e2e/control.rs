@@ -189,6 +189,19 @@ fn unmount_ends_it_as_sigterm_does() {
 }
 
 #[test]
+fn debug_tells_who_waits_for_what() {
+    needs!(Fuse, Libtorrent, Attr);
+    let sample = Sample::small();
+    let mount = Mount::sample(&sample).start();
+    let mut reader = crate::common::Proc::start("cat", [mount.path(&sample.name)]);
+    reader.wait_parked();
+    let said = asked("debug", &mount, &[]).said(0, &["control/accept", &sample.name]);
+    assert!(said.out.contains(&reader.pid().to_string()), "{said:?}");
+    mount.stop();
+    reader.ended(MINUTE);
+}
+
+#[test]
 fn watching_ends_with_the_mount() {
     needs!(Fuse, Libtorrent, Attr);
     let sample = Sample::small();

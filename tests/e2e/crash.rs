@@ -24,26 +24,12 @@ use torrentfs::storage::pool::Scratch;
 use torrentfs::storage::resume;
 use torrentfs::storage::verify::{Checked, check_piece};
 
-use crate::common::{Behaviour, Mount, Sample, ScriptedPeer, wait_until};
+use crate::common::{Behaviour, Mount, Random, Sample, ScriptedPeer, seed, wait_until};
 use crate::needs;
 
 /// Four tests make two hundred.
 const KILLS: u64 = 55;
 const START: Duration = Duration::from_secs(30);
-
-/// Numbers that differ from one to the next and are the same for the same seed (splitmix64).
-pub struct Random(pub u64);
-
-impl Random {
-    /// Less than `n`.
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n.max(1)
-    }
-}
 
 /// What a record names, each piece of it read back and found right.
 pub fn recorded(sample: &Sample, info: &Arc<Info>, cache: &Path) -> BTreeSet<u32> {
@@ -111,10 +97,7 @@ fn read_about(files: &[(PathBuf, PathBuf, u64)], seed: u64, stop: &AtomicBool, r
 /// Kills mounts of one torrent on one cache. `bounded`: pieces are evicted, so some are fetched again.
 fn killed(sample: &Sample, args: &[&str], bounded: bool) {
     let kills = std::env::var("TORRENTFS_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(KILLS);
-    let seed = std::env::var("TORRENTFS_SEED").ok().and_then(|n| n.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 ^ sample.total);
-    println!("TORRENTFS_SEED={seed}");
-    let mut random = Random(seed);
+    let mut random = Random(seed());
     let bytes = std::fs::read(&sample.torrent).expect("the torrent");
     let info = Metainfo::parse(&bytes).expect("a torrent").info;
     let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());

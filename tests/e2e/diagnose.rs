@@ -43,30 +43,31 @@ fn report_with(mount: &Mount, lines: &[&[&str]]) {
 fn l5_a_report_names_waiting_readers_what_they_wait_for_and_which_peers_have_it() {
     needs!(Fuse, Libtorrent);
     let sample = Sample::small();
-    let piece = 4;
+    let piece: u32 = 4;
+    let offset = u64::from(piece) * sample.piece_length;
     let holding = ScriptedPeer::start(sample.clone(), Behaviour::default());
     holding.hold(piece..piece + 1);
     let choking =
         ScriptedPeer::start(sample.clone(), Behaviour { never_unchoke: true, ..Behaviour::default() });
     // Quiet: a report that was asked for is shown all the same.
     let mount = Mount::sample(&sample).peer(holding.addr()).peer(choking.addr()).arg("-qq").start();
-    let mut reader = Reader::pread(&mount.path(&sample.name), piece * sample.piece_length, 4096);
+    let mut reader = Reader::pread(&mount.path(&sample.name), offset, 4096);
     reader.wait_parked();
-    wait_until("its request", MINUTE, || holding.asked_for(piece as u32));
+    wait_until("its request", MINUTE, || holding.asked_for(piece));
     let (pid, piece) =
         (format!("(pid {}, tid {})", reader.pid(), reader.pid()), format!("piece {piece}: requested"));
-    let offset = format!("{} bytes at {}", 4096, 4 * sample.piece_length);
+    let read = format!("4096 bytes at {offset}");
     let (holding_addr, choking_addr) = (holding.addr().to_string(), choking.addr().to_string());
     report_with(
         &mount,
         &[
-            &["python", &pid, "waits for", &sample.name, &offset],
+            &["python", &pid, "waits for", &sample.name, &read],
             &[&piece, "0 of ", " blocks here"],
             &[&holding_addr, "has it, lets us, we are interested;", " of its blocks in flight"],
             &[&choking_addr, "has it, chokes us, we are interested; 0 of its blocks in flight"],
             &["locks:"],
-            &["client/torrent 1/owner: "],
-            &["client/torrent 1/peers/peer ", &holding_addr],
+            &["client/torrent ", "/owner: "],
+            &["client/torrent ", "/peers/peer ", &holding_addr],
             &[" inodes known, 1 handles open, 1 reads parked"],
             &["peers: 2 connected"],
             &["workers; jobs that wait: Read 0"],

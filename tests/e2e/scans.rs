@@ -211,3 +211,39 @@ fn f5_ffprobe_costs_head_and_index() {
         }
     }
 }
+
+#[test]
+fn f5_unzip_l_costs_the_index() {
+    needs!(Fuse, Libtorrent, Attr, Zip);
+    let sample = Sample::filled("archive", PIECE, &|root| {
+        // Stored, since what is random can't be made smaller, and in the order of their names.
+        let script = "for n in 1 2 3 4 5 6 7 8; do head -c 3000000 /dev/urandom > $n.dat; done; \
+            zip -q -0 all.zip [1-8].dat && rm [1-8].dat";
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", script]).current_dir(root);
+        Proc::spawn(shell).success(MINUTE);
+    });
+    let counted = Counted::start(sample);
+    let listed = counted.same("unzip -l all.zip");
+    assert!(listed.contains("8 files"), "{listed}");
+    let cost = counted.cost("unzip -l");
+    // The index stands at the end; a look at the beginning, and the neighbours that the kernel reads ahead.
+    assert!(cost.fetched.len() <= 4, "{:?}", cost.fetched);
+}
+
+#[test]
+fn f5_one_row_of_a_database_costs_the_way_to_it() {
+    const MAKE: &str = "create table words (id integer primary key, word text, more blob); \
+        with recursive n(i) as (select 1 union all select i + 1 from n where i < 50000) \
+        insert into words select i, 'word ' || i, randomblob(400) from n;";
+    needs!(Fuse, Libtorrent, Attr, Sqlite);
+    let sample = Sample::filled("large database", PIECE, &|root| {
+        Proc::start("sqlite3", [root.join("words.db").as_os_str(), MAKE.as_ref()]).success(MINUTE);
+    });
+    let counted = Counted::start(sample);
+    let row = counted.same("sqlite3 'file:words.db?mode=ro' 'select word from words where id = 40000'");
+    assert_eq!(row, "word 40000\n");
+    let cost = counted.cost("a row of a database");
+    // The header, the root of the tree, a page of each level; each with a neighbour, for the kernel's read-ahead.
+    assert!(cost.fetched.len() <= 8, "{:?}", cost.fetched);
+}

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use torrentfs::metainfo::Metainfo;
 
-use crate::common::{Behaviour, Mount, MountBuilder, Proc, Sample, ScriptedPeer};
-use crate::crash::{Random, recorded};
+use crate::common::{Behaviour, Mount, MountBuilder, Proc, Random, Sample, ScriptedPeer};
+use crate::crash::recorded;
 use crate::lifecycle::has_in_hand;
 use crate::needs;
 
@@ -155,7 +155,7 @@ fn ended_over_and_over(args: &[&str], bounded: bool) {
             assert!(bounded || again.is_none(), "life {life}: {again:?} was recorded and is fetched again");
             *asked = requests.len();
         }
-        let now = std::panic::catch_unwind(|| recorded(&sample, &info, &cache));
+        let now = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| recorded(&sample, &info, &cache)));
         let now = now.unwrap_or_else(|_| panic!("life {life}, ended after {pause:?}:\n{log}"));
         if !bounded {
             let read = done.pieces.into_inner().expect("pieces");

@@ -2,7 +2,7 @@
 
     reader.py pread PATH OFFSET LENGTH [--handle SIG,..] [--raise SIG,..]
     reader.py mmap PATH                   the SHA-256 of the whole file, read through a mapping
-    reader.py fault PATH OFFSET           touches one byte of a mapping
+    reader.py fault PATH OFFSET [--handle SIG,..]   touches one byte of a mapping
     reader.py many PATH COUNT STRIDE      COUNT threads, each reading 4 KiB at its own offset
     reader.py exec PATH                   runs the file
 
@@ -63,10 +63,12 @@ def map_whole(args):
 
 
 def fault(args):
+    for number in signals(args.handle):
+        signal.signal(number, count)
     with open(args.path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         print("waiting", flush=True)
-        print(f"byte {mapped[args.offset]}", flush=True)
+        print(f"byte {mapped[args.offset]} signals {caught}", flush=True)
 
 
 def many(args):
@@ -112,6 +114,7 @@ def main():
     kind = kinds.add_parser("fault")
     kind.add_argument("path")
     kind.add_argument("offset", type=int)
+    kind.add_argument("--handle", default="")
     kind.set_defaults(run=fault)
     kind = kinds.add_parser("many")
     kind.add_argument("path")

@@ -25,21 +25,31 @@ pub const PIECE: u64 = 64 * 1024;
 pub fn can_mount(test: &str) -> bool {
     match File::options().read(true).write(true).open("/dev/fuse") {
         Ok(_) => true,
-        Err(error) if std::env::var("CI").is_ok_and(|ci| ci == "true") => {
-            panic!("{test} needs /dev/fuse, which must be there in CI: {error}")
-        }
-        Err(error) => {
-            let line = format!("SKIPPED: {test}: /dev/fuse: {error}\n");
-            print!("{line}");
-            // Where the whole run counts them; see scripts/test.
-            if let Some(path) = std::env::var_os("TORRENTFS_SKIPPED")
-                && let Ok(mut list) = File::options().append(true).create(true).open(path)
-            {
-                let _ = list.write_all(line.as_bytes());
-            }
-            false
-        }
+        Err(error) => lacks(test, &format!("/dev/fuse: {error}")),
     }
+}
+
+/// As [`can_mount`], for what only root may do.
+pub fn can_mount_as_root(test: &str) -> bool {
+    match nix::unistd::geteuid().is_root() {
+        true => can_mount(test),
+        false => lacks(test, "root"),
+    }
+}
+
+/// Reports a test as skipped; false. In CI it fails.
+pub fn lacks(test: &str, what: &str) -> bool {
+    let in_ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
+    assert!(!in_ci, "{test} needs what must be there in CI: {what}");
+    let line = format!("SKIPPED: {test}: {what}\n");
+    print!("{line}");
+    // Where the whole run counts them; see scripts/test.
+    if let Some(path) = std::env::var_os("TORRENTFS_SKIPPED")
+        && let Ok(mut list) = File::options().append(true).create(true).open(path)
+    {
+        let _ = list.write_all(line.as_bytes());
+    }
+    false
 }
 
 /// After this long a test is stuck: its reads are failed, so that it and its helpers come to an end.

@@ -1,11 +1,17 @@
 //! The suite of the filesystem, run twice: on its operations, and on a kernel mount.
 //!
-//! A case is a function over [`Subject`]; the list at the end makes two tests of each.
+//! A case is a function over [`subject::Subject`]; the list at the end makes two tests of each. The statements of
+//! docs/SEMANTICS.md have tests of their own ([`statements`]). How files are opened is tested on the operations alone
+//! ([`opens`]), and with what the kernel makes of it in the tests of the kernel mount.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod cases;
 #[path = "../common/mod.rs"]
 mod common;
+mod opens;
+#[path = "../semantics/mod.rs"]
+mod semantics;
+mod statements;
 mod subject;
 
 use subject::{Kernel, Layer};

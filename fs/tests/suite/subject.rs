@@ -1,49 +1,32 @@
 //! The two things the suite is run on.
 
 use std::collections::HashMap;
-use std::ffi::{CString, OsStr};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use torrentfs_fs::MountOptions;
-use torrentfs_fs::attr::{Attr, AttrOptions, Kind};
+use torrentfs_fs::attr::{Attr, AttrOptions, BLOCK_SIZE};
 use torrentfs_fs::errno::Errno;
+use torrentfs_fs::handles::HandleId;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 use torrentfs_fs::mock::Mock;
-use torrentfs_fs::ops::{Calling, Operations, Xattr};
+use torrentfs_fs::ops::{Calling, NAME_LENGTH, Operations, Xattr};
 use torrentfs_fs::parked::ParkedReads;
 use torrentfs_fs::tree::NodeId;
 
-use crate::common::{Bed, PIECE, SOON, errno, until};
+use crate::common::{Bed, PIECE, SOON, until};
+use crate::opens::{Answer, OpenReplies};
+use crate::semantics::view::{Entry, Listing, OnDisk, Stat, View};
 
 /// The user for whom nothing is fetched: "nobody".
 pub const OFFLINE: u32 = 65534;
 
-/// What both show of an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stat {
-    pub kind: Kind,
-    pub ino: u64,
-    pub size: u64,
-    pub blocks: u64,
-    pub perm: u32,
-    pub nlink: u64,
-    pub mtime: i64,
-}
-
-/// A filesystem over a mock, by whatever way. Errors are numbers.
-pub trait Subject: Sync {
-    fn mock(&self) -> &Mock;
-    /// Names in order of the listing, without `.` and `..`.
-    fn list(&self, path: &str) -> Result<Vec<String>, i32>;
-    fn stat(&self, path: &str) -> Result<Stat, i32>;
-    /// One read; waits for it.
-    fn read(&self, path: &str, offset: u64, len: usize) -> Result<Vec<u8>, i32>;
+/// A filesystem over a mock, by whatever way.
+pub trait Subject: View {
+    fn mock(&self) -> &Arc<Mock>;
     /// One read by a user, who opens the file himself or gets it opened by us. `None` where we can't be others.
     fn read_as(
         &self,
@@ -53,13 +36,6 @@ pub trait Subject: Sync {
         offset: u64,
         len: usize,
     ) -> Option<Result<Vec<u8>, i32>>;
-    fn link(&self, path: &str) -> Result<String, i32>;
-    fn open(&self, path: &str, flags: i32) -> Result<(), i32>;
-    /// With room for so many bytes; 0 asks for the length, which is given as that many zeros.
-    fn xattr(&self, path: &str, name: &str, room: usize) -> Result<Vec<u8>, i32>;
-    fn xattr_names(&self, path: &str) -> Result<Vec<u8>, i32>;
-    /// All and free bytes, files.
-    fn space(&self) -> (u64, u64, u64);
     fn fail_reads(&self);
     /// Reads parked now.
     fn parked(&self) -> usize;
@@ -68,7 +44,7 @@ pub trait Subject: Sync {
 /// The operations, called as the adapter does.
 pub struct Layer {
     mock: Arc<Mock>,
-    ops: Operations,
+    ops: Arc<Operations>,
     parked: Arc<ParkedReads>,
     /// References as the kernel would hold them.
     lookups: RankedMutex<HashMap<NodeId, u64>>,
@@ -76,10 +52,14 @@ pub struct Layer {
 
 impl Layer {
     pub fn new() -> Self {
+        Self::with(AttrOptions { uid: 0, gid: 0, umask: 0 })
+    }
+
+    pub fn with(options: AttrOptions) -> Self {
         let mock = Mock::new(PIECE).unwrap();
         let parked = ParkedReads::new(64);
-        let ops = Operations::new(mock.clone(), AttrOptions { uid: 0, gid: 0, umask: 0 }, parked.clone());
-        let ops = ops.with_offline(vec![OFFLINE]);
+        let ops = Operations::new(mock.clone(), options, parked.clone());
+        let ops = Arc::new(ops.with_offline(vec![OFFLINE]));
         Self { mock, ops, parked, lookups: RankedMutex::new(Rank::Leaf, "lookups", HashMap::new()) }
     }
 
@@ -92,9 +72,25 @@ impl Layer {
         Ok(at)
     }
 
-    fn read_by(&self, opener: u32, reader: u32, path: &str, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
+    fn open_node(&self, node: NodeId, flags: i32, uid: u32) -> Result<HandleId, i32> {
+        let (reply, opened) = OpenReplies::new();
+        self.ops.open(node, flags, uid, reply);
+        match opened.recv_timeout(SOON).expect("an open is answered") {
+            Answer::Cached(handle) | Answer::Passthrough(handle, _) => Ok(handle),
+            Answer::Error(errno) => Err(errno.number()),
+        }
+    }
+
+    fn read_by(
+        &self,
+        (opener, flags): (u32, i32),
+        reader: u32,
+        path: &str,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, i32> {
         let node = self.walk(path)?;
-        let handle = self.ops.open(node, libc::O_RDONLY, opener).map_err(Errno::number)?;
+        let handle = self.open_node(node, flags, opener)?;
         let (sender, receiver) = channel();
         let reply = Box::new(move |result: Result<&[u8], Errno>| {
             sender.send(result.map(<[u8]>::to_vec).map_err(Errno::number)).unwrap();
@@ -136,13 +132,58 @@ fn stat_of(attr: &Attr) -> Stat {
         blocks: attr.blocks,
         perm: u32::from(attr.perm),
         nlink: u64::from(attr.nlink),
+        owner: (attr.uid, attr.gid),
+        // The adapter gives one for all three, and one size of blocks for all.
         mtime: attr.mtime,
+        atime: attr.mtime,
+        ctime: attr.mtime,
+        preferred: u64::from(BLOCK_SIZE),
     }
 }
 
-impl Subject for Layer {
-    fn mock(&self) -> &Mock {
-        &self.mock
+/// A folder, listed as the kernel does: a few entries at a time.
+struct OpenFolder<'a> {
+    ops: &'a Operations,
+    handle: HandleId,
+    offset: u64,
+    /// The last first.
+    entries: Vec<Entry>,
+}
+
+impl Listing for OpenFolder<'_> {
+    fn next(&mut self) -> Result<Option<Entry>, i32> {
+        if self.entries.is_empty() {
+            let entries = &mut self.entries;
+            let add = |entry: torrentfs_fs::ops::DirEntry<'_>| {
+                let full = entries.len() == 7;
+                if !full {
+                    let (name, ino) = (entry.name.to_string(), entry.node.0);
+                    entries.push(Entry { name, ino, kind: entry.kind, next: entry.next });
+                }
+                full
+            };
+            self.ops.readdir(self.handle, self.offset, add).map_err(Errno::number)?;
+            self.offset = self.entries.last().map_or(self.offset, |entry| entry.next);
+            self.entries.reverse();
+        }
+        Ok(self.entries.pop())
+    }
+    fn seek(&mut self, offset: u64) {
+        self.entries.clear();
+        self.offset = offset;
+    }
+}
+
+impl Drop for OpenFolder<'_> {
+    fn drop(&mut self) {
+        self.ops.releasedir(self.handle);
+    }
+}
+
+impl View for Layer {
+    fn listing(&self, path: &str) -> Result<Box<dyn Listing + '_>, i32> {
+        let handle = self.ops.opendir(self.walk(path)?).map_err(Errno::number)?;
+        Ok(Box::new(OpenFolder { ops: &self.ops, handle, offset: 0, entries: Vec::new() }))
     }
     fn list(&self, path: &str) -> Result<Vec<String>, i32> {
         let node = self.walk(path)?;
@@ -197,8 +238,44 @@ impl Subject for Layer {
         let node = self.walk(path)?;
         Ok(stat_of(&self.ops.getattr(node).map_err(Errno::number)?))
     }
-    fn read(&self, path: &str, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
-        self.read_by(0, 0, path, offset, len)
+    fn read_with(&self, path: &str, flags: i32, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
+        self.read_by((0, flags), 0, path, offset, len)
+    }
+    fn link(&self, path: &str) -> Result<String, i32> {
+        self.ops.readlink(self.walk(path)?).map_err(Errno::number)
+    }
+    fn open(&self, path: &str, flags: i32) -> Result<(), i32> {
+        let handle = self.open_node(self.walk(path)?, flags, 0)?;
+        self.ops.release(handle);
+        Ok(())
+    }
+    fn access(&self, path: &str, mode: i32) -> Result<(), i32> {
+        self.ops.access(self.walk(path)?, mode).map_err(Errno::number)
+    }
+    fn xattr(&self, path: &str, name: &str, room: usize) -> Result<Vec<u8>, i32> {
+        match self.ops.getxattr(self.walk(path)?, OsStr::new(name), room as u32).map_err(Errno::number)? {
+            Xattr::Size(size) => Ok(vec![0; size as usize]),
+            Xattr::Data(data) => Ok(data),
+        }
+    }
+    fn xattr_names(&self, path: &str, room: usize) -> Result<Vec<u8>, i32> {
+        match self.ops.listxattr(self.walk(path)?, room as u32).map_err(Errno::number)? {
+            Xattr::Size(size) => Ok(vec![0; size as usize]),
+            Xattr::Data(data) => Ok(data),
+        }
+    }
+    fn space(&self) -> (u64, u64, u64) {
+        let space = self.ops.statfs();
+        (space.blocks * 4096, space.free * 4096, space.files)
+    }
+    fn longest_name(&self) -> u64 {
+        u64::from(NAME_LENGTH)
+    }
+}
+
+impl Subject for Layer {
+    fn mock(&self) -> &Arc<Mock> {
+        &self.mock
     }
     fn read_as(
         &self,
@@ -208,31 +285,7 @@ impl Subject for Layer {
         offset: u64,
         len: usize,
     ) -> Option<Result<Vec<u8>, i32>> {
-        Some(self.read_by(if given { 0 } else { uid }, uid, path, offset, len))
-    }
-    fn link(&self, path: &str) -> Result<String, i32> {
-        self.ops.readlink(self.walk(path)?).map_err(Errno::number)
-    }
-    fn open(&self, path: &str, flags: i32) -> Result<(), i32> {
-        let handle = self.ops.open(self.walk(path)?, flags, 0).map_err(Errno::number)?;
-        self.ops.release(handle);
-        Ok(())
-    }
-    fn xattr(&self, path: &str, name: &str, room: usize) -> Result<Vec<u8>, i32> {
-        match self.ops.getxattr(self.walk(path)?, OsStr::new(name), room as u32).map_err(Errno::number)? {
-            Xattr::Size(size) => Ok(vec![0; size as usize]),
-            Xattr::Data(data) => Ok(data),
-        }
-    }
-    fn xattr_names(&self, path: &str) -> Result<Vec<u8>, i32> {
-        match self.ops.listxattr(self.walk(path)?, 4096).map_err(Errno::number)? {
-            Xattr::Size(_) => panic!("a size was not asked"),
-            Xattr::Data(data) => Ok(data),
-        }
-    }
-    fn space(&self) -> (u64, u64, u64) {
-        let space = self.ops.statfs();
-        (space.blocks * 4096, space.free * 4096, space.files)
+        Some(self.read_by((if given { 0 } else { uid }, libc::O_RDONLY), uid, path, offset, len))
     }
     fn fail_reads(&self) {
         self.parked.refuse();
@@ -244,52 +297,65 @@ impl Subject for Layer {
 
 /// A kernel mount.
 pub struct Kernel {
-    bed: Bed,
+    pub bed: Bed,
+    disk: OnDisk,
 }
 
 impl Kernel {
     pub fn new() -> Self {
+        Self::with(|options| options)
+    }
+
+    /// With other options than the usual ones.
+    pub fn with(change: impl FnOnce(MountOptions) -> MountOptions) -> Self {
         // Root may let others in, and can be others.
         let root = nix::unistd::geteuid().is_root();
         let mock = Mock::new(PIECE).unwrap();
-        Self { bed: Bed::with(mock, |o| MountOptions { allow_other: root, offline: vec![OFFLINE], ..o }) }
+        let usual = |o| MountOptions { allow_other: root, offline: vec![OFFLINE], ..o };
+        let bed = Bed::with(mock, |options| change(usual(options)));
+        Self { disk: OnDisk(bed.root().to_owned()), bed }
     }
-    fn c_path(&self, path: &str) -> CString {
-        CString::new(self.bed.path(path).as_os_str().as_bytes()).unwrap()
+}
+
+impl View for Kernel {
+    fn list(&self, path: &str) -> Result<Vec<String>, i32> {
+        self.disk.list(path)
+    }
+    fn listing(&self, path: &str) -> Result<Box<dyn Listing + '_>, i32> {
+        self.disk.listing(path)
+    }
+    fn stat(&self, path: &str) -> Result<Stat, i32> {
+        self.disk.stat(path)
+    }
+    fn read_with(&self, path: &str, flags: i32, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
+        self.disk.read_with(path, flags, offset, len)
+    }
+    fn link(&self, path: &str) -> Result<String, i32> {
+        self.disk.link(path)
+    }
+    fn open(&self, path: &str, flags: i32) -> Result<(), i32> {
+        self.disk.open(path, flags)
+    }
+    fn access(&self, path: &str, mode: i32) -> Result<(), i32> {
+        self.disk.access(path, mode)
+    }
+    fn xattr(&self, path: &str, name: &str, room: usize) -> Result<Vec<u8>, i32> {
+        self.disk.xattr(path, name, room)
+    }
+    fn xattr_names(&self, path: &str, room: usize) -> Result<Vec<u8>, i32> {
+        self.disk.xattr_names(path, room)
+    }
+    fn space(&self) -> (u64, u64, u64) {
+        self.disk.space()
+    }
+    fn longest_name(&self) -> u64 {
+        self.disk.longest_name()
     }
 }
 
 impl Subject for Kernel {
-    fn mock(&self) -> &Mock {
+    fn mock(&self) -> &Arc<Mock> {
         &self.bed.mock
-    }
-    fn list(&self, path: &str) -> Result<Vec<String>, i32> {
-        let entries = std::fs::read_dir(self.bed.path(path)).map_err(errno)?;
-        entries.map(|entry| Ok(entry.map_err(errno)?.file_name().into_string().unwrap())).collect()
-    }
-    fn stat(&self, path: &str) -> Result<Stat, i32> {
-        let stat = std::fs::symlink_metadata(self.bed.path(path)).map_err(errno)?;
-        let kind = match stat.file_type() {
-            kind if kind.is_dir() => Kind::Dir,
-            kind if kind.is_symlink() => Kind::Symlink,
-            _ => Kind::File,
-        };
-        Ok(Stat {
-            kind,
-            ino: stat.ino(),
-            size: stat.size(),
-            blocks: stat.blocks(),
-            perm: stat.mode() & 0o7777,
-            nlink: stat.nlink(),
-            mtime: stat.mtime(),
-        })
-    }
-    fn read(&self, path: &str, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
-        let file = std::fs::File::open(self.bed.path(path)).map_err(errno)?;
-        let mut bytes = vec![0; len];
-        let length = file.read_at(&mut bytes, offset).map_err(errno)?;
-        bytes.truncate(length);
-        Ok(bytes)
     }
     fn read_as(
         &self,
@@ -319,44 +385,6 @@ impl Subject for Kernel {
             Some(bytes) => Ok(bytes.to_vec()),
             None => Err(String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()),
         })
-    }
-    fn link(&self, path: &str) -> Result<String, i32> {
-        let target = std::fs::read_link(self.bed.path(path)).map_err(errno)?;
-        Ok(target.into_os_string().into_string().unwrap())
-    }
-    fn open(&self, path: &str, flags: i32) -> Result<(), i32> {
-        let accesses = flags & libc::O_ACCMODE;
-        std::fs::File::options()
-            .read(accesses != libc::O_WRONLY)
-            .write(accesses != libc::O_RDONLY)
-            .custom_flags(flags & !libc::O_ACCMODE)
-            .open(self.bed.path(path))
-            .map(|_| ())
-            .map_err(errno)
-    }
-    fn xattr(&self, path: &str, name: &str, room: usize) -> Result<Vec<u8>, i32> {
-        let (path, name) = (self.c_path(path), CString::new(name).unwrap());
-        let mut value = vec![0u8; room];
-        // SAFETY: both texts end with NUL, and the buffer has room for as much as is said.
-        let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), room) };
-        let length = usize::try_from(length).map_err(|_| errno(std::io::Error::last_os_error()))?;
-        value.resize(length, 0);
-        Ok(value)
-    }
-    fn xattr_names(&self, path: &str) -> Result<Vec<u8>, i32> {
-        let path = self.c_path(path);
-        let mut names = vec![0u8; 4096];
-        // SAFETY: as above.
-        let length = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
-        let length = usize::try_from(length).map_err(|_| errno(std::io::Error::last_os_error()))?;
-        names.truncate(length);
-        Ok(names)
-    }
-    fn space(&self) -> (u64, u64, u64) {
-        let path: &Path = self.bed.root();
-        let space = nix::sys::statvfs::statvfs(path).unwrap();
-        let size = space.fragment_size();
-        (space.blocks() * size, space.blocks_free() * size, space.files())
     }
     fn fail_reads(&self) {
         self.bed.mounted().fail_reads();

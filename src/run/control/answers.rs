@@ -4,13 +4,14 @@
 //! published status) and sends commands to owners, which wait with a bound.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use torrentfs_fs::content::Content;
+use torrentfs_fs::session;
 use torrentfs_fs::tree::{NodeKind, Subtree};
 
 use super::Answers;
@@ -19,13 +20,15 @@ use crate::client::remove::RemoveError;
 use crate::client::sources::{self, SourceError};
 use crate::content::{Shown, TorrentContent};
 use crate::control::message::{
-    Added, Code, Ending, Granted, NewTorrent, Prefetched, Refusal, Removed, Request,
+    Added, Code, Ending, Granted, NewTorrent, Prefetched, Refusal, Removed, Report, Request,
 };
 use crate::control::named::{self, Candidate};
 use crate::control::status::{Cache, Metadata, Status, Torrent as TorrentStatus, Waiting};
 use crate::metainfo::Source;
 use crate::metainfo::geometry::FileIndex;
 use crate::metainfo::info::FileKind;
+use crate::run::diagnose;
+use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 use crate::torrent::swarm::EVERYTHING;
 use crate::torrent::{Command, Torrent};
@@ -39,6 +42,10 @@ pub struct Mounted {
     pub client: Arc<Client>,
     /// How they show.
     pub content: Arc<TorrentContent>,
+    /// The mount itself. Not kept: its end is its owner's business.
+    pub mounted: Weak<session::Mounted>,
+    /// The program's tasks.
+    pub scope: TaskScope,
     /// Where.
     pub mountpoint: PathBuf,
     /// The socket.
@@ -60,6 +67,7 @@ impl Answers for Mounted {
                 self.remove(&torrent, delete_data).await.map(Granted::Removed)
             }
             Request::Unmount => self.unmount().map(Granted::Ending),
+            Request::Debug => Ok(Granted::Report(Report { report: self.report().await })),
             Request::Prefetch { path, on } => self.prefetch(&path, on).await.map(Granted::Prefetched),
         }
     }
@@ -181,6 +189,11 @@ impl Mounted {
         })
     }
 
+    async fn report(&self) -> String {
+        let mounted = self.mounted.upgrade();
+        diagnose::report(&self.client, mounted.as_deref(), &self.scope).await
+    }
+
     /// As a signal: so there is one way to end.
     fn unmount(&self) -> Result<Ending, Refusal> {
         if !self.ending.swap(true, Ordering::AcqRel) {
@@ -219,7 +232,7 @@ impl Mounted {
     }
 
     /// The torrents that a path in the mount means, each with the files; `None` for all of it.
-    fn meant(&self, path: &str) -> Result<Vec<(Arc<Torrent>, Option<Vec<FileIndex>>)>, Refusal> {
+    fn meant(&self, path: &str) -> Result<Vec<Meant>, Refusal> {
         let mut names = path.split('/').filter(|name| !name.is_empty());
         let mut shown = self.content.shown().into_iter();
         let Some(first) = names.next() else {
@@ -242,6 +255,9 @@ impl Mounted {
         }
     }
 }
+
+/// A torrent, and the files of it that are meant; `None` for all of it.
+type Meant = (Arc<Torrent>, Option<Vec<FileIndex>>);
 
 /// The files at and below a node, sorted.
 fn files_below(subtree: &Subtree, node: u32) -> Vec<FileIndex> {

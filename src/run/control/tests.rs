@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::socket::Place;
 use super::*;
-use crate::control::message::{Added, Ending, NewTorrent, heard};
+use crate::control::message::{Added, Ending, NewTorrent, Report, heard};
 use crate::control::status::Status;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -45,6 +45,7 @@ impl Answers for Scripted {
             }
             Request::Unmount => Ok(Granted::Ending(Ending { pid: 7, within_ms: 1 })),
             Request::Remove { .. } => panic!("planned"),
+            Request::Debug => Ok(Granted::Report(Report::default())),
             Request::Prefetch { path, .. } => Err(Refusal::new(Code::NotFound, path)),
         }
     }
@@ -93,11 +94,12 @@ impl Client {
     /// The next line; empty at the end.
     async fn hear(&mut self) -> Vec<u8> {
         let mut line = Vec::new();
-        match timeout(LONG, self.0.read_until(b'\n', &mut line)).await.expect("an answer") {
-            // As one ends that wasn't read to its end.
-            Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
-            Ok(_) => {}
-        }
+        let read = timeout(LONG, self.0.read_until(b'\n', &mut line)).await.expect("an answer");
+        // As one ends that wasn't read to its end.
+        assert!(
+            read.as_ref().err().is_none_or(|error| error.kind() == io::ErrorKind::ConnectionReset),
+            "{read:?}"
+        );
         line
     }
 

@@ -5,7 +5,7 @@
 //!
 //! **Parts.** [`FileStore`]; `layout` says what files are called; `table` what is open (at most [`MAX_OPEN`], the least
 //! recently used go first), written since the last sync, and under which name; `naming` opens, finishes and reopens
-//! files; `bytes` moves them; `room` says what can be given back.
+//! files; `bytes` moves them; `lend` gives whole ones to the kernel; `room` says what can be given back.
 //!
 //! **Flow.** A file is opened for reading when it is first read, made and given its full size (sparse, it
 //! takes no room) when it is first written. A call looks its file up under a leaf lock, clones the `Arc` out
@@ -18,6 +18,7 @@
 
 mod bytes;
 mod layout;
+mod lend;
 mod naming;
 mod room;
 mod table;
@@ -29,6 +30,7 @@ mod tests_names;
 use std::collections::BTreeSet;
 use std::io::{self, IoSlice};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -500,6 +502,10 @@ impl Store for FileStore {
 
     fn reopen(&self, file: FileIndex) -> Result<(), StorageError> {
         self.reopen_file(file.0)
+    }
+
+    fn backing_file(&self, file: FileIndex) -> Option<OwnedFd> {
+        self.lend(file.0)
     }
 
     /// A file that isn't what it was when it was finished or first seen is told once, as [`StorageError::Changed`].

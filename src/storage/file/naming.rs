@@ -371,6 +371,7 @@ impl FileStore {
         set_mode(own, mode, mode | OWNER_WRITE)?;
         self.volume.rename(&self.names.path(file, Name::Own), &self.names.path(file, Name::Part))?;
         self.stands(file, Name::Part, None, false);
+        self.table.lock().doubtful.insert(file);
         self.volume.sync_folder(&self.names.folder(self.names.split(file).0))
     }
 

@@ -20,6 +20,7 @@ impl FileStore {
     pub(super) fn discard_span(&self, span: Span, around: &Range<u64>) -> Result<(), StorageError> {
         let file = span.file.0;
         let Some(open) = self.get_present(file)? else { return Ok(()) };
+        self.alone(file, &*open)?;
         let (offset, full) = self.extent(file);
         let part = span.offset..span.offset + span.len;
         let within = around.start.saturating_sub(offset)..around.end.saturating_sub(offset).min(full);

@@ -74,6 +74,10 @@ pub(super) struct Table {
     /// Files that somebody was at, which was told: nothing of them is read before they are reopened, since whoever
     /// believes in what was in them hasn't heard of it yet.
     pub(super) harmed: HashSet<u32>,
+    /// Files that the kernel was given to read by itself.
+    pub(super) lent: HashSet<u32>,
+    /// Files that were whole, and that somebody may still have mapped since then.
+    pub(super) doubtful: HashSet<u32>,
     /// Written since the last sync.
     pub(super) dirty: BTreeSet<u32>,
     /// Made since the last sync: the folders they lie in are to be synced too.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use super::lend::is_shared;
 use super::tests::{lens, named, open, write};
 use super::*;
 use crate::storage::volume::faulty::Faulty;
@@ -444,4 +445,84 @@ fn adopted_data_is_used_as_it_lies() {
         store.reopen(A).unwrap();
         assert_eq!(read(&store, 0, 100), [5; 100]);
     }
+}
+
+#[test]
+fn only_a_whole_file_of_our_own_is_lent() {
+    let dir = tempfile::tempdir().unwrap();
+    let geometry = Arc::new(Geometry::contiguous(16, &[100, 50, 0, 5]));
+    let mut files = named(&["d/a", "b", "empty", "pad"]);
+    files[3].pad = true;
+    let store = open(dir.path(), geometry.clone(), &files);
+    write(&store, 0, &[7; 150]).unwrap();
+    let lent = |store: &FileStore| {
+        (0..5).map(|file| store.backing_file(FileIndex(file)).is_some()).collect::<Vec<_>>()
+    };
+    assert_eq!(lent(&store), [false; 5], "written isn't finished");
+    store.sync().unwrap();
+    (0..3).for_each(|file| store.finish(FileIndex(file)).unwrap());
+    assert_eq!(lent(&store), [true, true, false, false, false]);
+    let file = File::from(store.backing_file(A).unwrap());
+    let mut bytes = [0; 100];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+    assert_eq!((bytes, file.metadata().unwrap().len()), ([7; 100], 100));
+    // In the next run as well, though nothing was read before.
+    drop(store);
+    let store = open(dir.path(), geometry.clone(), &files);
+    assert_eq!(lent(&store), [true, true, false, false, false]);
+    // Not once it is being written again, and not when somebody was at it.
+    store.reopen(A).unwrap();
+    let own = dir.path().join("data/b");
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o644)).unwrap();
+    File::options().write(true).open(&own).unwrap().set_len(60).unwrap();
+    assert_eq!(lent(&store), [false; 5]);
+    drop(store);
+    // Nor anything that is somebody else's.
+    for writable in [false, true] {
+        let volume = Arc::new(OsVolume::open(&dir.path().join("data")).unwrap());
+        let one = Arc::new(Geometry::contiguous(16, &[60]));
+        let store = FileStore::on(volume, Layout::Plain { writable }, one, &named(&["b"])).unwrap();
+        assert_eq!(read(&store, 0, 50), [7; 50]);
+        assert!(store.backing_file(A).is_none());
+    }
+}
+
+#[test]
+fn no_hole_is_made_in_a_file_that_somebody_has_open_or_mapped() {
+    use std::os::fd::AsRawFd;
+    const LEN: usize = 8192;
+    let dir = tempfile::tempdir().unwrap();
+    let geometry = Arc::new(Geometry::contiguous(4096, &[LEN as u64]));
+    let store = open(dir.path(), geometry, &named(&["a"]));
+    write(&store, 0, &[7; LEN]).unwrap();
+    store.sync().unwrap();
+    store.finish(A).unwrap();
+    let lent = File::from(store.backing_file(A).unwrap());
+    let tells = is_shared(std::os::fd::AsFd::as_fd(&lent)).is_some();
+    // SAFETY: a new mapping, for reading only, of a file that is open and so long.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), LEN, libc::PROT_READ, libc::MAP_SHARED, lent.as_raw_fd(), 0)
+    };
+    assert_ne!(at, libc::MAP_FAILED);
+    drop(lent);
+    for _ in 0..2 {
+        let refused = store.discard(0..4096, 0..LEN as u64);
+        assert!(matches!(&refused, Err(StorageError::Io { .. })), "{refused:?}");
+    }
+    // SAFETY: mapped for that length, and not yet unmapped.
+    let mapped = unsafe { std::slice::from_raw_parts(at.cast::<u8>(), LEN) }.to_vec();
+    assert_eq!(mapped, [7; LEN]);
+    // Bytes that belong there may be written all the same, and it is read.
+    write(&store, 0, &[7; 4096]).unwrap();
+    assert_eq!(read(&store, 0, LEN), [7; LEN]);
+    // SAFETY: the mapping that was made, of which no slice is left.
+    unsafe { libc::munmap(at, LEN) };
+    if !tells {
+        // On an overlay nobody can say when it is over.
+        assert!(store.discard(0..4096, 0..LEN as u64).is_err());
+        return;
+    }
+    store.discard(0..4096, 0..LEN as u64).unwrap();
+    assert_eq!(read(&store, 0, 4096), [0; 4096]);
+    assert_eq!(read(&store, 4096, 4096), [7; 4096]);
 }

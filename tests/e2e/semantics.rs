@@ -1,0 +1,198 @@
+//! docs/SEMANTICS.md on a real torrent, mounted by the program and fetched from a seeder.
+//!
+//! The checks are those that the filesystem is tested with on its mock; here stands what they look at, and what only
+//! the program can do: be started anew.
+
+#[path = "../../fs/tests/semantics/mod.rs"]
+mod statements;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use statements::view::{OnDisk, Stat, View, stat_of};
+use statements::{Control, DATE, MANY, PIECE, PROGRAM, Restarted, Shown, Subject, TREE, UMASK, World};
+
+use crate::common::{Made, Mount, Sample, Seeder, bytes_at, ran, wait_until};
+use crate::needs;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What stands in the tree, and its content by the path in the mount.
+struct Torrents {
+    semantics: Sample,
+    many: Sample,
+    single: Sample,
+    content: HashMap<String, Vec<u8>>,
+}
+
+impl Torrents {
+    fn new() -> Self {
+        let mut content = HashMap::new();
+        let entries: Vec<(&str, Made)> = TREE
+            .iter()
+            .zip(1..)
+            .map(|((path, shown), seed)| {
+                let (bytes, executable) = match shown {
+                    Shown::Link(target) => return (*path, Made::Link(target)),
+                    Shown::File(size, _) => (bytes_at(seed, 0, *size as usize), false),
+                    Shown::Program(executable) => (PROGRAM.to_vec(), *executable),
+                };
+                content.insert(format!("semantics/{path}"), bytes.clone());
+                (*path, Made::File(bytes, executable))
+            })
+            .collect();
+        let seven = bytes_at(7, 0, 7);
+        content.insert("single.bin".to_owned(), seven.clone());
+        Self {
+            semantics: Sample::of("semantics", &entries, PIECE, Some(DATE)),
+            many: Sample::many("many", MANY, 1, Some(DATE)),
+            single: Sample::of("single.bin", &[("single.bin", Made::File(seven, false))], PIECE, Some(DATE)),
+            content,
+        }
+    }
+}
+
+/// The mounted torrents.
+struct Real<'a> {
+    torrents: &'a Torrents,
+    mount: &'a Mount,
+}
+
+/// Bytes here of a file, as it says itself.
+fn here(mount: &Mount, path: &Path) -> u64 {
+    let progress = mount.xattr(path, "progress").expect("progress");
+    progress.split('/').next().and_then(|here| here.parse().ok()).expect("here/size")
+}
+
+/// Everything in a mount with its attributes, sorted by path.
+fn everything(root: &Path) -> Vec<(String, Stat)> {
+    let (mut found, mut folders) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a listing") {
+            let path = entry.expect("an entry").path();
+            let stat = path.symlink_metadata().expect("its attributes");
+            let name = path.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
+            found.push((name, stat_of(&stat)));
+            if stat.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    found.sort_by(|one, other| one.0.cmp(&other.0));
+    found
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs().cast_signed()
+}
+
+impl Control for Real<'_> {
+    fn bytes(&self, path: &str, offset: u64, len: usize) -> Vec<u8> {
+        self.torrents.content[path][offset as usize..][..len].to_vec()
+    }
+    fn bring(&self, _path: &str) {
+        // The reader's wish is enough.
+    }
+    fn asked_for(&self, path: &str) {
+        let path = self.mount.path("semantics").join(path);
+        wait_until("what was asked for to come", MINUTE, || here(self.mount, &path) > 0);
+    }
+    fn free(&self) -> u64 {
+        let space = nix::sys::statvfs::statvfs(self.mount.cache()).expect("the cache's file system");
+        space.blocks_available() * space.fragment_size()
+    }
+    fn add(&self, names: &[String]) {
+        let sample = |name: &String| {
+            let file = Made::File(format!("{name:>100}").into_bytes(), false);
+            Sample::of(name, &[("d/file", file)], PIECE, Some(DATE)).torrent
+        };
+        let point = self.mount.point().to_owned();
+        ran(["add".into(), point].into_iter().chain(names.iter().map(sample))).said(0, &[]);
+    }
+    fn remove(&self, names: &[String]) {
+        let point = self.mount.point().to_owned();
+        ran(["remove".into(), point].into_iter().chain(names.iter().map(PathBuf::from))).said(0, &[]);
+    }
+    fn restarted(&self, dated: bool) -> Restarted {
+        let cache = tempfile::tempdir().expect("a folder");
+        let leaf = || Made::File(b"leaf".to_vec(), false);
+        let undated = Sample::of("undated", &[("a", leaf()), ("d/b", leaf())], PIECE, None);
+        let samples = match dated {
+            true => [&self.torrents.semantics, &self.torrents.many, &self.torrents.single],
+            false => [&undated; 3],
+        };
+        let look = |samples: &[&Sample]| {
+            let mount = samples.iter().fold(Mount::empty(), |mount, sample| mount.source(&sample.torrent));
+            let mount = mount.cache(cache.path()).start();
+            let found = everything(mount.point());
+            mount.stop();
+            found
+        };
+        let first = now();
+        let before = look(&samples);
+        let last = now();
+        wait_until("the next second", MINUTE, || now() > last);
+        // In another order, and not the same number of times.
+        let after = look(&[samples[2], samples[1], samples[0]]);
+        Restarted { before, after, added: first..=last }
+    }
+}
+
+/// Fetches what is to be here at the beginning: whole files whole, of others a little of each piece.
+fn fetch(mount: &Mount) {
+    for (path, shown) in &TREE {
+        let real = mount.path("semantics").join(path);
+        match shown {
+            Shown::Link(_) => {}
+            Shown::File(size, pieces) if statements::here_of(path) < *size => {
+                for piece in *pieces {
+                    let mut some = [0; 4096];
+                    let file = File::open(&real).expect("opens");
+                    file.read_exact_at(&mut some, piece * PIECE).expect("reads");
+                }
+            }
+            _ => {
+                let mut all = Vec::new();
+                File::open(&real).and_then(|mut file| file.read_to_end(&mut all)).expect("reads");
+            }
+        }
+        if !matches!(shown, Shown::Link(_)) {
+            wait_until("what is here to be known", MINUTE, || {
+                here(mount, &real) == statements::here_of(path)
+            });
+        }
+    }
+    std::fs::read(mount.path("single.bin")).expect("reads");
+}
+
+#[test]
+fn docs_semantics_holds_for_a_torrent() {
+    needs!(Fuse, Libtorrent, Attr);
+    let torrents = Torrents::new();
+    let (one, two) = (Seeder::start(&torrents.semantics), Seeder::start(&torrents.single));
+    let (uid, gid) = statements::owner();
+    let mount = Mount::sample(&torrents.semantics)
+        .source(&torrents.many.torrent)
+        .source(&torrents.single.torrent)
+        .peer(one.addr)
+        .peer(two.addr)
+        .args(&[&format!("--umask={UMASK:o}"), &format!("--uid={uid}"), &format!("--gid={gid}")])
+        .start();
+    fetch(&mount);
+    let view = OnDisk(mount.point().to_owned());
+    wait_until("single.bin to be whole", MINUTE, || {
+        view.xattr("single.bin", "user.torrentfs.progress", 100).is_ok_and(|progress| progress == b"7/7")
+    });
+    let real = Real { torrents: &torrents, mount: &mount };
+    statements::run(&World {
+        subject: Subject::Torrent,
+        view: &view,
+        point: Some(mount.point()),
+        control: &real,
+    });
+    mount.stop();
+}
