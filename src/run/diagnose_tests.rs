@@ -78,11 +78,15 @@ async fn what_hangs_is_named_and_so_is_an_owner_that_has_ended() {
         }
     });
     let text = text.await.unwrap();
+    let (owner, name) = (
+        format!("client/torrent {}/owner: ", torrent.info_hash.short8()),
+        format!("{} \"film.mkv\" ", torrent.slot),
+    );
     for expected in [
-        "/owner: ",
+        owner.as_str(),
         "locks:\n",
         "client/keeper: ",
-        " \"film.mkv\" ",
+        name.as_str(),
         "pieces: 0 complete, 0 verifying, 0 requested, 4 missing, 0 unknown",
         "\"film.mkv\" at byte 32768 of the torrent: 2 pieces (1, 2), since ",
         "peers: 0 connected",

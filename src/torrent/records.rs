@@ -170,7 +170,8 @@ impl Records {
     }
 
     /// What is to be done now, which is under way from then on. `busy` is the number of pieces that are being written,
-    /// and of discards under way: a last record, which tells the times of the files, waits for them.
+    /// and of discards under way: a last record, which tells the times of the files, waits for them, and for those that
+    /// are to come.
     pub fn next(&mut self, table: &PieceTable, busy: usize) -> Vec<Step> {
         let mut steps = Vec::new();
         if !self.durable {
@@ -181,9 +182,11 @@ impl Records {
             }
             return steps;
         }
+        let to_come = |(_, gone): &(Record, Vec<PieceIndex>)| !gone.is_empty();
+        let quiet = busy == 0 && self.gone.is_empty() && !self.recording.as_ref().is_some_and(to_come);
         if !self.syncing
             && self.snapshot.is_none()
-            && let Some(last) = self.wanted.take_if(|last| !*last || busy == 0)
+            && let Some(last) = self.wanted.take_if(|last| !*last || quiet)
         {
             self.snapshot = Some(table.bitfield());
             self.syncing = true;
@@ -195,12 +198,18 @@ impl Records {
         }
         let mut clean = false;
         let complete = match &self.snapshot {
-            Some(_) if !self.syncing => {
+            // The discards under way during the last sync end first.
+            Some(_) if !self.syncing && !(self.last && busy > 0) => {
                 clean = std::mem::take(&mut self.last);
+                if clean && !self.gone.is_empty() {
+                    // What has gone since is discarded after this record: it takes one more.
+                    clean = false;
+                    self.wanted = Some(true);
+                }
                 self.snapshot.take()
             }
             // Nothing new, but what is on the disk says too much.
-            _ if !self.unnamed.is_empty() || self.clean && !self.closed => {
+            _ if !self.unnamed.is_empty() || self.clean && (!self.closed || !self.gone.is_empty()) => {
                 let mut complete = self.recorded.clone();
                 self.unnamed.iter().for_each(|p| clear(&mut complete, *p));
                 Some(complete)

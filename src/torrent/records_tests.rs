@@ -47,7 +47,7 @@ impl World {
     }
 
     fn go_on(&mut self) {
-        for step in self.records.next(&self.table, self.writing) {
+        for step in self.records.next(&self.table, self.writing + self.discards.len()) {
             match step {
                 Step::Sync => assert!(self.sync.replace(self.data.clone()).is_none(), "one at a time"),
                 Step::Record(record) => assert!(self.write.replace(record).is_none(), "one at a time"),
@@ -127,6 +127,7 @@ impl World {
             return;
         }
         let pieces = self.discards.remove(0);
+        assert!(self.failed || !self.clean, "discarded after a clean end");
         for piece in &pieces {
             assert!(!self.table.is_complete(*piece), "what is here was discarded");
             self.data.remove(&piece.0);
@@ -166,6 +167,7 @@ proptest! {
             ],
             1..120,
         ),
+        late in proptest::collection::vec(0..PIECES, 0..8),
     ) {
         let recorded: Vec<u32> = recorded.into_iter().collect();
         let mut world = World::new(&recorded, clean);
@@ -183,18 +185,23 @@ proptest! {
             world.check();
             world.go_on();
         }
-        // And in the end all of it is recorded and given back.
+        // And in the end all of it is recorded and given back, whatever goes meanwhile.
         world.records.retry();
         world.records.want(true);
-        for _ in 0..20 {
+        for step in 0..40 {
             world.go_on();
+            if let Some(piece) = late.get(step) {
+                world.evict(*piece);
+                world.go_on();
+            }
             world.end_sync(true);
             world.end_record(true);
             world.end_discard();
         }
         prop_assert!(world.records.is_settled());
         prop_assert_eq!(&world.record, &world.table.bitfield());
-        prop_assert!(world.clean && world.discards.is_empty());
+        prop_assert!(world.discards.is_empty());
+        prop_assert!(world.clean || !late.is_empty());
         let kept: Vec<u32> = world.data.keys().copied().collect();
         let here = |p: &u32| matches!(world.table.state(PieceIndex(*p)), PieceState::Complete | PieceState::Unknown);
         prop_assert!(kept.iter().all(here), "{:?}", kept);
@@ -247,6 +254,36 @@ fn the_last_record_waits_for_what_is_being_written() {
     world.end_record(true);
     world.go_on();
     assert!(world.clean && world.records.is_settled() && world.write.is_none());
+}
+
+#[test]
+fn the_last_record_waits_for_what_is_being_discarded() {
+    let mut world = World::new(&[0, 1, 2], false);
+    world.evict(0);
+    world.records.want(true);
+    world.go_on();
+    assert!(world.sync.is_none(), "its room isn't given back yet");
+    world.end_record(true);
+    world.go_on();
+    assert!(world.sync.is_none() && !world.records.is_settled(), "nor now");
+    world.end_discard();
+    world.go_on();
+    // One that goes while everything is synced, is taken out of the record, and is being discarded.
+    world.evict(1);
+    world.go_on();
+    world.end_record(true);
+    world.end_sync(true);
+    world.go_on();
+    assert!(world.write.is_none(), "the times of the files are about to change");
+    world.end_discard();
+    world.go_on();
+    world.end_record(true);
+    world.go_on();
+    assert!(world.clean && world.records.is_settled() && world.discards.is_empty());
+    // And one that goes afterwards takes the mark away first.
+    world.evict(2);
+    world.go_on();
+    assert!(world.discards.is_empty() && !world.write.as_ref().unwrap().clean);
 }
 
 #[test]

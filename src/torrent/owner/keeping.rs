@@ -17,7 +17,7 @@ use crate::torrent::blame::Digest;
 use crate::torrent::demands::Demands;
 use crate::torrent::effects::{Blocked, Effect, Event, Verdict};
 use crate::torrent::reads::ReadError;
-use crate::torrent::records::Step;
+use crate::torrent::records::{Records, Step};
 use crate::torrent::work;
 
 /// After a while without a record the next one comes sooner: who fetches little now and then loses little.
@@ -181,7 +181,9 @@ impl Owner {
 
     /// Tries once more to give back what could not be given back.
     pub(super) fn give_back_if_due(&mut self, now: Instant) {
-        if self.stubborn.again.take_if(|at| now >= *at).is_some() {
+        // Not after the last record, which tells what the files were: then the next start does it.
+        let closed = self.records.as_ref().is_some_and(Records::is_closed);
+        if self.stubborn.again.take_if(|at| now >= *at).is_some() && !closed {
             self.stubborn.tries += 1;
             let pieces = std::mem::take(&mut self.stubborn.pieces);
             self.discard(pieces);
@@ -263,7 +265,8 @@ impl Owner {
     pub(super) fn record(&mut self) {
         let (Some(records), Some(shared)) = (&mut self.records, self.torrent.live().cloned()) else { return };
         let mut discard = Vec::new();
-        for step in records.next(&shared.table, self.writing.len() + self.discarding) {
+        let busy = self.writing.len() + self.discarding + self.undiscarded.len();
+        for step in records.next(&shared.table, busy) {
             match step {
                 Step::Sync => {
                     let last = records.is_closed();
