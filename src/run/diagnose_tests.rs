@@ -100,3 +100,72 @@ async fn what_hangs_is_named_and_so_is_an_owner_that_has_ended() {
     assert!(text.contains("its owner says nothing: it has ended"), "{text}");
     client.stop_workers(LONG);
 }
+
+/// What was planned to hang, until it is dropped.
+struct Stall {
+    _end: std::sync::mpsc::Sender<()>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l5_a_planned_stall_is_reported_with_holder_and_waiter_and_the_owner_that_hangs() {
+    use std::sync::mpsc::channel;
+    use torrentfs_fs::lock::{Rank, RankedMutex};
+
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Arc::new(CacheDir::open(folder.path()).unwrap());
+    let scope = TaskScope::root();
+    let quick = Options { read_timeout: Some(Duration::from_millis(10)), ..options() };
+    let client = Client::start(scope.child("client"), cache, quick).await.unwrap();
+    let torrent = client.add(torrent()).await.unwrap();
+    tokio::time::timeout(LONG, torrent.settled()).await.unwrap();
+    // The owner's task calls back when the read has waited too long; there it takes a lock and keeps it.
+    let lock = Arc::new(RankedMutex::new(Rank::Leaf, "planned stall", ()));
+    let (end, ended) = channel::<()>();
+    let (taken, is_taken) = tokio::sync::oneshot::channel();
+    let stall = Stall { _end: end };
+    let reader = Reader::open(torrent.live().unwrap().clone(), FileIndex(0)).unwrap();
+    let own = lock.clone();
+    let _ticket = reader.read(
+        0,
+        10,
+        Box::new(move |_| {
+            let _guard = own.lock();
+            let _ = taken.send(());
+            let _ = ended.recv();
+        }),
+    );
+    tokio::time::timeout(LONG, is_taken).await.unwrap().unwrap();
+    let own = lock.clone();
+    let waits =
+        std::thread::Builder::new().name("the waiter".into()).spawn(move || drop(own.lock())).unwrap();
+    let text = tokio::time::timeout(LONG, async {
+        loop {
+            let text = report(&client, None, &scope).await;
+            if text.contains("the waiter") {
+                return text;
+            }
+        }
+    });
+    let text = text.await.unwrap();
+    let line = |start: &str| {
+        text.lines().find(|line| line.contains(start)).unwrap_or_else(|| panic!("no {start} in\n{text}"))
+    };
+    let holder = line("`planned stall` is held by ");
+    assert!(holder.contains("taken at src/run/diagnose_tests.rs:"), "{holder}");
+    // It was held from the report's beginning to its end, and the owner was waited for meanwhile.
+    assert!(!holder.contains(" for 0 ms at least"), "{holder}");
+    assert!(line("the waiter (tid ").contains("waits for it since "), "{text}");
+    assert!(line("/owner: ").contains("runs without a pause"), "{text}");
+    assert!(text.contains("its owner says nothing: no answer within 0.5 s"), "{text}");
+    // And unasked, by the watchdog.
+    let warned = crate::run::watchdog::warnings_of_locks(LONG);
+    assert!(
+        warned.iter().any(|line| line.contains("`planned stall`") && line.contains("the waiter")),
+        "{warned:?}"
+    );
+    drop(stall);
+    waits.join().unwrap();
+    scope.cancel();
+    assert!(scope.join(LONG).await.is_empty());
+    client.stop_workers(LONG);
+}

@@ -6,7 +6,8 @@
 //! **Why a thread.** What hangs may be the runtime itself. The watchdog shares nothing with it: it looks at what
 //! others write down for it without waiting for them, and the report is made on a thread and a runtime of its own.
 //!
-//! **Flow.** It looks every [`LOOK`] at the locks and for SIGUSR1, and every [`SLOW`] at tasks and owners. What goes on
+//! **Flow.** It looks every [`LOOK`] at the locks and for SIGUSR1, twice as often while any is held, and every [`SLOW`]
+//! at tasks and owners. What goes on
 //! for too long is said once, and again when it has gone on for ten times as long ([`Alarms`]); all together no more
 //! than some lines a minute ([`Pace`]). One report is made at a time: SIGUSR1 while one is under way adds nothing.
 //!
@@ -28,9 +29,9 @@ use crate::cli::exit::Failure;
 use crate::client::Client;
 use crate::sync::tasks::TaskScope;
 
-/// Between two looks at the locks: half of what is too long, so that what is too long is seen while it lasts. A look
-/// takes some microseconds.
-const LOOK: Duration = Duration::from_millis(50);
+/// Between two looks at the locks, as a rule: that costs a thousandth of a core. A lock that is held when it looks is
+/// looked at again in half of that: so one that is held for twice [`LOCK`] is always seen.
+const LOOK: Duration = Duration::from_millis(100);
 /// Between two looks at tasks and owners.
 const SLOW: Duration = Duration::from_secs(1);
 /// A lock is held for instructions; for as long as this only if its holder waits for something.
@@ -93,9 +94,12 @@ fn watch(subjects: &Arc<Subjects>, asked: &Asked, ended: &Receiver<()>) {
     let mut pace = Pace::new(Instant::now());
     let mut slow = Instant::now();
     let mut report: Option<JoinHandle<()>> = None;
-    while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+    let mut pause = LOOK;
+    while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
         let now = Instant::now();
-        let mut lines = locks(&mut alarms.0, &holders::look());
+        let look = holders::look();
+        pause = if look.held.is_empty() { LOOK } else { LOOK / 2 };
+        let mut lines = locks(&mut alarms.0, &look);
         if now >= slow {
             slow = now + SLOW;
             if let Some(tasks) = subjects.scope.unyielding(TURN, now) {
@@ -233,6 +237,19 @@ impl Pace {
         lines.truncate(room);
         self.said += lines.len() as u32;
         lines
+    }
+}
+
+/// For tests: looks as the watchdog does until a lock has been held for too long.
+#[cfg(test)]
+pub(super) fn warnings_of_locks(limit: Duration) -> Vec<String> {
+    let (mut alarms, end) = (Alarms::new(LOCK), Instant::now() + limit);
+    loop {
+        let lines = locks(&mut alarms, &holders::look());
+        if !lines.is_empty() || Instant::now() >= end {
+            return lines;
+        }
+        std::thread::sleep(LOOK);
     }
 }
 

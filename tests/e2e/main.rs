@@ -29,6 +29,7 @@ mod copies;
 mod crash;
 mod daemon;
 mod demo;
+mod diagnose;
 mod equal_names;
 mod folders;
 mod full_disk;

@@ -1,7 +1,7 @@
 //! Says what hangs, and ends it: a thread that looks at the workers while the test goes on.
 //!
 //! When one operation takes longer than its bound, or all of it does, it prints what the kernel says of each thread of
-//! the workers that are late and of the program, asks the program for its own view (SIGUSR1, if it has a handler), and
+//! the workers that are late and of the program, asks the program for its own view (SIGUSR1, once it takes that), and
 //! kills the workers. The test then finds [`Watchdog::check`] failing.
 
 use std::path::Path;
@@ -91,7 +91,7 @@ fn dump(board: &Board, program: u32, each: Duration, what: &str) {
     }
     eprintln!("the program, {program}:");
     threads(program);
-    if catches_usr1(program) {
+    if takes_usr1(program) {
         // What it prints stands in its log, which is printed when the test fails.
         let _ = kill(Pid::from_raw(program.cast_signed()), Signal::SIGUSR1);
         std::thread::sleep(VIEW);
@@ -119,11 +119,11 @@ pub fn threads(pid: u32) {
     }
 }
 
-/// Whether it has a handler for SIGUSR1: without one the signal would end it.
-fn catches_usr1(pid: u32) -> bool {
+/// Whether it takes SIGUSR1: it keeps it blocked and reads it from a descriptor. Before that the signal would end it.
+fn takes_usr1(pid: u32) -> bool {
     let status =
         std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).unwrap_or_default();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let caught = caught.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
-    caught >> (Signal::SIGUSR1 as i32 - 1) & 1 == 1
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    let blocked = blocked.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+    blocked >> (Signal::SIGUSR1 as i32 - 1) & 1 == 1
 }
