@@ -39,6 +39,7 @@ pub mod table;
 pub mod track;
 mod verdicts;
 mod wants;
+mod webseeds;
 mod work;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

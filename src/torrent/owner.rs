@@ -392,6 +392,7 @@ impl Owner {
             Effect::Choke(peer, yes) => self.tell(peer, |o| o.choke(yes)),
             Effect::First(peer, message) => self.tell(peer, |o| o.first(message)),
             Effect::Extended(peer, id, payload) => self.tell(peer, |o| o.extended(id, payload)),
+            Effect::Distrust(..) => {}
             Effect::Disconnect(peer, reason) => self.tell(peer, |o| o.disconnect(reason)),
             Effect::Have(peers, piece) => {
                 for peer in peers {

@@ -117,7 +117,7 @@ impl Swarm {
             return;
         }
         let peers: Vec<&Has> =
-            self.peers.keys().filter_map(|key| live.picker.load(*key)).map(PeerLoad::has).collect();
+            live.picker.loads().map(PeerLoad::has).collect();
         for file in add {
             live.background.add(file, of(file), &live.table, peers.iter().copied());
         }
@@ -155,7 +155,20 @@ impl Live {
         picked > 0
     }
 
-    /// A peer is gone, or nothing more of it counts.
+    /// A peer or webseed chokes us, or no longer.
+    pub(super) fn choked(&mut self, key: PeerKey, choked: bool) {
+        if let Some(load) = self.picker.peer(key) {
+            load.set_choked(choked);
+        }
+    }
+
+    /// Nothing of what a peer or webseed was asked for comes; what wasn't sent yet mustn't be sent any more.
+    pub(super) fn release(&mut self, key: PeerKey, fx: &mut Vec<Effect>) {
+        let released = self.picker.release_all(key);
+        fx.extend(released.into_iter().map(|block| Effect::Cancel(key, block)));
+    }
+
+    /// A peer or webseed is gone, or nothing more of it counts.
     pub(super) fn forget(&mut self, key: PeerKey, fx: &mut Vec<Effect>) {
         if let Some(load) = self.picker.load(key) {
             self.background.count(load.has(), false);
