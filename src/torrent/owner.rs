@@ -365,6 +365,7 @@ impl Owner {
                 tracing::debug!(peer = %addr, "unreachable: {reason}");
                 self.apply(Event::Unreachable { addr });
             }
+            PeerEvent::Webseed { .. } | PeerEvent::Refuses { .. } => {}
         }
     }
 
@@ -375,7 +376,11 @@ impl Owner {
                 for a in assignments {
                     let begin = a.block.block.0 * BLOCK_LEN;
                     let request = BlockRequest { piece: a.block.piece, begin, len: a.len };
-                    by_peer.entry(a.peer).or_default().push(Wanted { request, buffer: a.buffer });
+                    by_peer.entry(a.peer).or_default().push(Wanted {
+                        request,
+                        buffer: a.buffer,
+                        urgent: a.urgent,
+                    });
                 }
                 for (peer, wanted) in by_peer {
                     if let Some(link) = self.links.get(&peer) {

@@ -244,6 +244,7 @@ impl Picker {
                 block,
                 len: self.geometry.block_len(block),
                 buffer: parts.buffer.clone(),
+                urgent,
             });
         }
         if !piece.is_open() {
