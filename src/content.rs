@@ -28,13 +28,16 @@ use crate::metainfo::path;
 use crate::sync::tasks::TaskScope;
 use crate::torrent::Torrent;
 use crate::torrent::reads::{ReadError, Reader, Shared};
-use crate::torrent::status::State;
+use crate::torrent::status::{State, seed_words};
+use crate::webseed::SeedStatus;
 
 /// Slots of torrents that are still resolving have this bit, so that the final entry is another inode: it
 /// may be a file where the resolving one is a folder.
 const RESOLVING: u32 = 1 << 31;
 /// Pairs named in `user.torrentfs.ranges` at most; a longer list ends with `…`.
 const RANGES_MAX: usize = 64;
+/// Webseeds named in `user.torrentfs.webseeds` at most; a longer list ends with `…`.
+const WEBSEEDS_MAX: usize = 16;
 /// Prefix of our extended attributes.
 const XATTR: &str = "user.torrentfs.";
 /// Events waiting for the filesystem. When it is full, one is dropped and the kernel sees the change when its
@@ -405,7 +408,7 @@ impl Content for TorrentContent {
         if node == NodeId::ROOT {
             return self.socket.get().map(|_| format!("{XATTR}socket")).into_iter().collect();
         }
-        let all = ["infohash", "state", "progress", "ranges", "error"];
+        let all = ["infohash", "state", "progress", "ranges", "webseeds", "error"];
         all.iter().map(|n| format!("{XATTR}{n}")).filter(|n| self.xattr(node, n).is_some()).collect()
     }
 
@@ -440,6 +443,7 @@ impl Content for TorrentContent {
                 let (shared, index) = file?;
                 ranges(shared, index)
             }
+            "webseeds" => webseeds(&torrent.webseeds())?,
             "error" => status.error.clone()?,
             _ => return None,
         };
@@ -453,6 +457,16 @@ impl Content for TorrentContent {
     fn events(&self) -> Option<Receiver<ContentEvent>> {
         self.receiver.lock().take()
     }
+}
+
+/// Webseeds, a line each: its URL, what it does, and why. None for none.
+fn webseeds(all: &[SeedStatus]) -> Option<String> {
+    let line = |seed: &SeedStatus| format!("{} {}", seed.url, seed_words(seed));
+    let mut lines: Vec<String> = all.iter().take(WEBSEEDS_MAX).map(line).collect();
+    if all.len() > WEBSEEDS_MAX {
+        lines.push("…".to_owned());
+    }
+    (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
 /// What is here of a file, as `start-end` pairs of bytes (the end is the first byte that isn't), with commas.

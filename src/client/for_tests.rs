@@ -42,6 +42,7 @@ pub(crate) fn options() -> Options {
         check_all: false,
         trust_resume: true,
         prefetch: Prefetch::None,
+        allow_private_hosts: false,
     }
 }
 
@@ -105,6 +106,7 @@ impl Sample {
             hint: format!("hint of {}", self.info.name),
             info: None,
             trackers: Vec::new(),
+            webseeds: Vec::new(),
             peers,
             created: Some(1_500_000_000),
         }

@@ -35,6 +35,7 @@ fn options() -> Options {
         check_all: false,
         trust_resume: true,
         prefetch: Prefetch::None,
+        allow_private_hosts: false,
     }
 }
 
@@ -47,6 +48,7 @@ fn torrent() -> Loaded {
         hint: info.name.clone(),
         info: Some(info),
         trackers: Vec::new(),
+        webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
     }

@@ -19,6 +19,7 @@ use crate::content::TorrentContent;
 use crate::storage::cache::{CacheDir, CacheError, default_path};
 use crate::sync::tasks::TaskScope;
 use crate::torrent::Torrent;
+use crate::webseed::SeedState;
 
 /// How often the live lines are drawn.
 pub const DRAW: Duration = Duration::from_millis(250);
@@ -98,6 +99,7 @@ fn options(config: &ClientConfig) -> Options {
         check_all: config.initial_check == config::InitialCheck::Full,
         trust_resume: config.trust_resume,
         prefetch: config.prefetch,
+        allow_private_hosts: false,
     }
 }
 
@@ -156,5 +158,6 @@ pub fn line(torrent: &Torrent) -> TorrentLine {
         connecting: status.connecting as u32,
         waiting,
         error: status.error.clone(),
+        webseeds: torrent.webseeds().iter().filter(|seed| seed.state != SeedState::Dropped).count() as u32,
     }
 }

@@ -312,8 +312,9 @@ impl Demands {
             .collect();
         for id in late {
             let error = why.cloned();
-            let error =
-                error.unwrap_or_else(|| timed_out("no peer or webseed sent the data; see the state of the torrent"));
+            let error = error.unwrap_or_else(|| {
+                timed_out("no peer or webseed sent the data; see the state of the torrent")
+            });
             if let Some(wait) = self.waits.get(&id) {
                 for piece in &wait.pieces {
                     self.failing.insert(*piece, (now + FAILING, error.clone()));

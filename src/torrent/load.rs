@@ -616,7 +616,8 @@ impl PeerLoad {
         let oldest = self.in_flight.values().min_by_key(|r| r.number);
         // One that nobody knows yet may be far away.
         let patience = if self.delay.is_some() { Duration::ZERO } else { UNKNOWN };
-        let owed = |r: &Request| r.is_late(self.manner, now) && now.saturating_duration_since(r.at) >= patience;
+        let owed =
+            |r: &Request| r.is_late(self.manner, now) && now.saturating_duration_since(r.at) >= patience;
         let never = !self.delivering && oldest.is_some_and(owed);
         Queue { numbers, stuck: self.is_silent(now) || never }
     }

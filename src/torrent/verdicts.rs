@@ -322,13 +322,7 @@ impl Swarm {
     }
 
     /// Somebody sent bad data: in these blocks of a piece, or somewhere in it.
-    fn convict(
-        &mut self,
-        sender: Sender,
-        piece: PieceIndex,
-        blocks: Option<&[usize]>,
-        fx: &mut Vec<Effect>,
-    ) {
+    fn convict(&mut self, sender: Sender, piece: PieceIndex, blocks: Option<&[usize]>, fx: &mut Vec<Effect>) {
         match sender {
             Sender::Peer(addr) => self.ban(addr, fx),
             Sender::Webseed(key) => self.webseed_sent_bad(key, piece, blocks, fx),

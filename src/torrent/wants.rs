@@ -116,8 +116,7 @@ impl Swarm {
         if add.is_empty() && gone.is_empty() {
             return;
         }
-        let peers: Vec<&Has> =
-            live.picker.loads().map(PeerLoad::has).collect();
+        let peers: Vec<&Has> = live.picker.loads().map(PeerLoad::has).collect();
         for file in add {
             live.background.add(file, of(file), &live.table, peers.iter().copied());
         }

@@ -52,7 +52,13 @@ impl Swarm {
     }
 
     /// A webseed said something: what it has to say of requests, and that it backs off, which is a choke.
-    pub(super) fn webseed_said(&mut self, key: PeerKey, items: Vec<Item>, now: Instant, fx: &mut Vec<Effect>) {
+    pub(super) fn webseed_said(
+        &mut self,
+        key: PeerKey,
+        items: Vec<Item>,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
         for item in items {
             match item {
                 Item::Block { block, buffer } => self.block_came(key, block, &buffer, now, fx),
@@ -131,7 +137,8 @@ impl Swarm {
         let info = live.info.clone();
         let geometry = &info.geometry;
         let certain = if suspects.len() == 1 { suspects.first().copied() } else { None };
-        let gone: BTreeSet<u32> = certain.map(|file| geometry.file_pieces(file)).into_iter().flatten().collect();
+        let gone: BTreeSet<u32> =
+            certain.map(|file| geometry.file_pieces(file)).into_iter().flatten().collect();
         live.without(key, gone.into_iter().chain([piece.0]), fx);
         // Those of which it may be asked for nothing any more.
         let touched = live.files_in(piece, 0..live.picker.geometry().piece_len(piece));

@@ -66,7 +66,14 @@ impl Scenario {
         builder.piece_hashes((0..pieces).map(|_| [0; 20]));
         let raw = builder.info().unwrap();
         let info = Arc::new(Info::parse(&raw, None).unwrap());
-        Self { name: name.into(), info, peers: Vec::new(), webseeds: Vec::new(), programs: Vec::new(), seed: 1 }
+        Self {
+            name: name.into(),
+            info,
+            peers: Vec::new(),
+            webseeds: Vec::new(),
+            programs: Vec::new(),
+            seed: 1,
+        }
     }
 
     /// A GiB in pieces of 1 MiB, one file.

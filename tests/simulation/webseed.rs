@@ -149,7 +149,8 @@ impl Webseed {
 
     /// Makes requests of what is wanted, as long as more may be under way.
     fn claim(&mut self, now: Time, blocks_in: impl Fn(BlockRef) -> u32) {
-        let most = ((self.spec.rate as f64 * SLICE) as u64).clamp(SLICE_MIN, SLICE_MAX) / u64::from(BLOCK_LEN);
+        let most =
+            ((self.spec.rate as f64 * SLICE) as u64).clamp(SLICE_MIN, SLICE_MAX) / u64::from(BLOCK_LEN);
         while self.responses.len() < ABREAST && !self.waits {
             let Some(first) = self.queue.pop_front() else { return };
             let mut last = first.0;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use torrentfs::discovery::{FoundPeers, PeerSource};
-use torrentfs::metainfo::geometry::{BlockRef, Geometry, PieceIndex};
+use torrentfs::metainfo::geometry::{BlockRef, Geometry};
 use torrentfs::metainfo::info::Info;
 use torrentfs::peer::PeerKey;
 use torrentfs::peer::buffer::PieceBuffer;

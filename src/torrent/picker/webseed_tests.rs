@@ -137,14 +137,19 @@ fn bulk_asked_of_a_webseed_gives_way_to_what_is_urgent() {
     assert!(bulk >= 256, "{bulk} blocks");
     picker.want(PieceIndex(50), read(1), now);
     let urgent = picker.schedule(now);
-    assert_eq!(urgent.iter().filter(|a| a.block.piece.0 == 50).count(), 64, "whole");
-    // All but what is on its way is taken back, and comes from elsewhere only when the webseed has said so.
+    assert!(urgent[..64].iter().all(|a| a.block.piece.0 == 50 && a.urgent), "whole, and before all else");
+    assert!(urgent[64..].iter().all(|a| !a.urgent));
+    // All but what is on its way is taken back, and is asked for again when the webseed has said that it won't come.
     let void = picker.take_void();
     assert!(void.len() > bulk - 50, "{} of {bulk}", void.len());
     picker.check().unwrap();
-    for (key, block) in void {
-        assert!(picker.settled(key, block));
+    for (key, block) in &void {
+        assert!(picker.settled(*key, *block));
     }
     picker.check().unwrap();
-    assert!(!picker.schedule(now + S).is_empty());
+    for assignment in &urgent {
+        deliver(&mut picker, assignment, now);
+    }
+    let again = picker.schedule(now);
+    assert!(void.iter().any(|(_, block)| again.iter().any(|a| a.block == *block)));
 }
