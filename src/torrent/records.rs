@@ -199,7 +199,7 @@ impl Records {
         let mut clean = false;
         let complete = match &self.snapshot {
             // The discards under way during the last sync end first.
-            Some(_) if !self.syncing && !(self.last && busy > 0) => {
+            Some(_) if !(self.syncing || self.last && busy > 0) => {
                 clean = std::mem::take(&mut self.last);
                 if clean && !self.gone.is_empty() {
                     // What has gone since is discarded after this record: it takes one more.

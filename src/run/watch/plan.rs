@@ -237,7 +237,8 @@ mod tests {
         let at = |tenths: u64| start + Duration::from_millis(100 * tenths);
         // A row is a moment; which states of the file "a" begin then, good or not (none if it is as before); and whether
         // somebody is told then.
-        let rows: [(u64, Option<(u64, u8)>, bool); 12] = [
+        type Row = (u64, Option<(u64, u8)>, bool);
+        let rows: [Row; 12] = [
             (0, Some((1, 0)), false),
             (19, Some((2, 0)), false),
             (20, None, false),
