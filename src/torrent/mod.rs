@@ -217,6 +217,11 @@ impl Torrent {
         listed.into_iter().map(now).collect()
     }
 
+    /// Whether it has any.
+    pub fn has_webseeds(&self) -> bool {
+        !self.webseeds.lock().is_empty()
+    }
+
     fn list_webseeds(&self, listed: Vec<Listed>) {
         let old = std::mem::replace(&mut *self.webseeds.lock(), listed);
         drop(old);

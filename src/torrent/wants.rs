@@ -145,7 +145,7 @@ impl Live {
                 break;
             }
             let Some(load) = self.picker.load(key) else { continue };
-            if let Some(piece) = self.background.pick(key, load.has(), now) {
+            if let Some(piece) = self.background.pick(key, load.has(), load.is_webseed(), now) {
                 picked += 1;
                 let due = Background::due(now);
                 self.demands.want(piece, DemandId::Background, due, &self.table, &mut self.picker, fx);
