@@ -7,9 +7,16 @@
 //! Deliberately not here: what is wanted and of whom (the picker's), what is proven by a hash (the owner's), which
 //! webseeds a torrent has (`metainfo`, `client`).
 
+pub mod answer;
+pub mod backoff;
+pub mod fault;
+#[cfg(test)]
+mod for_tests;
 pub mod health;
 pub mod hub;
 mod session;
+pub mod slices;
+pub mod url;
 
 use std::sync::Arc;
 
@@ -23,15 +30,7 @@ use crate::peer::outbox::Outbox;
 use crate::sync::tasks::TaskScope;
 pub use health::{Health, SeedState, SeedStatus};
 pub use hub::{Hub, HubOptions};
-
-/// How a webseed is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// For ranges of files (BEP 19; `url-list`, `ws=`).
-    Url,
-    /// For ranges of pieces (BEP 17; `httpseeds`).
-    Http,
-}
+pub use url::Kind;
 
 /// A webseed of a torrent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
