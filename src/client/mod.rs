@@ -43,7 +43,7 @@ use crate::torrent::room::Room;
 use crate::torrent::swarm::Settings;
 use crate::torrent::table::ReadClock;
 use crate::torrent::{Command, Torrent, owner};
-use crate::webseed::{Hub, HubOptions, Seed};
+use crate::webseed::{Hub, HubOptions, Kind, Seed};
 use dormant::Dormant;
 use keeper::Keeper;
 use listen::Listener;
@@ -74,6 +74,8 @@ pub struct Options {
     pub trackers: Vec<String>,
     /// Whether to ask trackers.
     pub use_trackers: bool,
+    /// Whether all torrents may name hosts of the local network, not only those of local files.
+    pub allow_private_hosts: bool,
     /// Whether to use the DHT.
     pub use_dht: bool,
     /// Whether peers may introduce others.
@@ -102,8 +104,6 @@ pub struct Options {
     pub trust_resume: bool,
     /// What is fetched beyond what is read.
     pub prefetch: Prefetch,
-    /// Whether any torrent may lead to hosts of a private network, not only one from a local file.
-    pub allow_private_hosts: bool,
 }
 
 /// Why the client can't start, or a torrent can't be added.
@@ -329,17 +329,17 @@ impl Client {
         } else {
             vec![FoundPeers { source: PeerSource::Magnet, addrs }]
         };
-        let webseeds = self.trusted(loaded.webseeds);
+        let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
         let more = Command::Extend { trackers: loaded.trackers, webseeds, peers };
         if tokio::time::timeout(timeouts::CONTROL_ANSWER, torrent.command(more)).await.is_err() {
             tracing::warn!("{} doesn't take its further webseeds and trackers; try again", torrent.name());
         }
     }
 
-    /// Webseeds as they may be reached: also within a private network, if the user says so.
-    fn trusted(&self, webseeds: Vec<Seed>) -> Vec<Seed> {
-        let anywhere = self.options.allow_private_hosts;
-        webseeds.into_iter().map(|seed| Seed { trusted: seed.trusted || anywhere, ..seed }).collect()
+    /// Webseeds, each with whether it may lead into the local network.
+    fn seeds(&self, webseeds: Vec<(Kind, String)>, trusted: bool) -> Vec<Seed> {
+        let trusted = trusted || self.options.allow_private_hosts;
+        webseeds.into_iter().map(|(kind, url)| Seed { url, kind, trusted }).collect()
     }
 
     async fn add_for(&self, loaded: Loaded, named: bool) -> Result<Arc<Torrent>, ClientError> {
@@ -376,7 +376,7 @@ impl Client {
                 peers.push(FoundPeers { source, addrs });
             }
         }
-        let webseeds = self.trusted(loaded.webseeds);
+        let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
         let mut trackers = loaded.trackers;
         if !self.options.trackers.is_empty() {
             trackers.push(self.options.trackers.clone());

@@ -140,6 +140,7 @@ async fn seed(
         webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
+        trusted: true,
     };
     client.add(loaded).await.map_err(|e| Failure::internal("the demo's seed", e))?;
     Ok((client, magnet.to_string()))

@@ -21,6 +21,7 @@ fn options() -> Options {
         peers: Vec::new(),
         trackers: Vec::new(),
         use_trackers: false,
+        allow_private_hosts: false,
         use_dht: false,
         use_pex: false,
         dht_bootstrap: None,
@@ -35,7 +36,6 @@ fn options() -> Options {
         check_all: false,
         trust_resume: true,
         prefetch: Prefetch::None,
-        allow_private_hosts: false,
     }
 }
 
@@ -51,6 +51,7 @@ fn torrent() -> Loaded {
         webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
+        trusted: true,
     }
 }
 

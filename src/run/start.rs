@@ -86,6 +86,7 @@ fn options(config: &ClientConfig) -> Options {
         peers: hosts(&config.peers),
         trackers: config.trackers.clone(),
         use_trackers: config.use_trackers,
+        allow_private_hosts: false,
         use_dht: config.use_dht,
         use_pex: config.use_pex,
         dht_bootstrap: (!config.dht_bootstrap.is_empty())
@@ -101,7 +102,6 @@ fn options(config: &ClientConfig) -> Options {
         check_all: config.initial_check == config::InitialCheck::Full,
         trust_resume: config.trust_resume,
         prefetch: config.prefetch,
-        allow_private_hosts: false,
     }
 }
 
