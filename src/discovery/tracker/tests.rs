@@ -123,7 +123,8 @@ impl World {
         let tiers = tiers.iter().map(|tier| tier.iter().map(|url| (*url).to_owned()).collect()).collect();
         let announce = Announce { info_hash: [1; 20], peer_id: [2; 20], port: 6881, key: 7 };
         let progress = Arc::new(|| Progress { uploaded: 0, downloaded: 0, left: 9 });
-        let options = TrackerOptions { private, ..TrackerOptions::new(http_client().unwrap()) };
+        let http = HttpClients::new().unwrap();
+        let options = TrackerOptions { private, reach: Reach::Any, ..TrackerOptions::new(http) };
         (Trackers::start(&self.root, tiers, announce, progress, found, options), peers)
     }
 }
