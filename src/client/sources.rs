@@ -232,7 +232,53 @@ fn host_port(text: &str) -> Option<(String, u16)> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    #[tokio::test]
+    async fn only_local_files_may_name_hosts_of_the_local_network() {
+        const TORRENT: &[u8] = b"d4:infod6:lengthi0e4:name1:n12:piece lengthi1e6:pieces0:ee";
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
+                let (head, body) = match request.starts_with(b"GET /moved") {
+                    true => ("302 Found\r\nlocation: /x.torrent", &b""[..]),
+                    false => ("200 OK", TORRENT),
+                };
+                let len = body.len();
+                let head = format!("HTTP/1.1 {head}\r\ncontent-length: {len}\r\nconnection: close\r\n\r\n");
+                stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+            }
+        };
+        let loaded = async {
+            // The user's own word is enough to ask a private host for the file, and to follow it; not for more.
+            for url in [
+                format!("http://{at}/x.torrent"),
+                format!("http://{at}/moved"),
+                format!("http://localhost:{}/moved", at.port()),
+            ] {
+                let loaded = load(&Source::Url(url.clone()), Reach::Public).await;
+                assert!(!loaded.unwrap().trusted, "{url}");
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = loaded => {}
+        }
+        assert!(from_bytes(TORRENT, "it").unwrap().trusted);
+        let link = Source::parse(&format!("magnet:?xt=urn:btih:{}", "0".repeat(40))).unwrap();
+        assert!(!load_link(&link).unwrap().unwrap().trusted);
+        assert!(!load_link(&Source::parse(&"0".repeat(40)).unwrap()).unwrap().unwrap().trusted);
+    }
 
     #[test]
     fn hosts_and_ports() {

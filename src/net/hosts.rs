@@ -94,7 +94,7 @@ fn is_private_v4(ip: Ipv4Addr) -> bool {
         // Of the protocol itself (RFC 6890), of test benches (RFC 2544).
         [192, 0, 0, _] | [198, 18 | 19, ..] => true,
         // Multicast, reserved, broadcast.
-        [224.., ..] => true,
+        [224..=255, ..] => true,
         _ => false,
     }
 }
@@ -113,7 +113,7 @@ fn is_private_v6(ip: Ipv6Addr) -> bool {
         [0x64, 0xff9b, 0, 0, 0, 0, a, b] | [0x2002, a, b, ..] => inner(a, b),
         [0x64, 0xff9b, 1, ..] => true,
         // Unique local (RFC 4193), link-local, what came before the two, multicast.
-        [0xfc00..=0xfdff | 0xfe80..=0xfeff | 0xff00.., ..] => true,
+        [0xfc00..=0xfdff | 0xfe80..=0xfeff | 0xff00..=0xffff, ..] => true,
         _ => false,
     }
 }
