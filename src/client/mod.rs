@@ -23,8 +23,10 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::{Dht, DhtOptions};
-use crate::discovery::tracker::http_client;
+use crate::discovery::tracker::HttpClients;
 use crate::discovery::{FoundPeers, PeerSource};
+use crate::metainfo::id::InfoHash;
+use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
@@ -71,6 +73,8 @@ pub struct Options {
     pub trackers: Vec<String>,
     /// Whether to ask trackers.
     pub use_trackers: bool,
+    /// Whether all torrents may name hosts of the local network, not only those of local files.
+    pub allow_private_hosts: bool,
     /// Whether to use the DHT.
     pub use_dht: bool,
     /// Whether peers may introduce others.
@@ -122,6 +126,9 @@ pub enum ClientError {
     /// The cache folder.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The program ends.
+    #[error("the program is just ending")]
+    Closing,
 }
 
 /// See [`Client::view`].
@@ -167,7 +174,7 @@ impl Client {
         let port = listener.port();
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
         let http = match options.use_trackers {
-            true => Some(http_client().map_err(|e| ClientError::Http(e.to_string()))?),
+            true => Some(HttpClients::new().map_err(|e| ClientError::Http(e.to_string()))?),
             false => None,
         };
         let dht = options.use_dht.then(|| {
@@ -221,6 +228,11 @@ impl Client {
         self.options.storage
     }
 
+    /// How far what doesn't come from local files may lead.
+    pub fn reach(&self) -> Reach {
+        Reach::of(self.options.allow_private_hosts)
+    }
+
     /// The account of what is kept.
     pub fn quota(&self) -> &Arc<Quota> {
         self.env.room.quota()
@@ -240,6 +252,19 @@ impl Client {
         // Somebody is looking at it: as for a peer that waits for a block.
         self.env.workers.submit(Class::Serve, job).ok()?;
         answer.await.ok()?.map(|space| space.free)
+    }
+
+    /// As [`Client::free_space`], to be told on a worker. Returns at once; false when the workers take no more, and
+    /// nobody is told.
+    pub fn tell_free_space(&self, told: impl FnOnce(Option<u64>) + Send + 'static) -> bool {
+        let cache = self.cache.clone();
+        let job = Box::new(move |_: &mut _| told(cache.space().ok().map(|space| space.free)));
+        self.env.workers.submit(Class::Serve, job).is_ok()
+    }
+
+    /// Whether a torrent is just being removed: [`Client::add`] would wait for that.
+    pub fn is_being_removed(&self, info_hash: &InfoHash) -> bool {
+        self.dormant.is_closing(&info_hash.to_string())
     }
 
     /// All torrents, in the order in which they were added.
@@ -312,7 +337,13 @@ impl Client {
                 break claim;
             }
         };
-        let dir = self.cache.torrent_dir(&key)?;
+        let (cache, folder, made) = (self.cache.clone(), key.clone(), loaded.created.is_some());
+        let prepare = move || -> Result<_, ClientError> {
+            let dir = cache.torrent_dir(&folder)?;
+            let added = if made { now_seconds() } else { time_added(&dir, now_seconds()) };
+            Ok((dir, added))
+        };
+        let (dir, added) = self.on_worker(prepare).await.ok_or(ClientError::Closing)??;
         let mut peers = Vec::new();
         for (source, list) in
             [(PeerSource::CommandLine, &self.options.peers), (PeerSource::Magnet, &loaded.peers)]
@@ -327,10 +358,6 @@ impl Client {
             trackers.push(self.options.trackers.clone());
         }
         let slot = self.slots.take(wire);
-        let added = match loaded.created {
-            Some(_) => now_seconds(),
-            None => time_added(&dir, now_seconds()),
-        };
         let plan = Plan {
             slot,
             info_hash: loaded.info_hash,
@@ -339,6 +366,8 @@ impl Client {
             created: loaded.created,
             info: loaded.info,
             trackers,
+            named_trackers: self.options.trackers.clone(),
+            reach: if loaded.trusted { Reach::Any } else { self.reach() },
             peers,
             charged: claim.charged(),
             home: Home::new(dir, key, self.cache.spare().clone()),

@@ -475,22 +475,38 @@ pub struct Reader {
     base: u64,
     size: u64,
     track: RankedMutex<Track>,
+    /// The owner was told of it.
+    told: AtomicBool,
 }
 
 impl Reader {
-    /// Opens a file of the torrent; `None` when there is none, or the torrent was removed. Never waits.
+    /// Opens a file of the torrent; `None` when there is none, or the torrent was removed. Never waits. The owner isn't
+    /// told of a file that is here: it has nothing to do for its reader, and opening small files would wake it each time.
     pub fn open(shared: Arc<Shared>, file: FileIndex) -> Option<Self> {
         let extent = *shared.info.geometry.files().get(file.0 as usize).filter(|_| !shared.is_removed())?;
         let id = shared.next.fetch_add(1, Ordering::Relaxed);
-        shared.inbox.post(Demand::Open { stream: id, file });
-        Some(Self {
+        let pieces = shared.info.geometry.file_pieces(file);
+        let here = shared.table.complete_in(pieces.clone()) as usize == pieces.len();
+        let reader = Self {
             id,
             file,
             base: extent.offset,
             size: extent.len,
             track: RankedMutex::new(Rank::Leaf, "stream track", Track::new(extent.offset)),
+            told: AtomicBool::new(false),
             shared,
-        })
+        };
+        if !here {
+            reader.tell();
+        }
+        Some(reader)
+    }
+
+    /// Tells the owner that there is this reader, once, before anything else is said of it.
+    fn tell(&self) {
+        if !self.told.swap(true, Ordering::AcqRel) {
+            self.shared.inbox.post(Demand::Open { stream: self.id, file: self.file });
+        }
     }
 
     /// Whether its torrent was removed: it reads nothing any more.
@@ -505,6 +521,7 @@ impl Reader {
         }
         let moved = self.track.lock().on_read(offset, len as u64, Instant::now());
         if let Some(reach) = moved {
+            self.tell();
             self.shared.inbox.post(Demand::Moved { stream: self.id, reach });
         }
     }
@@ -542,6 +559,9 @@ impl Reader {
         let request = Request { file: self.file, offset: at, len, since, stream: self.id, failures };
         let id = shared.next.fetch_add(1, Ordering::Relaxed);
         let waiter = Arc::new(Waiter::new(id, request, done));
+        if !shared.table.all_complete(shared.pieces(&waiter.read)) {
+            self.tell();
+        }
         shared.take_up(&waiter);
         self.advance(at, len);
         ReadTicket { shared, waiter: Some(waiter) }
@@ -550,7 +570,9 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.shared.inbox.post(Demand::Close { stream: self.id });
+        if self.told.load(Ordering::Acquire) {
+            self.shared.inbox.post(Demand::Close { stream: self.id });
+        }
     }
 }
 
@@ -867,6 +889,35 @@ mod tests {
         assert!(shared.inbox.take().is_empty());
         drop(reader);
         assert!(matches!(shared.inbox.take()[..], [Demand::Close { .. }]));
+        workers.stop(LONG);
+    }
+
+    #[test]
+    fn the_owner_hears_of_a_reader_once_something_is_missing() {
+        let workers = Workers::start(1).unwrap();
+        let shared = shared(&workers, 4);
+        (0..4).for_each(|piece| complete(&shared, piece));
+        let open = || Reader::open(shared.clone(), FileIndex(0)).unwrap();
+        shared.inbox.take();
+        let reader = open();
+        let (ticket, answers) = read(&reader, 0, 10);
+        answers.recv_timeout(LONG).unwrap().unwrap();
+        drop((ticket, reader));
+        assert_eq!(shared.inbox.take(), []);
+        // Evicted while it is open.
+        let reader = open();
+        shared.table.set(PieceIndex(1), PieceState::Missing);
+        let _waiting = [read(&reader, PIECE.into(), 10), read(&reader, PIECE.into(), 10)];
+        use Demand::{Close, Open, Want};
+        let told = shared.inbox.take();
+        assert!(matches!(told[..], [Open { .. }, Want { .. }, ..]), "{told:?}");
+        assert_eq!(told.iter().filter(|demand| matches!(demand, Open { .. })).count(), 1);
+        drop(reader);
+        assert!(matches!(shared.inbox.take()[..], [Close { .. }]));
+        // Missing from the start.
+        let reader = open();
+        assert!(matches!(shared.inbox.take()[..], [Open { .. }]));
+        drop(reader);
         workers.stop(LONG);
     }
 
