@@ -23,9 +23,10 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::{Dht, DhtOptions};
-use crate::discovery::tracker::http_client;
+use crate::discovery::tracker::HttpClients;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
+use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
@@ -72,6 +73,8 @@ pub struct Options {
     pub trackers: Vec<String>,
     /// Whether to ask trackers.
     pub use_trackers: bool,
+    /// Whether all torrents may name hosts of the local network, not only those of local files.
+    pub allow_private_hosts: bool,
     /// Whether to use the DHT.
     pub use_dht: bool,
     /// Whether peers may introduce others.
@@ -171,7 +174,7 @@ impl Client {
         let port = listener.port();
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
         let http = match options.use_trackers {
-            true => Some(http_client().map_err(|e| ClientError::Http(e.to_string()))?),
+            true => Some(HttpClients::new().map_err(|e| ClientError::Http(e.to_string()))?),
             false => None,
         };
         let dht = options.use_dht.then(|| {
@@ -223,6 +226,11 @@ impl Client {
     /// Where data is kept.
     pub fn storage(&self) -> StorageKind {
         self.options.storage
+    }
+
+    /// How far what doesn't come from local files may lead.
+    pub fn reach(&self) -> Reach {
+        Reach::of(self.options.allow_private_hosts)
     }
 
     /// The account of what is kept.
@@ -358,6 +366,8 @@ impl Client {
             created: loaded.created,
             info: loaded.info,
             trackers,
+            named_trackers: self.options.trackers.clone(),
+            reach: if loaded.trusted { Reach::Any } else { self.reach() },
             peers,
             charged: claim.charged(),
             home: Home::new(dir, key, self.cache.spare().clone()),

@@ -21,6 +21,7 @@ fn options() -> Options {
         peers: Vec::new(),
         trackers: Vec::new(),
         use_trackers: false,
+        allow_private_hosts: false,
         use_dht: false,
         use_pex: false,
         dht_bootstrap: None,
@@ -49,6 +50,7 @@ fn torrent() -> Loaded {
         trackers: Vec::new(),
         peers: Vec::new(),
         created: None,
+        trusted: true,
     }
 }
 

@@ -33,11 +33,12 @@ use super::table::ReadClock;
 use super::work::{self, Ready, Work};
 use super::{Command, Torrent, Turns};
 use crate::discovery::dht::Dht;
-use crate::discovery::tracker::{TrackerOptions, Trackers};
+use crate::discovery::tracker::{HttpClients, TrackerOptions, Trackers};
 use crate::discovery::{Announce, Following, FoundPeers, PeerDiscovery, Progress};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
+use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
 use crate::peer::PeerKey;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
@@ -76,6 +77,10 @@ pub struct Plan {
     pub info: Option<Arc<Info>>,
     /// Trackers by tier.
     pub trackers: Vec<Vec<String>>,
+    /// Those of them that the user named.
+    pub named_trackers: Vec<String>,
+    /// How far the hosts may be that the torrent names.
+    pub reach: Reach,
     /// Addresses known from the start.
     pub peers: Vec<FoundPeers>,
     /// Bytes that are charged for what is kept of it, until that is known.
@@ -96,7 +101,7 @@ pub struct Environment {
     /// The pieces kept in memory, of all torrents.
     pub recent: Arc<Recent>,
     /// For HTTP trackers; `None` when trackers are off.
-    pub http: Option<reqwest::Client>,
+    pub http: Option<HttpClients>,
     /// `None` when it is off.
     pub dht: Option<Arc<Dht>>,
     /// Wakes whoever watches the set of torrents.
@@ -142,6 +147,8 @@ struct Owner {
     backlog: VecDeque<Effect>,
     found: mpsc::Sender<FoundPeers>,
     tiers: Vec<Vec<String>>,
+    named_trackers: Vec<String>,
+    reach: Reach,
     /// Known to be private when the search for peers began.
     private: bool,
     trackers: Option<Trackers>,
@@ -241,6 +248,8 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         backlog: VecDeque::new(),
         found,
         tiers: plan.trackers,
+        named_trackers: plan.named_trackers,
+        reach: plan.reach,
         private: plan.info.as_ref().is_some_and(|i| i.private),
         trackers: None,
         following: None,
@@ -365,6 +374,7 @@ impl Owner {
                 tracing::debug!(peer = %addr, "unreachable: {reason}");
                 self.apply(Event::Unreachable { addr });
             }
+            PeerEvent::Webseed { .. } | PeerEvent::Refuses { .. } => {}
         }
     }
 
@@ -375,7 +385,11 @@ impl Owner {
                 for a in assignments {
                     let begin = a.block.block.0 * BLOCK_LEN;
                     let request = BlockRequest { piece: a.block.piece, begin, len: a.len };
-                    by_peer.entry(a.peer).or_default().push(Wanted { request, buffer: a.buffer });
+                    by_peer.entry(a.peer).or_default().push(Wanted {
+                        request,
+                        buffer: a.buffer,
+                        urgent: a.urgent,
+                    });
                 }
                 for (peer, wanted) in by_peer {
                     if let Some(link) = self.links.get(&peer) {
@@ -591,6 +605,8 @@ impl Owner {
             });
             let mut options = TrackerOptions::new(http.clone());
             options.private = private;
+            options.reach = self.reach;
+            options.named.clone_from(&self.named_trackers);
             let tiers = self.tiers.clone();
             self.trackers =
                 Some(Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options));

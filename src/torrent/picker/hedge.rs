@@ -133,6 +133,7 @@ impl Picker {
                 block,
                 len: self.geometry.block_len(block),
                 buffer: parts.buffer.clone(),
+                urgent: waited,
             });
         }
     }

@@ -57,6 +57,8 @@ pub struct Assignment {
     pub len: u32,
     /// Where it goes.
     pub buffer: Arc<PieceBuffer>,
+    /// A read waits for it.
+    pub urgent: bool,
 }
 
 /// What the arrival of a block led to.

@@ -222,6 +222,7 @@ impl Picker {
                 block,
                 len: self.geometry.block_len(block),
                 buffer: parts.buffer.clone(),
+                urgent,
             });
             if piece.alone && piece.sole.is_none() {
                 piece.sole = Some(key);
