@@ -23,9 +23,10 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::{Dht, DhtOptions};
-use crate::discovery::tracker::http_client;
+use crate::discovery::tracker::HttpClients;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
+use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
@@ -175,7 +176,7 @@ impl Client {
         let port = listener.port();
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
         let http = match options.use_trackers {
-            true => Some(http_client().map_err(|e| ClientError::Http(e.to_string()))?),
+            true => Some(HttpClients::new().map_err(|e| ClientError::Http(e.to_string()))?),
             false => None,
         };
         let hub = Hub::new(HubOptions::default()).map_err(|e| ClientError::Http(e.to_string()))?;
@@ -229,6 +230,11 @@ impl Client {
     /// Where data is kept.
     pub fn storage(&self) -> StorageKind {
         self.options.storage
+    }
+
+    /// How far what doesn't come from local files may lead.
+    pub fn reach(&self) -> Reach {
+        Reach::of(self.options.allow_private_hosts)
     }
 
     /// The account of what is kept.
@@ -330,7 +336,8 @@ impl Client {
             vec![FoundPeers { source: PeerSource::Magnet, addrs }]
         };
         let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
-        let more = Command::Extend { trackers: loaded.trackers, webseeds, peers };
+        let reach = if loaded.trusted { Reach::Any } else { self.reach() };
+        let more = Command::Extend { trackers: loaded.trackers, reach, webseeds, peers };
         if tokio::time::timeout(timeouts::CONTROL_ANSWER, torrent.command(more)).await.is_err() {
             tracing::warn!("{} doesn't take its further webseeds and trackers; try again", torrent.name());
         }
@@ -390,6 +397,8 @@ impl Client {
             created: loaded.created,
             info: loaded.info,
             trackers,
+            named_trackers: self.options.trackers.clone(),
+            reach: if loaded.trusted { Reach::Any } else { self.reach() },
             webseeds,
             peers,
             charged: claim.charged(),

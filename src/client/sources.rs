@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 
+use crate::discovery::tracker::HttpClients;
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
 use crate::metainfo::magnet::Magnet;
 use crate::metainfo::source::Source;
 use crate::metainfo::{Metainfo, MetainfoError};
+use crate::net::hosts::{self, Reach};
 use crate::sync::timeouts;
 use crate::webseed::Kind;
 
@@ -79,17 +81,18 @@ pub struct Loaded {
     pub trusted: bool,
 }
 
-/// Loads a source. Waits for the disk (a local file), or for the network, bounded, with a URL.
+/// Loads a source. Waits for the disk (a local file), or for the network, bounded, with a URL. That is the user's own
+/// word: it may lead into the local network, and then its redirects may. Otherwise those may as far as `reach` says.
 ///
 /// # Errors
 /// See [`SourceError`].
-pub async fn load(source: &Source) -> Result<Loaded, SourceError> {
+pub async fn load(source: &Source, reach: Reach) -> Result<Loaded, SourceError> {
     match source {
         Source::Magnet(magnet) => from_magnet(magnet),
         Source::InfoHash(hash) => from_hash(*hash),
         Source::File(path) => from_bytes(&read(path)?, &path.display().to_string()),
         Source::Url(url) => {
-            let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url)).await;
+            let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url, reach)).await;
             let why = || SourceError::Unfetched { url: url.clone(), why: "no answer in time".into() };
             let loaded = from_bytes(&fetched.map_err(|_| why())??, url)?;
             Ok(Loaded { trusted: false, ..loaded })
@@ -192,10 +195,22 @@ fn read_open(file: std::fs::File, path: &Path) -> Result<Vec<u8>, SourceError> {
     Ok(bytes)
 }
 
-async fn fetch(url: &str) -> Result<Vec<u8>, SourceError> {
-    let failed = |why: String| SourceError::Unfetched { url: url.to_owned(), why };
-    let client = crate::discovery::tracker::http_client().map_err(|e| failed(e.to_string()))?;
-    let answer = client.get(url).send().await.map_err(|e| failed(root_cause(&e)))?;
+async fn fetch(text: &str, reach: Reach) -> Result<Vec<u8>, SourceError> {
+    let failed = |why: String| SourceError::Unfetched { url: text.to_owned(), why };
+    let url = reqwest::Url::parse(text).map_err(|e| failed(e.to_string()))?;
+    let clients = HttpClients::new().map_err(|e| failed(e.to_string()))?;
+    let send = async |reach| match clients.of(reach).get(url.clone()) {
+        Ok(request) => request.send().await.map_err(|e| match hosts::refused(&e, &url) {
+            Some(private) => (failed(private.to_string()), !private.redirected),
+            None => (failed(root_cause(&e)), false),
+        }),
+        Err(private) => Err((failed(private.to_string()), true)),
+    };
+    let answer = match send(reach).await {
+        Err((_, true)) => send(Reach::Any).await,
+        other => other,
+    };
+    let answer = answer.map_err(|(error, _)| error)?;
     if !answer.status().is_success() {
         return Err(failed(format!("the server answered {}", answer.status())));
     }
@@ -204,7 +219,7 @@ async fn fetch(url: &str) -> Result<Vec<u8>, SourceError> {
     while let Some(chunk) = body.next().await {
         bytes.extend_from_slice(&chunk.map_err(|e| failed(e.to_string()))?);
         if bytes.len() as u64 > MAX_TORRENT {
-            return Err(SourceError::TooLarge(url.to_owned()));
+            return Err(SourceError::TooLarge(text.to_owned()));
         }
     }
     Ok(bytes)
@@ -228,7 +243,53 @@ fn host_port(text: &str) -> Option<(String, u16)> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    #[tokio::test]
+    async fn only_local_files_may_name_hosts_of_the_local_network() {
+        const TORRENT: &[u8] = b"d4:infod6:lengthi0e4:name1:n12:piece lengthi1e6:pieces0:ee";
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
+                let (head, body) = match request.starts_with(b"GET /moved") {
+                    true => ("302 Found\r\nlocation: /x.torrent", &b""[..]),
+                    false => ("200 OK", TORRENT),
+                };
+                let len = body.len();
+                let head = format!("HTTP/1.1 {head}\r\ncontent-length: {len}\r\nconnection: close\r\n\r\n");
+                stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+            }
+        };
+        let loaded = async {
+            // The user's own word is enough to ask a private host for the file, and to follow it; not for more.
+            for url in [
+                format!("http://{at}/x.torrent"),
+                format!("http://{at}/moved"),
+                format!("http://localhost:{}/moved", at.port()),
+            ] {
+                let loaded = load(&Source::Url(url.clone()), Reach::Public).await;
+                assert!(!loaded.unwrap().trusted, "{url}");
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = loaded => {}
+        }
+        assert!(from_bytes(TORRENT, "it").unwrap().trusted);
+        let link = Source::parse(&format!("magnet:?xt=urn:btih:{}", "0".repeat(40))).unwrap();
+        assert!(!load_link(&link).unwrap().unwrap().trusted);
+        assert!(!load_link(&Source::parse(&"0".repeat(40)).unwrap()).unwrap().unwrap().trusted);
+    }
 
     #[test]
     fn only_a_local_file_may_name_hosts_of_a_private_network() -> Result<(), Box<dyn std::error::Error>> {

@@ -37,6 +37,7 @@ use crate::client::Client;
 use crate::config::CatConfig;
 use crate::content;
 use crate::metainfo::geometry::FileIndex;
+use crate::net::hosts::Reach;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 use crate::torrent::Torrent;
@@ -97,7 +98,7 @@ async fn print(
     running: &mut Running,
     display: Option<&mut Display>,
 ) -> Result<Exit, Failure> {
-    let loaded = load(&config.source).await?;
+    let loaded = load(&config.source, Reach::of(config.client.allow_private_hosts)).await?;
     let client = start_client(&config.client, running.scope.child("client")).await?;
     running.clients.push(client.clone());
     let torrent = client.add(loaded).await.map_err(|error| client_failure(&error))?;

@@ -100,7 +100,9 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
 
 async fn add(client: &Arc<Client>, magnet: &str) -> Result<Arc<crate::torrent::Torrent>, Failure> {
     let source = Source::parse(magnet).map_err(|e| Failure::internal("the demo's magnet link", e))?;
-    let loaded = sources::load(&source).await.map_err(|e| Failure::internal("the demo's magnet link", e))?;
+    let loaded = sources::load_link(&source)
+        .ok_or_else(|| Failure::internal("the demo's magnet link", "it is none"))?
+        .map_err(|e| Failure::internal("the demo's magnet link", e))?;
     client.add(loaded).await.map_err(|e| Failure::internal("the demo's torrent", e))
 }
 

@@ -34,11 +34,12 @@ use super::table::ReadClock;
 use super::work::{self, Ready, Work};
 use super::{Command, Torrent, Turns};
 use crate::discovery::dht::Dht;
-use crate::discovery::tracker::{TrackerOptions, Trackers};
+use crate::discovery::tracker::{HttpClients, TrackerOptions, Trackers};
 use crate::discovery::{Announce, Following, FoundPeers, PeerDiscovery, Progress};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
+use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
 use crate::peer::PeerKey;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
@@ -78,6 +79,10 @@ pub struct Plan {
     pub info: Option<Arc<Info>>,
     /// Trackers by tier.
     pub trackers: Vec<Vec<String>>,
+    /// Those of them that the user named.
+    pub named_trackers: Vec<String>,
+    /// How far the hosts may be that the torrent names.
+    pub reach: Reach,
     /// Its webseeds.
     pub webseeds: Vec<Seed>,
     /// Addresses known from the start.
@@ -100,7 +105,7 @@ pub struct Environment {
     /// The pieces kept in memory, of all torrents.
     pub recent: Arc<Recent>,
     /// For HTTP trackers; `None` when trackers are off.
-    pub http: Option<reqwest::Client>,
+    pub http: Option<HttpClients>,
     /// For webseeds.
     pub hub: Arc<Hub>,
     /// `None` when it is off.
@@ -150,6 +155,8 @@ struct Owner {
     backlog: VecDeque<Effect>,
     found: mpsc::Sender<FoundPeers>,
     tiers: Vec<Vec<String>>,
+    named_trackers: Vec<String>,
+    reach: Reach,
     /// Known to be private when the search for peers began.
     private: bool,
     trackers: Option<Trackers>,
@@ -251,6 +258,8 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         backlog: VecDeque::new(),
         found,
         tiers: plan.trackers,
+        named_trackers: plan.named_trackers,
+        reach: plan.reach,
         private: plan.info.as_ref().is_some_and(|i| i.private),
         trackers: None,
         following: None,
@@ -613,6 +622,8 @@ impl Owner {
             });
             let mut options = TrackerOptions::new(http.clone());
             options.private = private;
+            options.reach = self.reach;
+            options.named.clone_from(&self.named_trackers);
             let tiers = self.tiers.clone();
             self.trackers =
                 Some(Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options));
@@ -633,7 +644,9 @@ impl Owner {
                 self.close_if_may();
             }
             Command::Evict { pieces, younger_than, done } => self.evict(pieces, younger_than, done),
-            Command::Extend { trackers, webseeds, peers } => self.extend(trackers, webseeds, peers),
+            Command::Extend { trackers, reach, webseeds, peers } => {
+                self.extend(trackers, reach, webseeds, peers);
+            }
             Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
             Command::Describe { done } => {
                 // Whoever asked may have stopped waiting.
