@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use torrentfs_fs::content::{
     Backing, BackingDone, Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead,
@@ -31,13 +32,18 @@ use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts::OPEN;
 use crate::torrent::Torrent;
 use crate::torrent::reads::{ReadError, Reader, Shared};
-use crate::torrent::status::State;
+use crate::torrent::status::{State, seed_words};
+use crate::webseed::SeedStatus;
 
 /// Slots of torrents that are still resolving have this bit, so that the final entry is another inode: it
 /// may be a file where the resolving one is a folder.
 const RESOLVING: u32 = 1 << 31;
 /// Pairs named in `user.torrentfs.ranges` at most; a longer list ends with `…`.
 const RANGES_MAX: usize = 64;
+/// Webseeds named in `user.torrentfs.webseeds` at most; a longer list ends with `…`.
+const WEBSEEDS_MAX: usize = 16;
+/// Characters that are told of one: of longer URLs the beginning.
+const WEBSEED_CHARS_MAX: usize = 1000;
 /// Prefix of our extended attributes.
 const XATTR: &str = "user.torrentfs.";
 /// Events waiting for the filesystem. When it is full, one is dropped and the kernel sees the change when its
@@ -74,6 +80,8 @@ pub struct TorrentContent {
     /// Where the mount's control socket is.
     socket: OnceLock<PathBuf>,
     free: Arc<Free>,
+    /// FUSE threads start tasks in it.
+    runtime: Handle,
 }
 
 /// What was free on the cache's disk when it was looked at last, in bytes.
@@ -98,7 +106,7 @@ pub struct Shown {
 }
 
 impl TorrentContent {
-    /// The content of a client's torrents as they are now.
+    /// The content of a client's torrents as they are now. To be called in a runtime.
     pub fn new(client: Arc<Client>) -> Arc<Self> {
         let (events, receiver) = sync_channel(EVENTS);
         let content = Arc::new(Self {
@@ -108,6 +116,7 @@ impl TorrentContent {
             receiver: RankedMutex::new(Rank::Leaf, "content events", Some(receiver)),
             socket: OnceLock::new(),
             free: Arc::default(),
+            runtime: Handle::current(),
         });
         content.look_at_space();
         content.rebuild(0);
@@ -445,6 +454,7 @@ impl Content for TorrentContent {
         let done = Arc::new(RankedMutex::new(Rank::Leaf, "a file to be lent", Some(done)));
         let (answered, answer) = oneshot::channel::<()>();
         let late = done.clone();
+        let runtime = self.runtime.enter();
         self.client.spawn("open", async move {
             if tokio::time::timeout(OPEN, answer).await.is_err()
                 && let Some(done) = take(&late)
@@ -453,6 +463,7 @@ impl Content for TorrentContent {
                 done(None);
             }
         });
+        drop(runtime);
         let lent = |(file, held)| Backing { file, hold: Box::new(held) };
         let told = move |found: Option<_>| {
             drop(answered);
@@ -477,6 +488,7 @@ impl Content for TorrentContent {
         let names = ["infohash", "state", "progress"].into_iter();
         let names = names.chain(file.then_some("ranges"));
         let names = names.chain(torrent.status().error.is_some().then_some("error"));
+        let names = names.chain(torrent.has_webseeds().then_some("webseeds"));
         names.map(|name| format!("{XATTR}{name}")).collect()
     }
 
@@ -511,6 +523,7 @@ impl Content for TorrentContent {
                 let (shared, index) = file?;
                 ranges(shared, index)
             }
+            "webseeds" => webseeds(&torrent.webseeds())?,
             "error" => status.error.clone()?,
             _ => return None,
         };
@@ -525,6 +538,21 @@ impl Content for TorrentContent {
     fn events(&self) -> Option<Receiver<ContentEvent>> {
         self.receiver.lock().take()
     }
+}
+
+/// Webseeds, a line each: its URL, what it does, and why. None for none.
+fn webseeds(all: &[SeedStatus]) -> Option<String> {
+    let line = |seed: &SeedStatus| {
+        let text = format!("{} {}", seed.url, seed_words(seed));
+        // Both come from strangers, and an attribute has 64 KiB at most.
+        let safe = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+        text.chars().take(WEBSEED_CHARS_MAX).map(safe).collect()
+    };
+    let mut lines: Vec<String> = all.iter().take(WEBSEEDS_MAX).map(line).collect();
+    if all.len() > WEBSEEDS_MAX {
+        lines.push("…".to_owned());
+    }
+    (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
 /// Takes out what is to be called once, by whoever comes first.

@@ -139,6 +139,7 @@ async fn seed(
         hint: metainfo.info.name.clone(),
         info: Some(metainfo.info),
         trackers: Vec::new(),
+        webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
         trusted: true,

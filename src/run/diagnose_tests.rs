@@ -48,6 +48,7 @@ fn torrent() -> Loaded {
         hint: info.name.clone(),
         info: Some(info),
         trackers: Vec::new(),
+        webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
         trusted: true,
