@@ -44,7 +44,7 @@ use crate::torrent::room::Room;
 use crate::torrent::swarm::Settings;
 use crate::torrent::table::ReadClock;
 use crate::torrent::{Command, Torrent, owner};
-use crate::webseed::{Hub, HubOptions, Seed};
+use crate::webseed::{Hub, HubOptions, Kind, Seed};
 use dormant::Dormant;
 use keeper::Keeper;
 use listen::Listener;
@@ -335,17 +335,18 @@ impl Client {
         } else {
             vec![FoundPeers { source: PeerSource::Magnet, addrs }]
         };
-        let webseeds = self.trusted(loaded.webseeds);
-        let more = Command::Extend { trackers: loaded.trackers, webseeds, peers };
+        let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
+        let reach = if loaded.trusted { Reach::Any } else { self.reach() };
+        let more = Command::Extend { trackers: loaded.trackers, reach, webseeds, peers };
         if tokio::time::timeout(timeouts::CONTROL_ANSWER, torrent.command(more)).await.is_err() {
             tracing::warn!("{} doesn't take its further webseeds and trackers; try again", torrent.name());
         }
     }
 
-    /// Webseeds as they may be reached: also within a private network, if the user says so.
-    fn trusted(&self, webseeds: Vec<Seed>) -> Vec<Seed> {
-        let anywhere = self.options.allow_private_hosts;
-        webseeds.into_iter().map(|seed| Seed { trusted: seed.trusted || anywhere, ..seed }).collect()
+    /// Webseeds, each with whether it may lead into the local network.
+    fn seeds(&self, webseeds: Vec<(Kind, String)>, trusted: bool) -> Vec<Seed> {
+        let trusted = trusted || self.options.allow_private_hosts;
+        webseeds.into_iter().map(|(kind, url)| Seed { url, kind, trusted }).collect()
     }
 
     async fn add_for(&self, loaded: Loaded, named: bool) -> Result<Arc<Torrent>, ClientError> {
@@ -382,7 +383,7 @@ impl Client {
                 peers.push(FoundPeers { source, addrs });
             }
         }
-        let webseeds = self.trusted(loaded.webseeds);
+        let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
         let mut trackers = loaded.trackers;
         if !self.options.trackers.is_empty() {
             trackers.push(self.options.trackers.clone());

@@ -15,7 +15,7 @@ use crate::metainfo::source::Source;
 use crate::metainfo::{Metainfo, MetainfoError};
 use crate::net::hosts::{self, Reach};
 use crate::sync::timeouts;
-use crate::webseed::{Kind, Seed};
+use crate::webseed::Kind;
 
 /// A `.torrent` of more bytes isn't read: it would describe over a hundred million pieces.
 pub const MAX_TORRENT: u64 = 128 << 20;
@@ -71,23 +71,14 @@ pub struct Loaded {
     pub info: Option<Arc<Info>>,
     /// Trackers by tier.
     pub trackers: Vec<Vec<String>>,
-    /// Webseeds; trusted are those of a local file.
-    pub webseeds: Vec<Seed>,
+    /// Webseeds, each with how it is asked.
+    pub webseeds: Vec<(Kind, String)>,
     /// Peers by name or address.
     pub peers: Vec<(String, u16)>,
     /// When the torrent was made, in seconds since the epoch, if it says so.
     pub created: Option<i64>,
     /// It came from a local `.torrent` file: the hosts that it names may be in the local network.
     pub trusted: bool,
-}
-
-/// Where a torrent came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// A file that the user has: what it names may be in a private network.
-    File,
-    /// Anywhere else. It might name a host that only we can reach, such as our router.
-    Web,
 }
 
 /// Loads a source. Waits for the disk (a local file), or for the network, bounded, with a URL. That is the user's own
@@ -99,11 +90,12 @@ pub async fn load(source: &Source, reach: Reach) -> Result<Loaded, SourceError> 
     match source {
         Source::Magnet(magnet) => from_magnet(magnet),
         Source::InfoHash(hash) => from_hash(*hash),
-        Source::File(path) => from_bytes(&read(path)?, &path.display().to_string(), Origin::File),
+        Source::File(path) => from_bytes(&read(path)?, &path.display().to_string()),
         Source::Url(url) => {
             let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url, reach)).await;
             let why = || SourceError::Unfetched { url: url.clone(), why: "no answer in time".into() };
-            from_bytes(&fetched.map_err(|_| why())??, url, Origin::Web)
+            let loaded = from_bytes(&fetched.map_err(|_| why())??, url)?;
+            Ok(Loaded { trusted: false, ..loaded })
         }
     }
 }
@@ -122,7 +114,7 @@ pub fn load_link(source: &Source) -> Option<Result<Loaded, SourceError>> {
 /// # Errors
 /// [`SourceError::Unreadable`], [`SourceError::TooLarge`], [`SourceError::Invalid`].
 pub fn load_open(file: std::fs::File, name: &str) -> Result<Loaded, SourceError> {
-    from_bytes(&read_open(file, Path::new(name))?, name, Origin::File)
+    from_bytes(&read_open(file, Path::new(name))?, name)
 }
 
 fn from_hash(hash: InfoHash) -> Result<Loaded, SourceError> {
@@ -150,39 +142,38 @@ fn from_magnet(magnet: &Magnet) -> Result<Loaded, SourceError> {
         hint: magnet.name.clone().unwrap_or_else(|| magnet.info_hash.to_string()),
         info: None,
         trackers: magnet.trackers.iter().map(|t| vec![t.clone()]).collect(),
-        webseeds: seeds(&magnet.webseeds, Kind::Url, Origin::Web).collect(),
+        webseeds: seeds(&magnet.webseeds, Kind::Url).collect(),
         peers: magnet.peers.iter().filter_map(|p| host_port(p)).collect(),
         created: None,
         trusted: false,
     })
 }
 
-/// A torrent from the bytes of a `.torrent` file; `name` is what messages call it.
+/// A torrent from the bytes of a local `.torrent` file; `name` is what messages call it.
 ///
 /// # Errors
 /// [`SourceError::Invalid`].
-pub fn from_bytes(bytes: &[u8], name: &str, origin: Origin) -> Result<Loaded, SourceError> {
+pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
     let metainfo =
         Metainfo::parse(bytes).map_err(|source| SourceError::Invalid { name: name.to_owned(), source })?;
     for warning in &metainfo.warnings {
         tracing::warn!("{name}: {warning}");
     }
-    let webseeds = seeds(&metainfo.webseeds, Kind::Url, origin);
-    let webseeds = webseeds.chain(seeds(&metainfo.http_seeds, Kind::Http, origin)).collect();
+    let webseeds = seeds(&metainfo.webseeds, Kind::Url).chain(seeds(&metainfo.http_seeds, Kind::Http));
     Ok(Loaded {
-        webseeds,
+        webseeds: webseeds.collect(),
         info_hash: metainfo.info.info_hash,
         hint: metainfo.info.name.clone(),
         info: Some(metainfo.info),
         trackers: metainfo.trackers,
         peers: Vec::new(),
         created: metainfo.creation_date,
-        trusted: origin == Origin::File,
+        trusted: true,
     })
 }
 
-fn seeds(urls: &[String], kind: Kind, origin: Origin) -> impl Iterator<Item = Seed> + '_ {
-    urls.iter().map(move |url| Seed { url: url.clone(), kind, trusted: origin == Origin::File })
+fn seeds(urls: &[String], kind: Kind) -> impl Iterator<Item = (Kind, String)> + '_ {
+    urls.iter().map(move |url| (kind, url.clone()))
 }
 
 /// Reads a `.torrent` file, bounded.
@@ -294,7 +285,7 @@ mod tests {
             () = serve => {}
             () = loaded => {}
         }
-        assert!(from_bytes(TORRENT, "it", Origin::File).unwrap().trusted);
+        assert!(from_bytes(TORRENT, "it").unwrap().trusted);
         let link = Source::parse(&format!("magnet:?xt=urn:btih:{}", "0".repeat(40))).unwrap();
         assert!(!load_link(&link).unwrap().unwrap().trusted);
         assert!(!load_link(&Source::parse(&"0".repeat(40)).unwrap()).unwrap().unwrap().trusted);
@@ -304,21 +295,15 @@ mod tests {
     fn only_a_local_file_may_name_hosts_of_a_private_network() -> Result<(), Box<dyn std::error::Error>> {
         let mut builder = crate::metainfo::TorrentBuilder::new("t", 16384);
         builder.single_file(3).data(b"abc").webseed("http://a/").webseed("http://b/x");
-        let torrent = builder.build()?;
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("t.torrent");
-        std::fs::write(&path, &torrent)?;
+        std::fs::write(&path, builder.build()?)?;
+        let file = load_open(std::fs::File::open(&path)?, "t")?;
         let magnet = "magnet:?xt=urn:btih:0101010101010101010101010101010101010101&ws=http%3A%2F%2Fa%2F";
-        let linked = load_link(&Source::parse(magnet)?).ok_or("a link")??;
-        let rows = [
-            ("a file", load_open(std::fs::File::open(&path)?, "t")?, 2, true),
-            ("from the web", from_bytes(&torrent, "t", Origin::Web)?, 2, false),
-            ("a link", linked, 1, false),
-        ];
-        for (row, loaded, count, trusted) in rows {
-            assert_eq!(loaded.webseeds.len(), count, "{row}");
-            assert!(loaded.webseeds.iter().all(|seed| seed.trusted == trusted), "{row}");
-            assert_eq!(loaded.webseeds[0].url, "http://a/", "{row}");
+        let link = load_link(&Source::parse(magnet)?).ok_or("a link")??;
+        for (loaded, count, trusted) in [(file, 2, true), (link, 1, false)] {
+            assert_eq!((loaded.webseeds.len(), loaded.trusted), (count, trusted));
+            assert_eq!(loaded.webseeds.first(), Some(&(Kind::Url, "http://a/".to_owned())));
         }
         Ok(())
     }

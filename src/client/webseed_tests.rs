@@ -5,8 +5,8 @@ use super::for_tests::{LONG, Running, Sample, options};
 use super::*;
 use crate::webseed::{Kind, SeedState};
 
-fn seed(url: &str, trusted: bool) -> Seed {
-    Seed { url: url.into(), kind: Kind::Url, trusted }
+fn seed(url: &str) -> (Kind, String) {
+    (Kind::Url, url.into())
 }
 
 fn urls(torrent: &Torrent) -> Vec<String> {
@@ -32,15 +32,15 @@ async fn a_torrent_that_is_added_again_gets_the_webseeds_it_did_not_have() {
     // Nothing listens there, and nothing is asked for.
     let (one, two) = ("http://127.0.0.1:9/one/", "http://127.0.0.1:9/two/");
     let magnet = |webseeds| Loaded { webseeds, ..sample.magnet(Vec::new()) };
-    let torrent = client.add(magnet(vec![seed(one, false)])).await.unwrap();
+    let torrent = client.add(magnet(vec![seed(one)])).await.unwrap();
     assert_eq!(urls(&torrent), [one], "listed before the metadata is known");
     assert_eq!(torrent.webseeds()[0].state, SeedState::Idle);
-    let again = client.add(magnet(vec![seed(one, false), seed(two, false)])).await.unwrap();
+    let again = client.add(magnet(vec![seed(one), seed(two)])).await.unwrap();
     assert_eq!(again.slot, torrent.slot);
     until(&torrent, "the second", |t| urls(t) == [one, two]).await;
     // The same URL is another webseed if it is asked in another way.
-    let by_piece = Seed { kind: Kind::Http, ..seed(one, false) };
-    client.add(magnet(vec![by_piece, seed(two, true)])).await.unwrap();
+    let by_piece = (Kind::Http, one.to_owned());
+    client.add(Loaded { trusted: true, ..magnet(vec![by_piece, seed(two)]) }).await.unwrap();
     until(&torrent, "the third", |t| urls(t) == [one, two, one]).await;
     client.remove(&torrent, false).await.unwrap();
     running.stop().await;
@@ -51,7 +51,7 @@ async fn webseeds_start_with_the_metadata_and_end_with_the_torrent() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::new("x", &[("a", 100_000)]);
     let running = Running::start(dir.path(), options()).await;
-    let all = vec![seed("http://127.0.0.1:9/one/", true), seed("http://me:secret@127.0.0.1:9/two/", true)];
+    let all = vec![seed("http://127.0.0.1:9/one/"), seed("http://me:secret@127.0.0.1:9/two/")];
     let torrent = running.client.add(Loaded { webseeds: all, ..sample.loaded() }).await.unwrap();
     tokio::time::timeout(LONG, torrent.settled()).await.expect("it settles");
     assert_eq!(urls(&torrent), ["http://127.0.0.1:9/one/", "http://127.0.0.1:9/two/"]);
@@ -64,12 +64,12 @@ async fn webseeds_start_with_the_metadata_and_end_with_the_torrent() {
 
 #[tokio::test]
 async fn the_user_may_let_every_torrent_reach_private_hosts() {
-    for (allowed, wanted) in [(false, [false, true]), (true, [true, true])] {
+    for (allowed, trusted, wanted) in [(false, false, false), (false, true, true), (true, false, true)] {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { allow_private_hosts: allowed, ..options() };
         let running = Running::start(dir.path(), options).await;
-        let seeds = running.client.trusted(vec![seed("http://a/", false), seed("http://b/", true)]);
-        assert_eq!(seeds.iter().map(|seed| seed.trusted).collect::<Vec<_>>(), wanted);
+        let seeds = running.client.seeds(vec![seed("http://a/")], trusted);
+        assert_eq!(seeds, [Seed { url: "http://a/".into(), kind: Kind::Url, trusted: wanted }]);
         running.stop().await;
     }
 }

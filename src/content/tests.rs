@@ -184,10 +184,9 @@ async fn names_follow_those_who_are_there() {
 async fn webseeds_are_told_in_an_attribute() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path(), options()).await;
-    let seed = |n: usize| crate::webseed::Seed {
-        url: format!("http://me:secret@127.0.0.1:9/{n}/{}", "x".repeat(n * 1000)),
-        kind: crate::webseed::Kind::Url,
-        trusted: false,
+    let seed = |n: usize| {
+        let url = format!("http://me:secret@127.0.0.1:9/{n}/{}", "x".repeat(n * 1000));
+        (crate::webseed::Kind::Url, url)
     };
     let content = TorrentContent::new(running.client.clone());
     content.watch(&running.scope);

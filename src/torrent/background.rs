@@ -454,9 +454,8 @@ mod tests {
         let rest: Vec<u32> = (0..4.min(99 - first)).map(|_| pick(&mut background)).collect();
         assert!(rest.into_iter().eq((first + 1..).take(4.min(99 - first) as usize)), "after {first}");
         // Until it comes upon one that isn't wanted any more, or the end.
-        let all: BTreeSet<u32> = std::iter::from_fn(|| background.pick(PeerKey(1), &Has::All, true, now))
-            .map(|p| p.0)
-            .collect();
+        let all: BTreeSet<u32> =
+            std::iter::from_fn(|| background.pick(PeerKey(1), &Has::All, true, now)).map(|p| p.0).collect();
         assert_eq!(all.len() as u32, 99 - 4.min(99 - first));
     }
 
@@ -466,7 +465,7 @@ mod tests {
         let peers = [bits(&[0, 1, 2, 3, 4]), bits(&[0, 1, 2]), bits(&[0])];
         let mut background = all(6, 7, &peers);
         // Had by: 5 nobody; 3, 4 one; 1, 2 two; 0 three.
-        let mut order = drain(&mut background, &Has::All, false, now);
+        let mut order = drain(&mut background, &Has::All, now);
         order[1..3].sort_unstable();
         order[3..5].sort_unstable();
         assert_eq!(order, [5, 3, 4, 1, 2, 0]);
@@ -481,14 +480,14 @@ mod tests {
         background.count(&bits(&[1]), false);
         background.count(&bits(&[1]), true);
         background.check().unwrap();
-        assert_eq!(drain(&mut background, &Has::All, false, now), [0, 2, 1]);
+        assert_eq!(drain(&mut background, &Has::All, now), [0, 2, 1]);
     }
 
     #[test]
     fn equally_rare_ones_go_in_an_order_of_ones_own() {
         let now = Instant::now();
         let orders: BTreeSet<Vec<u32>> =
-            (0..8).map(|seed| drain(&mut all(50, seed, &[]), &Has::All, false, now)).collect();
+            (0..8).map(|seed| drain(&mut all(50, seed, &[]), &Has::All, now)).collect();
         assert_eq!(orders.len(), 8);
         assert!(orders.iter().all(|o| o.iter().collect::<BTreeSet<_>>().len() == 50));
     }
@@ -524,7 +523,7 @@ mod tests {
         assert!(background.remove(&[FileIndex(0)]).is_empty());
         assert!(background.is_wanted(PieceIndex(3)) && !background.is_wanted(PieceIndex(2)));
         background.remove(&[FileIndex(2)]);
-        assert_eq!(drain(&mut background, &Has::All, false, now), [3]);
+        assert_eq!(drain(&mut background, &Has::All, now), [3]);
         assert_eq!(background.remove(&[FileIndex(1)]), [PieceIndex(3)]);
         assert!(!background.is_active());
     }
@@ -554,7 +553,7 @@ mod tests {
         let mut want: Vec<_> = picked.iter().copied().filter(|piece| !kept.contains(piece)).collect();
         want.sort_unstable();
         assert_eq!(gone, want, "what was handed out comes back once");
-        let mut left = drain(&mut background, &Has::All, false, now);
+        let mut left = drain(&mut background, &Has::All, now);
         left.extend(picked.iter().filter(|piece| kept.contains(piece)).map(|piece| piece.0));
         left.sort_unstable();
         assert_eq!(left, kept.map(|piece| piece.0));
@@ -589,7 +588,7 @@ mod tests {
         assert_eq!(background.recall(|_| true), []);
         assert_eq!(background.recall(|_| false), [again]);
         assert!(background.taken().is_empty());
-        assert_eq!(drain(&mut background, &Has::All, false, later).len(), 4);
+        assert_eq!(drain(&mut background, &Has::All, later).len(), 4);
     }
 
     proptest! {

@@ -52,6 +52,7 @@ use torrentfs_fs::lock::RankedMutex;
 use crate::discovery::FoundPeers;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::id::InfoHash;
+use crate::net::hosts::Reach;
 use crate::sync::tasks::TaskScope;
 use crate::webseed::{Health, Seed, SeedState, SeedStatus};
 use describe::Description;
@@ -72,6 +73,8 @@ pub enum Command {
     Extend {
         /// Trackers by tier. Those of a private torrent stay as they are.
         trackers: Vec<Vec<String>>,
+        /// How far those may be.
+        reach: Reach,
         /// Webseeds.
         webseeds: Vec<Seed>,
         /// Addresses.

@@ -644,7 +644,9 @@ impl Owner {
                 self.close_if_may();
             }
             Command::Evict { pieces, younger_than, done } => self.evict(pieces, younger_than, done),
-            Command::Extend { trackers, webseeds, peers } => self.extend(trackers, webseeds, peers),
+            Command::Extend { trackers, reach, webseeds, peers } => {
+                self.extend(trackers, reach, webseeds, peers);
+            }
             Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
             Command::Describe { done } => {
                 // Whoever asked may have stopped waiting.

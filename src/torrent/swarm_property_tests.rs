@@ -119,7 +119,8 @@ impl History {
                     let key = self.next;
                     self.next += 1;
                     world.apply(Event::Webseed { key: PeerKey(key), url: format!("http://{key}/") });
-                    self.peers.push((key, false));
+                    // It rejects by name, as a peer with the fast extension.
+                    self.peers.push((key, true));
                     self.webseeds.insert(key);
                     self.liars.extend(liar.then_some(key));
                 }

@@ -125,14 +125,14 @@ fn one_that_backs_off_loses_its_requests_and_gets_them_again() {
     world.webseed(1);
     world.want(7, &[0, 1]);
     assert_eq!(world.asked.len(), 4);
-    world.say(1, vec![Item::Choked(true)]);
-    assert!(world.asked.is_empty(), "each was cancelled");
-    assert_eq!(world.late.len(), 4);
+    // One request goes on, what else it was asked for it rejects.
+    let goes_on = world.asked.remove(0);
+    let rejected = std::mem::take(&mut world.asked).into_iter().map(|a| Item::Rejected(a.block));
+    world.say(1, [Item::Choked(true)].into_iter().chain(rejected).collect());
+    assert!(world.asked.is_empty());
     world.tick(20 * S);
     assert!(world.asked.is_empty());
-    // What was cut and comes all the same is welcome.
-    let late = world.late.remove(0);
-    world.hand_over(&late, true);
+    world.hand_over(&goes_on, true);
     world.say(1, vec![Item::Choked(false)]);
     assert_eq!(world.asked.len(), 3);
     world.fetch(|_| false);

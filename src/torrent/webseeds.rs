@@ -51,7 +51,8 @@ impl Swarm {
         }
     }
 
-    /// A webseed said something: what it has to say of requests, and that it backs off, which is a choke.
+    /// A webseed said something: what it has to say of requests, and that it backs off, which is a choke. It rejects by
+    /// name what it then won't send: requests that are under way may go on.
     pub(super) fn webseed_said(
         &mut self,
         key: PeerKey,
@@ -65,10 +66,8 @@ impl Swarm {
                 Item::Rejected(block) => self.rejected(key, block, now),
                 Item::Recalled(block) => self.recalled(key, block),
                 Item::Choked(choked) => {
-                    let Some(live) = &mut self.live else { continue };
-                    live.choked(key, choked);
-                    if choked {
-                        live.release(key, fx);
+                    if let Some(live) = &mut self.live {
+                        live.choked(key, choked);
                     }
                 }
                 // It has no way to say these.

@@ -12,21 +12,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use torrentfs::metainfo::geometry::{BLOCK_LEN, BlockRef};
+use torrentfs::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry};
 use torrentfs::peer::PeerKey;
 use torrentfs::peer::buffer::PieceBuffer;
 use torrentfs::peer::event::Item;
 use torrentfs::torrent::effects::Event;
+use torrentfs::webseed::slices;
 
 use super::clock::Time;
 use super::world::{Happening, World, ZEROS};
 
 /// Requests at a time.
 const ABREAST: usize = 4;
-/// A request is for so much of what the line carries, in seconds, within bounds.
-const SLICE: f64 = 0.25;
-const SLICE_MIN: u64 = 256 << 10;
-const SLICE_MAX: u64 = 4 << 20;
 /// After a failure nothing is tried for so long.
 const BACK_OFF: Duration = Duration::from_secs(1);
 /// What a bad block holds.
@@ -56,6 +53,8 @@ impl WebseedSpec {
 
 /// A block that is wanted, its length, and where it goes.
 type Asked = (BlockRef, u32, Arc<PieceBuffer>);
+/// The least of what is queued that each of several requests gets.
+const GATHER: u64 = 256 << 10;
 
 /// A block of a response.
 struct Coming {
@@ -86,7 +85,8 @@ pub struct Webseed {
     pub cut: u64,
     /// Files that were not believed of it.
     pub distrusted: Vec<u32>,
-    queue: VecDeque<Asked>,
+    /// What is urgent, and what isn't.
+    queues: [VecDeque<Asked>; 2],
     responses: VecDeque<Response>,
     /// The block that is on the line.
     on_line: Option<Asked>,
@@ -107,7 +107,7 @@ impl Webseed {
             requests: 0,
             cut: 0,
             distrusted: Vec::new(),
-            queue: VecDeque::new(),
+            queues: Default::default(),
             responses: VecDeque::new(),
             on_line: None,
             taken_back: Vec::new(),
@@ -123,16 +123,22 @@ impl Webseed {
     }
 
     /// It is to be asked for a block.
-    pub fn ask(&mut self, asked: Asked) {
-        self.queue.push_back(asked);
+    pub fn ask(&mut self, asked: Asked, urgent: bool) {
+        self.queues[usize::from(!urgent)].push_back(asked);
+    }
+
+    /// Whether nothing is asked of it.
+    fn is_idle(&self) -> bool {
+        self.queues.iter().all(VecDeque::is_empty) && self.responses.is_empty() && self.on_line.is_none()
     }
 
     /// A block is taken back.
     pub fn cancel(&mut self, block: BlockRef) {
-        let before = self.queue.len();
-        self.queue.retain(|(b, ..)| *b != block);
-        if self.queue.len() < before {
-            return self.taken_back.push(block);
+        for queue in &mut self.queues {
+            if let Some(at) = queue.iter().position(|(b, ..)| *b == block) {
+                queue.remove(at);
+                return self.taken_back.push(block);
+            }
         }
         for response in &mut self.responses {
             if let Some(found) = response.blocks.iter_mut().find(|coming| coming.asked.0 == block) {
@@ -148,21 +154,27 @@ impl Webseed {
     }
 
     /// Makes requests of what is wanted, as long as more may be under way.
-    fn claim(&mut self, now: Time, blocks_in: impl Fn(BlockRef) -> u32) {
-        let most =
-            ((self.spec.rate as f64 * SLICE) as u64).clamp(SLICE_MIN, SLICE_MAX) / u64::from(BLOCK_LEN);
+    fn claim(&mut self, now: Time, geometry: &Geometry) {
         while self.responses.len() < ABREAST && !self.waits {
-            let Some(first) = self.queue.pop_front() else { return };
+            let urgent = !self.queues[0].is_empty();
+            let Some(first) = self.queues[usize::from(!urgent)].pop_front() else { return };
+            let queued = self.queues.iter().map(VecDeque::len).sum::<usize>() as u64 * u64::from(BLOCK_LEN);
+            let share = (queued / ABREAST as u64).max(GATHER);
+            let each = self.spec.rate / ABREAST as u64;
+            let most = slices::size(each, urgent, geometry.piece_length()).min(share) / u64::from(BLOCK_LEN);
             let mut last = first.0;
             let mut blocks = VecDeque::from([Coming { asked: first, unwanted: false }]);
             while blocks.len() < most as usize {
                 let mut next = last;
                 next.block.0 += 1;
-                if next.block.0 >= blocks_in(last) {
+                if next.block.0 >= geometry.blocks_in(last.piece) {
                     (next.piece.0, next.block.0) = (next.piece.0 + 1, 0);
                 }
-                let Some(at) = self.queue.iter().position(|(b, ..)| *b == next) else { break };
-                let Some(asked) = self.queue.remove(at) else { break };
+                let found = self.queues.iter_mut().find_map(|queue| {
+                    let at = queue.iter().position(|(b, ..)| *b == next)?;
+                    queue.remove(at)
+                });
+                let Some(asked) = found else { break };
                 blocks.push_back(Coming { asked, unwanted: false });
                 last = next;
             }
@@ -205,19 +217,21 @@ impl World {
         let seed = &mut self.webseeds[n];
         if let Some(until) = seed.down_until(now)
             && !seed.waits
-            && !(seed.queue.is_empty() && seed.responses.is_empty() && seed.on_line.is_none())
+            && !seed.is_idle()
         {
             seed.waits = true;
-            seed.responses.clear();
-            seed.queue.clear();
-            seed.on_line = None;
             seed.look_at = None;
+            let coming = seed.responses.drain(..).flat_map(|r| r.blocks).map(|coming| coming.asked);
+            let queued = seed.queues.iter_mut().flat_map(|queue| queue.drain(..));
+            let lost = coming.chain(queued).chain(seed.on_line.take());
+            let rejected = lost.map(|(block, ..)| Item::Rejected(block));
+            let items = [Item::Choked(true)].into_iter().chain(rejected).collect();
             self.agenda.put(until.max(now + BACK_OFF), Happening::WebseedBack(n));
-            return self.said(key, Item::Choked(true));
+            return self.apply(Event::Said { key, items });
         }
         let info = self.info.clone();
         let seed = &mut self.webseeds[n];
-        seed.claim(now, |block| info.geometry.blocks_in(block.piece));
+        seed.claim(now, &info.geometry);
         if seed.on_line.is_some() || seed.look_at.is_some_and(|at| at > now) {
             return;
         }

@@ -23,8 +23,8 @@ fn copying_from_a_webseed_alone() {
         // At 200 MiB/s each request of the reader's window is over before the next is made.
         let least = if rate < 100 { 0.85 } else { 0.4 };
         assert!(report.programs[0].rate() as f64 >= least * (rate * MIB) as f64, "{report}");
-        // Requests of some size, and no more of them than pieces.
-        assert!(report.webseeds[0].each() >= 256 << 10, "{report}");
+        // Requests of some size, also for the piece that the reader waits for.
+        assert!(report.webseeds[0].each() >= 128 << 10, "{report}");
         assert_eq!(report.webseeds[0].cut, 0, "{report}");
     }
 }
@@ -51,8 +51,10 @@ fn seeks_beside_a_copy_from_one_webseed() {
         .run();
     sound(&report);
     let figures = &report.programs[0];
-    // The line of one server is shared with what is on its way already.
-    assert!(figures.seek_ratio(0.5) <= 1.6 && figures.seek_ratio(0.99) <= 3.0, "{report}");
+    // The copy always waits for a piece, too: what is urgent shares the line with what is as urgent, and with one more
+    // response that had begun.
+    assert!(figures.seek_ratio(0.5) <= 2.5 && figures.seek_ratio(0.99) <= 4.5, "{report}");
+    assert!(report.programs[1].rate() >= 6 * MIB, "{report}");
     assert!(report.duplicates() <= 0.02, "{report}");
 }
 

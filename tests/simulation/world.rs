@@ -316,7 +316,7 @@ impl World {
                 for a in assignments {
                     self.log(|| format!("ask {} for {}/{}", a.peer.0, a.block.piece.0, a.block.block.0));
                     if let Some(seed) = self.webseed(a.peer) {
-                        seed.ask((a.block, a.len, a.buffer));
+                        seed.ask((a.block, a.len, a.buffer), a.urgent);
                     } else if let Some(session) = self.session(a.peer) {
                         session.requests.push((a.block, a.len, a.buffer));
                     }

@@ -197,7 +197,7 @@ impl Trackers {
         let mut order = Vec::new();
         for tier in tiers {
             let first = members.len();
-            members.extend(tier.iter().filter_map(|url| trackers.register(url)));
+            members.extend(tier.iter().filter_map(|url| trackers.register(url, &trackers.shared.options)));
             order.push((first..members.len()).collect());
         }
         if trackers.shared.options.private {
@@ -214,12 +214,13 @@ impl Trackers {
         trackers
     }
 
-    /// Adds a tracker; false for a private torrent, a URL that is known already or can't be used, or one too many.
-    pub fn add(&self, url: &str) -> bool {
+    /// Adds a tracker that may be as far as `reach` says; false for a private torrent, a URL that is known already or can't be used, or one too many.
+    pub fn add(&self, url: &str, reach: Reach) -> bool {
         if self.shared.options.private {
             return false;
         }
-        self.register(url).map(|member| self.spawn_one(member)).is_some()
+        let options = TrackerOptions { reach, ..self.shared.options.clone() };
+        self.register(url, &options).map(|member| self.spawn_one(member)).is_some()
     }
 
     /// Tells every tracker that knows us, once, that the torrent was completed in this session. Doesn't wait.
@@ -248,9 +249,9 @@ impl Trackers {
     }
 
     /// Takes a tracker into the list; `None` if there is nothing to announce to.
-    fn register(&self, url: &str) -> Option<Member> {
+    fn register(&self, url: &str, options: &TrackerOptions) -> Option<Member> {
         let url = url.trim();
-        let tracker = Tracker::new(url, &self.shared.options);
+        let tracker = Tracker::new(url, options);
         let mut status = self.shared.status.lock();
         if url.is_empty() || status.iter().any(|known| known.url == url) {
             return None;

@@ -17,7 +17,7 @@ use torrentfs_fs::tree::{NodeKind, Subtree};
 use super::Answers;
 use crate::client::Client;
 use crate::client::remove::RemoveError;
-use crate::client::sources::{self, Origin, SourceError};
+use crate::client::sources::{self, SourceError};
 use crate::content::{Shown, TorrentContent};
 use crate::control::message::{
     Added, Code, Ending, Granted, NewTorrent, Prefetched, Refusal, Removed, Report, Request,
@@ -115,9 +115,7 @@ impl Mounted {
                 }
                 sources::load(&source, self.client.reach()).await.map_err(bad_source)?
             }
-            NewTorrent::File { name, bytes } => {
-                sources::from_bytes(&bytes, &name, Origin::File).map_err(bad_source)?
-            }
+            NewTorrent::File { name, bytes } => sources::from_bytes(&bytes, &name).map_err(bad_source)?,
         };
         let wire = loaded.info_hash.wire().0;
         let known = self.client.find(wire).is_some();

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::{Link, Owner};
 use crate::discovery::FoundPeers;
 use crate::metainfo::geometry::FileIndex;
+use crate::net::hosts::Reach;
 use crate::peer::PeerKey;
 use crate::peer::event::{Counters, PeerEvent};
 use crate::peer::outbox::Outbox;
@@ -60,19 +61,26 @@ impl Seeds {
 }
 
 impl Owner {
-    /// Somebody added the torrent once more, and knows other sources of it.
-    pub(super) fn extend(&mut self, trackers: Vec<Vec<String>>, seeds: Vec<Seed>, peers: Vec<FoundPeers>) {
-        let new: Vec<Vec<String>> = trackers
-            .into_iter()
-            .map(|tier| {
-                tier.into_iter().filter(|url| !self.tiers.iter().flatten().any(|t| t == url)).collect()
-            })
-            .filter(|tier: &Vec<String>| !tier.is_empty())
-            .collect();
-        if let Some(trackers) = &self.trackers {
-            new.iter().flatten().for_each(|url| _ = trackers.add(url));
+    /// Somebody added the torrent once more, and knows other sources of it: trackers that may be as far as `reach` says,
+    /// webseeds and peers.
+    pub(super) fn extend(
+        &mut self,
+        trackers: Vec<Vec<String>>,
+        reach: Reach,
+        seeds: Vec<Seed>,
+        peers: Vec<FoundPeers>,
+    ) {
+        for tier in trackers {
+            let known = |url: &String| self.tiers.iter().flatten().any(|known| known == url);
+            let new: Vec<String> = tier.into_iter().filter(|url| !known(url)).collect();
+            if let Some(trackers) = &self.trackers {
+                new.iter().for_each(|url| _ = trackers.add(url, reach));
+            }
+            if reach == Reach::Any {
+                self.named_trackers.extend(new.iter().cloned());
+            }
+            self.tiers.extend((!new.is_empty()).then_some(new));
         }
-        self.tiers.extend(new);
         for found in peers {
             self.apply(Event::Found(found));
         }
