@@ -13,12 +13,13 @@ const LINES_MAX: usize = 800;
 
 /// The rooms of `src/` from the lowest to the highest. A room may name those of lower rows, and itself; rooms
 /// of one row don't know each other.
-const ROOMS: [&[&str]; 10] = [
+const ROOMS: [&[&str]; 11] = [
     &["sync", "hash"],
     &["metainfo"],
     &["net"],
     &["storage", "discovery"],
     &["peer"],
+    &["webseed"],
     &["torrent"],
     &["client"],
     &["content", "config", "control"],

@@ -88,3 +88,10 @@ pub const FORCED: Duration = Duration::from_millis(500);
 /// For the last lines to be written to the terminal. It takes them at once, unless it is stopped, and then the
 /// user has other worries than the last log lines.
 pub const TERMINAL: Duration = Duration::from_secs(1);
+/// Pause after a webseed's server failed, first; doubled at each failure up to [`WEBSEED_RETRY_MAX`]. A reader waits, and a
+/// server that is started anew is there within seconds.
+pub const WEBSEED_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest pause before a webseed's server is asked again, unless it asks for more itself.
+pub const WEBSEED_RETRY_MAX: Duration = Duration::from_secs(60);
+/// The longest pause that a webseed's server can ask for (`Retry-After`).
+pub const WEBSEED_RETRY_LONGEST: Duration = Duration::from_secs(24 * 3600);
