@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use torrentfs_fs::content::{
     Backing, BackingDone, Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead,
@@ -74,6 +75,8 @@ pub struct TorrentContent {
     /// Where the mount's control socket is.
     socket: OnceLock<PathBuf>,
     free: Arc<Free>,
+    /// FUSE threads start tasks in it.
+    runtime: Handle,
 }
 
 /// What was free on the cache's disk when it was looked at last, in bytes.
@@ -98,7 +101,7 @@ pub struct Shown {
 }
 
 impl TorrentContent {
-    /// The content of a client's torrents as they are now.
+    /// The content of a client's torrents as they are now. To be called in a runtime.
     pub fn new(client: Arc<Client>) -> Arc<Self> {
         let (events, receiver) = sync_channel(EVENTS);
         let content = Arc::new(Self {
@@ -108,6 +111,7 @@ impl TorrentContent {
             receiver: RankedMutex::new(Rank::Leaf, "content events", Some(receiver)),
             socket: OnceLock::new(),
             free: Arc::default(),
+            runtime: Handle::current(),
         });
         content.look_at_space();
         content.rebuild(0);
@@ -445,6 +449,7 @@ impl Content for TorrentContent {
         let done = Arc::new(RankedMutex::new(Rank::Leaf, "a file to be lent", Some(done)));
         let (answered, answer) = oneshot::channel::<()>();
         let late = done.clone();
+        let runtime = self.runtime.enter();
         self.client.spawn("open", async move {
             if tokio::time::timeout(OPEN, answer).await.is_err()
                 && let Some(done) = take(&late)
@@ -453,6 +458,7 @@ impl Content for TorrentContent {
                 done(None);
             }
         });
+        drop(runtime);
         let lent = |(file, held)| Backing { file, hold: Box::new(held) };
         let told = move |found: Option<_>| {
             drop(answered);
