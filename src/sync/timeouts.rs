@@ -28,6 +28,8 @@ pub const TRACKER_STOPPED: Duration = Duration::from_secs(2);
 pub const TRACKER_RETRY_FIRST: Duration = Duration::from_secs(5);
 /// Longest pause after failures of one tracker.
 pub const TRACKER_RETRY_MAX: Duration = Duration::from_secs(30 * 60);
+/// To connect to a webseed: its name, TCP, TLS. Longer than for a peer, since there are more round trips, and few others.
+pub const WEBSEED_CONNECT: Duration = Duration::from_secs(10);
 /// The overall deadline of the shutdown sequence, unless `--shutdown-timeout` says otherwise.
 pub const SHUTDOWN: Duration = Duration::from_secs(10);
 /// For a removed torrent to record what is complete, and for what is just being written of it: at most 64 MiB are to be

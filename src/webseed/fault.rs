@@ -6,7 +6,9 @@
 use std::error::Error;
 use std::time::Duration;
 
-use reqwest::StatusCode;
+use reqwest::{StatusCode, Url};
+
+use crate::net::hosts::{self, PrivateHost};
 
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,20 +19,9 @@ pub enum Fault {
     /// The torrent's name for a file, or its own, is empty or made of dots.
     #[error("the torrent has no name for this file that a URL could have")]
     Unnamed,
-    /// Its host is in the local network, and the torrent came from elsewhere.
-    #[error("its host {host} has a private address; use --allow-private-hosts if that is meant")]
-    PrivateHost {
-        /// Its name.
-        host: String,
-    },
-    /// A redirect leads to such a host.
-    #[error(
-        "it redirects to {host}, which has a private address; use --allow-private-hosts if that is meant"
-    )]
-    PrivateRedirect {
-        /// Its name.
-        host: String,
-    },
+    /// Its host, or one that it redirects to, is in the local network, and the torrent came from elsewhere.
+    #[error(transparent)]
+    Private(#[from] PrivateHost),
     /// A status that says no, of a file.
     #[error("the server answers {}", with_reason(*.0))]
     Status(u16),
@@ -147,7 +138,6 @@ impl Fault {
     pub fn means(&self) -> Meaning {
         match self {
             Self::Unnamed
-            | Self::PrivateRedirect { .. }
             | Self::Status(_)
             | Self::NoRanges
             | Self::WrongSize { .. }
@@ -165,7 +155,9 @@ impl Fault {
             | Self::TimedOut(_) => Meaning::Wait(None),
             // A server may close a kept connection just when it is used again.
             Self::Broken(_) => Meaning::Retry,
-            Self::BadUrl(_) | Self::PrivateHost { .. } | Self::Distrusted => Meaning::DropSeed,
+            // A redirect may be of one file.
+            Self::Private(private) if private.redirected => Meaning::DropFile,
+            Self::BadUrl(_) | Self::Private(_) | Self::Distrusted => Meaning::DropSeed,
             Self::OfTorrent(fault) => match fault.means() {
                 Meaning::DropFile => Meaning::DropSeed,
                 other => other,
@@ -173,8 +165,12 @@ impl Fault {
         }
     }
 
-    /// What an error of the HTTP client is. Its text is that of the innermost cause, which doesn't repeat the URL.
-    pub fn of(error: &reqwest::Error) -> Self {
+    /// What an error of a guarded HTTP client is that was to get `asked`. Its text is that of the innermost cause, which
+    /// doesn't repeat the URL.
+    pub fn of(error: &reqwest::Error, asked: &Url) -> Self {
+        if let Some(private) = hosts::refused(error, asked) {
+            return Self::Private(private);
+        }
         let mut chain = Vec::new();
         let mut next: Option<&(dyn Error + 'static)> = error.source();
         while let Some(cause) = next {
@@ -182,11 +178,7 @@ impl Fault {
             next = cause.source();
         }
         let text = chain.last().map_or_else(|| "no reason is known".to_owned(), ToString::to_string);
-        // The TLS library's errors come wrapped as invalid data; nothing else does before the connection is there.
-        let tls = chain.iter().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).any(|error| {
-            error.kind() == std::io::ErrorKind::InvalidData
-                || error.get_ref().is_some_and(|inner| inner.to_string().contains("tls"))
-        });
+        let tls = chain.iter().any(|cause| cause.downcast_ref().is_some_and(is_tls));
         if error.is_redirect() {
             Self::Redirects(text)
         } else if error.is_timeout() {
@@ -199,6 +191,15 @@ impl Fault {
             Self::Broken(text)
         }
     }
+}
+
+/// Whether an error, before there is a connection, is of TLS: what its library says comes as invalid data, and within
+/// another error, which doesn't name it as its source.
+fn is_tls(error: &std::io::Error) -> bool {
+    let inner = error.get_ref();
+    error.kind() == std::io::ErrorKind::InvalidData
+        || inner.and_then(|inner| inner.downcast_ref()).is_some_and(is_tls)
+        || inner.is_some_and(|inner| inner.to_string().contains("tls"))
 }
 
 /// A status as a user knows it.
@@ -217,6 +218,7 @@ fn wait(after: Option<Duration>) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use crate::net::hosts::{Guarded, Reach};
 
     #[test]
     fn what_a_user_reads_and_what_follows() {
@@ -235,9 +237,14 @@ mod tests {
                 Meaning::Wait(None),
             ),
             (
-                Fault::PrivateHost { host: "router".to_owned() },
-                "its host router has a private address; use --allow-private-hosts if that is meant",
+                Fault::Private(PrivateHost { host: "router".to_owned(), redirected: false }),
+                "its host has a private address; use --allow-private-hosts if that is meant",
                 Meaning::DropSeed,
+            ),
+            (
+                Fault::Private(PrivateHost { host: "router".to_owned(), redirected: true }),
+                "it redirects to router, which has a private address; use --allow-private-hosts if that is meant",
+                Meaning::DropFile,
             ),
             (Fault::TimedOut(Phase::Stall), "the server stopped sending", Meaning::Wait(None)),
             (Fault::Broken("x".to_owned()), "the connection broke: x", Meaning::Retry),
@@ -260,9 +267,13 @@ mod tests {
     async fn errors_of_the_client_are_told_apart() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
-        let builder = || reqwest::Client::builder().no_proxy().tls_certs_only([]);
-        let client = builder().timeout(Duration::from_millis(200)).build().unwrap();
-        let ask = async |url: String| Fault::of(&client.get(url).send().await.unwrap_err());
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+        let client = client.timeout(Duration::from_millis(200));
+        let client = Guarded::new(client, Reach::Any, 2).unwrap();
+        let ask = async |url: String| {
+            let url = Url::parse(&url).unwrap();
+            Fault::of(&client.get(url.clone()).unwrap().send().await.unwrap_err(), &url)
+        };
 
         // It accepts and says nothing.
         assert_eq!(ask(format!("http://{at}/")).await, Fault::TimedOut(Phase::FirstByte));

@@ -16,8 +16,8 @@ use std::ops::Range;
 use reqwest::Url;
 
 use super::fault::Fault;
-use crate::metainfo::Info;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
+use crate::metainfo::{Info, webseed_url};
 
 /// How a webseed is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,10 +33,7 @@ pub enum Kind {
 /// # Errors
 /// It is no URL, or neither of HTTP nor of HTTPS.
 pub fn base(text: &str) -> Result<Url, Fault> {
-    let mut url = Url::parse(text).map_err(|error| Fault::BadUrl(error.to_string()))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(Fault::BadUrl(format!("{} is neither http nor https", url.scheme())));
-    }
+    let mut url = webseed_url(text).map_err(Fault::BadUrl)?;
     url.set_fragment(None);
     Ok(url)
 }
