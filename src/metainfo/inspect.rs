@@ -64,7 +64,8 @@ impl Inspection {
             total_size: info.total_size(),
             private: info.private,
             trackers: Some(metainfo.trackers.clone()).filter(|list| !list.is_empty()),
-            webseeds: Some([&metainfo.webseeds[..], &metainfo.http_seeds].concat()).filter(|list| !list.is_empty()),
+            webseeds: Some([&metainfo.webseeds[..], &metainfo.http_seeds].concat())
+                .filter(|list| !list.is_empty()),
             files: info.files.iter().map(InspectedFile::new).collect(),
         }
     }

@@ -454,9 +454,8 @@ mod tests {
         let rest: Vec<u32> = (0..4.min(99 - first)).map(|_| pick(&mut background)).collect();
         assert!(rest.into_iter().eq((first + 1..).take(4.min(99 - first) as usize)), "after {first}");
         // Until it comes upon one that isn't wanted any more, or the end.
-        let all: BTreeSet<u32> = std::iter::from_fn(|| background.pick(PeerKey(1), &Has::All, true, now))
-            .map(|p| p.0)
-            .collect();
+        let all: BTreeSet<u32> =
+            std::iter::from_fn(|| background.pick(PeerKey(1), &Has::All, true, now)).map(|p| p.0).collect();
         assert_eq!(all.len() as u32, 99 - 4.min(99 - first));
     }
 
