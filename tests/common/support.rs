@@ -59,6 +59,10 @@ pub enum Need {
     Zip,
     /// `fio`.
     Fio,
+    /// `nginx`.
+    Nginx,
+    /// `openssl`.
+    Openssl,
     /// `mksquashfs`, and root to mount what it makes through a loop device.
     Squashfs,
 }
@@ -85,6 +89,8 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::Sqlite => tool_missing("sqlite3", "sqlite3"),
         Need::Zip => tool_missing("zip", "zip").or_else(|| tool_missing("unzip", "unzip")),
         Need::Fio => tool_missing("fio", "fio"),
+        Need::Nginx => tool_missing("nginx", "nginx"),
+        Need::Openssl => tool_missing("openssl", "openssl"),
         Need::Squashfs => tool_missing("mksquashfs", "squashfs-tools").or_else(loop_missing),
     })
 }
