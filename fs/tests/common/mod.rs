@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -113,6 +114,15 @@ impl Drop for Bed {
             assert_eq!(left, None);
             assert!(mounted.waiting_reads().is_empty());
         }
+    }
+}
+
+/// Raises a flag when it is dropped, also by a failure: threads of a scope that look at it would be waited for without end.
+pub struct Raises<'a>(pub &'a AtomicBool);
+
+impl Drop for Raises<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
