@@ -235,6 +235,11 @@ impl Mount {
         self.child.id()
     }
 
+    /// Whether the program has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_some()
+    }
+
     /// Since the program was started.
     pub fn age(&self) -> Duration {
         self.started.elapsed()
