@@ -9,10 +9,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use torrentfs_fs::content::{
@@ -66,7 +66,7 @@ pub struct TorrentContent {
     events: SyncSender<ContentEvent>,
     receiver: RankedMutex<Option<Receiver<ContentEvent>>>,
     /// Where the mount's control socket is.
-    socket: OnceLock<PathBuf>,
+    socket: RankedRwLock<Option<PathBuf>>,
 }
 
 /// A torrent as it shows.
@@ -91,7 +91,7 @@ impl TorrentContent {
             snapshot: RankedRwLock::new(Rank::Leaf, "content snapshot", Arc::default()),
             events,
             receiver: RankedMutex::new(Rank::Leaf, "content events", Some(receiver)),
-            socket: OnceLock::new(),
+            socket: RankedRwLock::new(Rank::Leaf, "control socket", None),
         });
         content.rebuild(0);
         content
@@ -163,10 +163,14 @@ impl TorrentContent {
         self.snapshot.read().clone()
     }
 
-    /// The mount's control socket is there, once and for all: the root's `user.torrentfs.socket` says so.
+    /// The mount's control socket is there from now on: the root's `user.torrentfs.socket` says so.
     pub fn set_socket(&self, path: PathBuf) {
-        // A second one would be a bug, and the first goes on to be right.
-        let _ = self.socket.set(path);
+        *self.socket.write() = Some(path);
+    }
+
+    /// Where the mount's control socket is, if it has one.
+    pub fn socket(&self) -> Option<PathBuf> {
+        self.socket.read().clone()
     }
 
     /// The slot of the torrent that a node is of.
@@ -403,7 +407,7 @@ impl Content for TorrentContent {
 
     fn xattr_names(&self, node: NodeId) -> Vec<String> {
         if node == NodeId::ROOT {
-            return self.socket.get().map(|_| format!("{XATTR}socket")).into_iter().collect();
+            return self.socket().map(|_| format!("{XATTR}socket")).into_iter().collect();
         }
         let all = ["infohash", "state", "progress", "ranges", "error"];
         all.iter().map(|n| format!("{XATTR}{n}")).filter(|n| self.xattr(node, n).is_some()).collect()
@@ -412,8 +416,8 @@ impl Content for TorrentContent {
     fn xattr(&self, node: NodeId, name: &str) -> Option<Vec<u8>> {
         let name = name.strip_prefix(XATTR)?;
         if node == NodeId::ROOT {
-            let socket = self.socket.get().filter(|_| name == "socket")?;
-            return Some(socket.as_os_str().as_bytes().to_vec());
+            let socket = self.socket().filter(|_| name == "socket")?;
+            return Some(socket.into_os_string().into_vec());
         }
         let snapshot = self.snapshot();
         let torrent = snapshot.torrent(node)?;

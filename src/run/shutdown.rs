@@ -39,6 +39,8 @@ impl Running {
 /// Takes everything down within `limit`, or at once when a second signal comes.
 pub async fn end(running: Running, signals: &Signals, limit: Duration) -> Exit {
     let mounted = running.mounted.clone();
+    // Whatever began it: nothing is added any more.
+    signals.end();
     tokio::select! {
         exit = shut_down(running, limit) => exit,
         () = signals.reached(2) => {
@@ -122,4 +124,31 @@ async fn within<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     tokio::time::timeout(limit, on_thread(name, work)).await.ok()?
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+    use crate::cli::terminal::testing::Captured;
+
+    #[tokio::test(start_paused = true)]
+    async fn o6_what_does_not_stop_is_logged_by_name() {
+        let log = Captured::default();
+        let _here = log.subscribe();
+        for (hangs, words) in [(true, "did not stop within 3s: client/hung"), (false, "")] {
+            let scope = TaskScope::root();
+            if hangs {
+                // It doesn't watch for the end.
+                scope.child("client").spawn_graceful("hung", std::future::pending());
+            }
+            scope.spawn("ends", std::future::pending());
+            let began = tokio::time::Instant::now();
+            let exit = shut_down(Running::nothing(scope), Duration::from_secs(3)).await;
+            assert_eq!(exit, Exit::Ok, "the mount is gone all the same");
+            assert!(began.elapsed() < Duration::from_secs(5));
+            let said = log.take();
+            assert!(said.contains(words) && (hangs || !said.contains("did not stop")), "{said}");
+        }
+    }
 }
