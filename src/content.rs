@@ -12,9 +12,12 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use torrentfs_fs::content::{
     Backing, BackingDone, Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead,
 };
@@ -26,6 +29,7 @@ use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::info::{FileKind, Info};
 use crate::metainfo::path;
 use crate::sync::tasks::TaskScope;
+use crate::sync::timeouts::OPEN;
 use crate::torrent::Torrent;
 use crate::torrent::reads::{ReadError, Reader, Shared};
 use crate::torrent::status::State;
@@ -47,6 +51,9 @@ const PACE: u32 = 4;
 /// … and at most this long: what has changed shows within a second.
 const PACE_MAX: Duration = Duration::from_millis(500);
 
+/// How long a FUSE thread waits for a look at the disk; what was seen last is the answer then.
+const MOMENT: Duration = Duration::from_millis(20);
+
 /// What is shown at one moment.
 #[derive(Default)]
 struct Snapshot {
@@ -67,6 +74,17 @@ pub struct TorrentContent {
     receiver: RankedMutex<Option<Receiver<ContentEvent>>>,
     /// Where the mount's control socket is.
     socket: RankedRwLock<Option<PathBuf>>,
+    free: Arc<Free>,
+    /// FUSE threads start tasks in it.
+    runtime: Handle,
+}
+
+/// What was free on the cache's disk when it was looked at last, in bytes.
+#[derive(Default)]
+struct Free {
+    bytes: AtomicU64,
+    /// A worker is looking.
+    asked: AtomicBool,
 }
 
 /// A torrent as it shows.
@@ -83,7 +101,7 @@ pub struct Shown {
 }
 
 impl TorrentContent {
-    /// The content of a client's torrents as they are now.
+    /// The content of a client's torrents as they are now. To be called in a runtime.
     pub fn new(client: Arc<Client>) -> Arc<Self> {
         let (events, receiver) = sync_channel(EVENTS);
         let content = Arc::new(Self {
@@ -92,7 +110,10 @@ impl TorrentContent {
             events,
             receiver: RankedMutex::new(Rank::Leaf, "content events", Some(receiver)),
             socket: RankedRwLock::new(Rank::Leaf, "control socket", None),
+            free: Arc::default(),
+            runtime: Handle::current(),
         });
+        content.look_at_space();
         content.rebuild(0);
         content
     }
@@ -161,6 +182,27 @@ impl TorrentContent {
 
     fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.read().clone()
+    }
+
+    /// Has a worker look at what is free on the cache's disk, and waits for it a moment: whoever asks is one of few
+    /// threads, and the disk may be one that doesn't answer.
+    fn look_at_space(&self) {
+        if self.free.asked.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (free, (seen, sees)) = (self.free.clone(), sync_channel(1));
+        let asked = self.client.tell_free_space(move |found| {
+            if let Some(found) = found {
+                free.bytes.store(found, Ordering::Release);
+            }
+            free.asked.store(false, Ordering::Release);
+            // Nobody may wait for it any more.
+            let _ = seen.try_send(());
+        });
+        if !asked {
+            self.free.asked.store(false, Ordering::Release);
+        }
+        let _ = sees.recv_timeout(MOMENT);
     }
 
     /// The mount's control socket is there from now on: the root's `user.torrentfs.socket` says so.
@@ -235,19 +277,21 @@ fn distinct(entries: Vec<(String, String, u32, Arc<Subtree>)>) -> Vec<(String, u
     for (name, ..) in &entries {
         *count.entry(name.clone()).or_default() += 1;
     }
-    let mut used: HashMap<String, usize> = HashMap::new();
+    let mut used: HashSet<String> = HashSet::new();
+    let mut numbers: HashMap<String, usize> = HashMap::new();
     entries
         .into_iter()
         .map(|(name, short, slot, subtree)| {
-            let mut shown = match count.get(&name) {
+            let base = match count.get(&name) {
                 Some(n) if *n > 1 => with_suffix(&name, &format!(" [{short}]")),
                 _ => name,
             };
-            // Two hashes that agree in eight digits, or a torrent that is named like another with its suffix.
-            let n = used.entry(shown.clone()).or_default();
-            *n += 1;
-            if *n > 1 {
-                shown = with_suffix(&shown, &format!(" ({n})"));
+            // Two hashes that agree in eight digits, or a torrent that is named like another with its suffixes.
+            let mut shown = base.clone();
+            let number = numbers.entry(base.clone()).or_insert(1);
+            while !used.insert(shown.clone()) {
+                *number += 1;
+                shown = with_suffix(&base, &format!(" ({number})"));
             }
             (shown, slot, subtree)
         })
@@ -401,16 +445,49 @@ impl Content for TorrentContent {
         let sound = snapshot.torrent(file).is_some_and(|torrent| torrent.status().error.is_none());
         let found = snapshot.file(file).filter(|(shared, _)| sound && !shared.is_removed());
         let Some((shared, index)) = found else { return done(None) };
+        let extent = shared.info.geometry.files().get(index.0 as usize);
+        if !extent.is_some_and(|extent| self.client.quota().may_hold(extent.len)) {
+            return done(None);
+        }
+        // Who opens a file can't be killed: on a disk that doesn't answer it is read through us, whose reads can.
+        let done = Arc::new(RankedMutex::new(Rank::Leaf, "a file to be lent", Some(done)));
+        let (answered, answer) = oneshot::channel::<()>();
+        let late = done.clone();
+        let runtime = self.runtime.enter();
+        self.client.spawn("open", async move {
+            if tokio::time::timeout(OPEN, answer).await.is_err()
+                && let Some(done) = take(&late)
+            {
+                tracing::debug!("the disk doesn't answer: a file is read through the mount");
+                done(None);
+            }
+        });
+        drop(runtime);
         let lent = |(file, held)| Backing { file, hold: Box::new(held) };
-        shared.lend(index, self.client.quota(), Box::new(move |found| done(found.map(lent))));
+        let told = move |found: Option<_>| {
+            drop(answered);
+            if let Some(done) = take(&done) {
+                done(found.map(lent));
+            }
+        };
+        shared.lend(index, self.client.quota(), Box::new(told));
     }
 
     fn xattr_names(&self, node: NodeId) -> Vec<String> {
         if node == NodeId::ROOT {
             return self.socket().map(|_| format!("{XATTR}socket")).into_iter().collect();
         }
-        let all = ["infohash", "state", "progress", "ranges", "error"];
-        all.iter().map(|n| format!("{XATTR}{n}")).filter(|n| self.xattr(node, n).is_some()).collect()
+        // Asked of each file by every `ls -l` of newer systems: no value is computed for it.
+        let snapshot = self.snapshot();
+        let Some(torrent) = snapshot.torrent(node) else { return Vec::new() };
+        let file = snapshot.file(node).is_some();
+        if !file && node.index() != 0 {
+            return Vec::new();
+        }
+        let names = ["infohash", "state", "progress"].into_iter();
+        let names = names.chain(file.then_some("ranges"));
+        let names = names.chain(torrent.status().error.is_some().then_some("error"));
+        names.map(|name| format!("{XATTR}{name}")).collect()
     }
 
     fn xattr(&self, node: NodeId, name: &str) -> Option<Vec<u8>> {
@@ -451,12 +528,18 @@ impl Content for TorrentContent {
     }
 
     fn space(&self) -> Space {
-        Space { free: self.client.cache().space().map_or(0, |s| s.free), ..self.snapshot().space }
+        self.look_at_space();
+        Space { free: self.free.bytes.load(Ordering::Acquire), ..self.snapshot().space }
     }
 
     fn events(&self) -> Option<Receiver<ContentEvent>> {
         self.receiver.lock().take()
     }
+}
+
+/// Takes out what is to be called once, by whoever comes first.
+fn take(done: &RankedMutex<Option<BackingDone>>) -> Option<BackingDone> {
+    done.lock().take()
 }
 
 /// What is here of a file, as `start-end` pairs of bytes (the end is the first byte that isn't), with commas.

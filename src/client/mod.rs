@@ -25,6 +25,7 @@ use torrentfs_fs::lock::{Rank, RankedRwLock};
 use crate::discovery::dht::{Dht, DhtOptions};
 use crate::discovery::tracker::http_client;
 use crate::discovery::{FoundPeers, PeerSource};
+use crate::metainfo::id::InfoHash;
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
@@ -122,6 +123,9 @@ pub enum ClientError {
     /// The cache folder.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The program ends.
+    #[error("the program is just ending")]
+    Closing,
 }
 
 /// See [`Client::view`].
@@ -242,6 +246,19 @@ impl Client {
         answer.await.ok()?.map(|space| space.free)
     }
 
+    /// As [`Client::free_space`], to be told on a worker. Returns at once; false when the workers take no more, and
+    /// nobody is told.
+    pub fn tell_free_space(&self, told: impl FnOnce(Option<u64>) + Send + 'static) -> bool {
+        let cache = self.cache.clone();
+        let job = Box::new(move |_: &mut _| told(cache.space().ok().map(|space| space.free)));
+        self.env.workers.submit(Class::Serve, job).is_ok()
+    }
+
+    /// Whether a torrent is just being removed: [`Client::add`] would wait for that.
+    pub fn is_being_removed(&self, info_hash: &InfoHash) -> bool {
+        self.dormant.is_closing(&info_hash.to_string())
+    }
+
     /// All torrents, in the order in which they were added.
     pub fn torrents(&self) -> Vec<Arc<Torrent>> {
         self.torrents.read().clone()
@@ -312,7 +329,13 @@ impl Client {
                 break claim;
             }
         };
-        let dir = self.cache.torrent_dir(&key)?;
+        let (cache, folder, made) = (self.cache.clone(), key.clone(), loaded.created.is_some());
+        let prepare = move || -> Result<_, ClientError> {
+            let dir = cache.torrent_dir(&folder)?;
+            let added = if made { now_seconds() } else { time_added(&dir, now_seconds()) };
+            Ok((dir, added))
+        };
+        let (dir, added) = self.on_worker(prepare).await.ok_or(ClientError::Closing)??;
         let mut peers = Vec::new();
         for (source, list) in
             [(PeerSource::CommandLine, &self.options.peers), (PeerSource::Magnet, &loaded.peers)]
@@ -327,10 +350,6 @@ impl Client {
             trackers.push(self.options.trackers.clone());
         }
         let slot = self.slots.take(wire);
-        let added = match loaded.created {
-            Some(_) => now_seconds(),
-            None => time_added(&dir, now_seconds()),
-        };
         let plan = Plan {
             slot,
             info_hash: loaded.info_hash,

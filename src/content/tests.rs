@@ -216,3 +216,67 @@ fn a_suffix_never_makes_a_name_too_long() {
     let name = with_suffix(&long, " [12345678]");
     assert!(name.len() <= 255 && name.ends_with("ä [12345678]"), "{}", name.len());
 }
+
+#[test]
+fn names_that_are_made_to_collide_are_all_shown() {
+    let entries = vec![
+        entry("t", "11111111", 1),
+        entry("t", "11111111", 2),
+        entry("t [11111111]", "44444444", 3),
+        entry("t [11111111] (2)", "55555555", 4),
+        entry("t [11111111] (2)", "66666666", 5),
+    ];
+    for rotation in 0..entries.len() {
+        let mut entries = entries.clone();
+        entries.rotate_left(rotation);
+        let names: HashSet<String> = distinct(entries).into_iter().map(|(name, ..)| name).collect();
+        assert_eq!(names.len(), 5, "{names:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_holds_up_no_open_and_no_statfs() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new("x", &[("a", 300_000)]);
+    sample.put(dir.path());
+    let running = Running::start(dir.path(), options()).await;
+    add(&running, &sample).await;
+    let content = TorrentContent::new(running.client.clone());
+    let free = content.space().free;
+    assert!(free > 0);
+    let folder = find(&content, "x");
+    let file =
+        NodeId::new(folder.slot(), content.tree().subtree(folder.slot()).unwrap().child(0, "a").unwrap());
+    let workers = running.client.view(LONG).workers;
+    let look = || workers.view(Instant::now());
+    let (ends, hung): (Vec<SyncSender<()>>, Vec<_>) = (0..look().threads)
+        .map(|_| {
+            let (end, ended) = sync_channel(0);
+            let client = running.client.clone();
+            (end, tokio::spawn(async move { client.on_worker(move || _ = ended.recv()).await }))
+        })
+        .unzip();
+    until("all workers hang", || look().running.len() == look().threads).await;
+    let (tell, told) = sync_channel(1);
+    // On a thread that knows no runtime, as the filesystem's.
+    let (asked, opened) =
+        (content.clone(), Box::new(move |b: Option<Backing>| tell.send(b.is_some()).unwrap()));
+    std::thread::spawn(move || asked.backing(file, opened)).join().unwrap();
+    let mut answer = None;
+    until("the open goes on", || {
+        answer = told.try_recv().ok();
+        answer.is_some()
+    })
+    .await;
+    assert_eq!(answer, Some(false));
+    assert_eq!(content.space().free, free, "what was seen last");
+    drop(ends);
+    for task in hung {
+        tokio::time::timeout(LONG, task).await.unwrap().unwrap().unwrap();
+    }
+    // The look that came too late is let go, and the next open has its file.
+    let (tell, told) = sync_channel(1);
+    content.backing(file, Box::new(move |backing| tell.send(backing.is_some()).unwrap()));
+    assert_eq!(told.recv_timeout(LONG), Ok(true));
+    running.stop().await;
+}

@@ -171,9 +171,8 @@ impl<A: Answers> Server<A> {
                     if file.is_there() {
                         continue;
                     }
-                    match home.bind().map_err(|error| error.to_string()).and_then(|bound| {
-                        listen(bound).map_err(|error| error.to_string())
-                    }) {
+                    let bound = home.bind().map_err(|error| error.to_string());
+                    match bound.and_then(|bound| listen(bound).map_err(|error| error.to_string())) {
                         Ok((again, anew)) => {
                             let path = anew.path().to_owned();
                             tracing::warn!("the control socket had gone; it is {} now", path.display());
@@ -246,10 +245,12 @@ impl<A: Answers> Connection<A> {
                     None => return,
                 },
                 Line::TooLong => {
+                    drop(large);
                     let why = format!("a request has no more than {REQUEST_MAX} bytes");
                     (message::answer(None, &Err(Refusal::new(Code::TooLong, why))), false)
                 }
                 Line::Late => {
+                    drop(large);
                     let why = format!("the line didn't end within {:?}", timeouts::CONTROL_LINE);
                     (message::answer(None, &Err(Refusal::new(Code::TooSlow, why))), true)
                 }

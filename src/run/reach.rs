@@ -174,7 +174,7 @@ fn ask_around(mountpoint: &Path) -> Result<Found, Failure> {
     let mut mute = Vec::new();
     for (found, said) in ask_each(&all, |found| who(found, timeouts::CONTROL_WHO)) {
         match said {
-            Ok(who) if Path::new(&who.mountpoint) == place => {
+            Ok(who) if who.mountpoint == place.to_string_lossy() => {
                 return Ok(Found { mountpoint: Some(place), socket: found.socket.clone() });
             }
             Ok(_) | Err(Silence::Gone | Silence::Missing) => {}

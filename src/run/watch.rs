@@ -71,6 +71,8 @@ pub struct Watch {
     watched: Option<(u64, u64)>,
     /// Somebody was told that the folder can't be listed.
     told: bool,
+    /// Something was put off that is to be tried again soon.
+    again: bool,
 }
 
 /// inotify's descriptor, shared with the worker that looks at the folder.
@@ -129,11 +131,11 @@ impl Watch {
             inotify: inotify.ok(),
             watched: None,
             told: false,
+            again: false,
         })
     }
 
-    /// Looks at the folder and does what is to be done. Waits for the disk; and, when a torrent comes back that is just
-    /// being removed, for that.
+    /// Looks at the folder and does what is to be done. Waits for the disk.
     pub async fn look(&mut self) {
         self.round(Signs::default()).await;
     }
@@ -153,7 +155,8 @@ impl Watch {
 
     /// Waits until it is time to look.
     async fn wait(&mut self) -> Signs {
-        let look = if self.watched.is_some() { LOOK } else { LOOK_BLIND };
+        let often = std::mem::take(&mut self.again) || self.watched.is_none();
+        let look = if often { LOOK_BLIND } else { LOOK };
         let pause = self.plan.next_complaint(Instant::now()).map_or(look, |next| next.min(look));
         let mut signs = Signs::default();
         let Some(inotify) = self.inotify.as_ref().filter(|_| self.watched.is_some()) else {
@@ -225,11 +228,18 @@ impl Watch {
             // The program ends, or reading it panicked.
             let loaded = loaded.unwrap_or_else(|| Err("it could not be read".into()));
             let found = loaded.as_ref().map(|loaded| loaded.info_hash.wire().0).map_err(Clone::clone);
-            if !self.plan.loaded(&name, found, Instant::now()) {
+            let here = |key| self.client.find(key).is_some();
+            if !self.plan.loaded(&name, found, here, Instant::now()) {
                 continue;
             }
             let Ok(loaded) = loaded else { continue };
             let key = loaded.info_hash.wire().0;
+            if self.client.is_being_removed(&loaded.info_hash) {
+                // That may take a while, which is no reason to keep all others waiting.
+                self.plan.put_off(key);
+                self.again = true;
+                continue;
+            }
             match self.client.add_watched(loaded).await {
                 Ok(torrent) => {
                     added.push(torrent.name().to_owned());

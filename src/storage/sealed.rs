@@ -76,6 +76,16 @@ pub(super) fn write(dir: &Path, kind: &Kind, body: &[u8]) -> io::Result<()> {
 /// Writes `body` as `<kind.name>` in the root of a volume, durably. Waits for the disk. On an error the old one stands,
 /// or (when only the folder couldn't be synced) the new one.
 pub(super) fn write_in(volume: &dyn Volume, kind: &Kind, body: &[u8]) -> io::Result<()> {
+    put(volume, kind, body, true)
+}
+
+/// As [`write`], but nothing is synced, so that it costs no wait for the disk: a kill leaves the old one or the new one,
+/// a power cut may leave one that is damaged. For what may be lost.
+pub(super) fn write_unsynced(dir: &Path, kind: &Kind, body: &[u8]) -> io::Result<()> {
+    put(&OsVolume::open(dir)?, kind, body, false)
+}
+
+fn put(volume: &dyn Volume, kind: &Kind, body: &[u8], synced: bool) -> io::Result<()> {
     if body.len() as u64 > MAX_BODY {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "too large to be kept"));
     }
@@ -89,14 +99,14 @@ pub(super) fn write_in(volume: &dyn Volume, kind: &Kind, body: &[u8]) -> io::Res
 
     let (aside, file) = create_aside(volume, kind)?;
     let written = write_all(&*file, &bytes)
-        .and_then(|()| file.sync())
+        .and_then(|()| if synced { file.sync() } else { Ok(()) })
         .and_then(|()| volume.rename(&aside, Path::new(kind.name)));
     if let Err(error) = written {
         // The next reader removes it, if this doesn't.
         let _ = volume.remove(&aside);
         return Err(error);
     }
-    volume.sync_folder(Path::new(""))
+    if synced { volume.sync_folder(Path::new("")) } else { Ok(()) }
 }
 
 /// A new file beside, of a name that nobody has.

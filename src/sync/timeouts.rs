@@ -35,6 +35,9 @@ pub const SHUTDOWN: Duration = Duration::from_secs(10);
 pub const REMOVE_RECORD: Duration = Duration::from_secs(10);
 /// For the tasks of a removed torrent to end: they are dropped at their next await.
 pub const REMOVE_TASKS: Duration = Duration::from_secs(5);
+/// For the disk to say whether a file that is opened can be lent to the kernel: who opens a file can't be killed. A disk
+/// that is slower has it read through the mount.
+pub const OPEN: Duration = Duration::from_millis(250);
 /// Since the last block of a piece that a read waits for; see `--read-timeout`.
 pub const READ: Duration = Duration::from_secs(300);
 /// Until a magnet's metadata counts as late; see `--metadata-timeout`.

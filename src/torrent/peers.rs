@@ -26,6 +26,9 @@ use crate::sync::timeouts::{PEER_RETRY_FIRST, PEER_RETRY_MAX};
 pub const MAX_KNOWN: usize = 2000;
 /// Longest pause between two tries of a peer that the user named: they expect it to be there, and wait.
 pub const NAMED_RETRY_MAX: Duration = Duration::from_secs(10);
+/// How often a peer that has delivered is tried again at the second pause before pauses grow: it restarts, or our line was
+/// away for some seconds, and a reader waits.
+const USEFUL_TRIES: u32 = 6;
 /// Banned addresses kept; the oldest is forgotten first. A ban needs a bad piece, which needs a real peer.
 const MAX_BANNED: usize = 4096;
 /// Our own addresses kept: a machine has a handful, each with one port.
@@ -97,7 +100,12 @@ fn rank(source: PeerSource) -> u8 {
 impl Entry {
     /// Notes a failure and begins the pause after it.
     fn fail(&mut self, now: Instant) {
-        let doubled = PEER_RETRY_FIRST.saturating_mul(1 << self.failures.min(16));
+        let failures = if self.useful && self.failures > 1 {
+            self.failures.saturating_sub(USEFUL_TRIES).max(1)
+        } else {
+            self.failures
+        };
+        let doubled = PEER_RETRY_FIRST.saturating_mul(1 << failures.min(16));
         let longest = if named(self.source) { NAMED_RETRY_MAX } else { PEER_RETRY_MAX };
         self.failures = self.failures.saturating_add(1);
         self.failed_at = Some(now);
@@ -438,6 +446,16 @@ mod tests {
         book.disconnected(nth(0), now, true);
         assert_eq!(book.next_wakeup(now), Some(S * 2), "useful ones are tried soon");
         assert_eq!(book.next_dials(now + S * 2, 0, 0, LIMITS).len(), 1);
+        // Away for half a minute, then for long.
+        let mut at = now + S * 2;
+        let pauses = (0..10).map(|_| {
+            book.next_dials(at, 0, 0, LIMITS);
+            book.failed(nth(0), at);
+            let pause = book.next_wakeup(at).unwrap();
+            at += pause;
+            pause.as_secs()
+        });
+        assert_eq!(pauses.collect::<Vec<_>>(), [4, 4, 4, 4, 4, 4, 4, 8, 16, 32]);
         // Outcomes of strangers are ignored.
         book.connected(nth(7));
         book.failed(nth(7), now);

@@ -421,6 +421,7 @@ fn give_back(shared: &Shared, pieces: &[PieceIndex]) -> Work {
     let (pieces, mut kept): (Vec<PieceIndex>, Vec<PieceIndex>) =
         pieces.iter().copied().partition(|p| !shared.table.is_held(*p));
     let (mut freed, mut never) = (Vec::new(), false);
+    let mut said = String::new();
     let mut sorted: Vec<u32> = pieces.iter().map(|p| p.0).collect();
     sorted.sort_unstable();
     for run in sorted.chunk_by(|a, b| a + 1 == *b) {
@@ -443,7 +444,12 @@ fn give_back(shared: &Shared, pieces: &[PieceIndex]) -> Work {
         match shared.store.discard(range, around) {
             Ok(()) => freed.extend(pieces),
             Err(error) => {
-                tracing::warn!(torrent = %shared.info.name, "room couldn't be given back: {error}");
+                // Once for all parts of a file.
+                let why = error.to_string();
+                if why != said {
+                    tracing::warn!(torrent = %shared.info.name, "room couldn't be given back: {why}");
+                    said = why;
+                }
                 never |= matches!(error, StorageError::Unsupported { .. });
                 kept.extend(pieces);
             }

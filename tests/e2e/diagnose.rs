@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{Behaviour, Mount, Reader, Sample, ScriptedPeer, wait_for, wait_until};
+use crate::common::{Behaviour, Mount, Reader, Sample, ScriptedPeer, wait_until};
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -31,10 +31,11 @@ fn report_with(mount: &Mount, lines: &[&[&str]]) {
         assert!(std::time::Instant::now() < end, "no line \"{line}\" in\n{seen}");
         let (before, _) = reports(mount);
         mount.signal(Signal::SIGUSR1);
-        seen = wait_for("a report", MINUTE, || {
+        wait_until("a report", MINUTE, || {
             let (count, last) = reports(mount);
-            // Its last section is about storage, and written in the same go.
-            (count > before && last.contains("storage:")).then_some(last)
+            seen = last;
+            // Its last section is about storage.
+            count > before && seen.contains("storage:")
         });
     }
 }

@@ -77,21 +77,34 @@ impl Plan {
         load
     }
 
-    /// A file that was to be read stands for this torrent, or can't be used. True when the torrent is to be added.
-    pub(super) fn loaded(&mut self, name: &OsStr, found: Result<Key, String>, now: Instant) -> bool {
+    /// A file that was to be read stands for this torrent, or can't be used. True when the torrent is to be added: it is
+    /// new, or isn't `here` any more, since somebody removed it otherwise.
+    pub(super) fn loaded(
+        &mut self,
+        name: &OsStr,
+        found: Result<Key, String>,
+        here: impl FnOnce(Key) -> bool,
+        now: Instant,
+    ) -> bool {
         let Some(file) = self.files.get_mut(name) else { return false };
         match found {
             Ok(key) => {
                 file.key = Some(key);
                 file.bad = None;
                 file.told = false;
-                self.added.insert(key)
+                self.added.insert(key) || !here(key)
             }
             Err(why) => {
                 file.bad = Some((why, now));
                 false
             }
         }
+    }
+
+    /// A torrent can't be added yet: its files are read again next time.
+    pub(super) fn put_off(&mut self, key: Key) {
+        self.added.remove(&key);
+        self.files.retain(|_, file| file.key != Some(key));
     }
 
     /// A torrent could not be added.
@@ -165,7 +178,7 @@ mod tests {
         for name in read {
             let holds = row.holds.iter().find(|(file, _)| **file == name).expect("what it holds").1;
             let found = if holds == 0 { Err(format!("{name:?} is rubbish")) } else { Ok([holds; 20]) };
-            if plan.loaded(&name, found, now) {
+            if plan.loaded(&name, found, |_| true, now) {
                 add.push(holds);
             }
         }
@@ -258,7 +271,7 @@ mod tests {
             if let Some((state, holds)) = state {
                 assert_eq!(plan.seen(listing(&[("a", state)]), &HashSet::new()).len(), 1);
                 let found = if holds == 0 { Err("rubbish".to_owned()) } else { Ok([holds; 20]) };
-                plan.loaded("a".as_ref(), found, at(tenths));
+                plan.loaded("a".as_ref(), found, |_| true, at(tenths));
             }
             let next = plan.next_complaint(at(tenths));
             let complaints = plan.complaints(at(tenths));
@@ -276,15 +289,47 @@ mod tests {
         let (mut plan, now) = (Plan::default(), Instant::now());
         let both = |state| listing(&[("a", state), ("b", state)]);
         plan.seen(both(1), &HashSet::new());
-        assert!(plan.loaded("a".as_ref(), Ok([1; 20]), now));
+        assert!(plan.loaded("a".as_ref(), Ok([1; 20]), |_| true, now));
         plan.failed([1; 20], "no room", now);
         // The other file with it is another try.
-        assert!(plan.loaded("b".as_ref(), Ok([1; 20]), now));
+        assert!(plan.loaded("b".as_ref(), Ok([1; 20]), |_| true, now));
         plan.failed([1; 20], "no room", now);
         assert!(plan.gone().is_empty());
         assert_eq!(plan.complaints(now + QUIET).len(), 2);
         assert_eq!(plan.seen(both(2), &HashSet::new()).len(), 2);
-        assert!(plan.loaded("a".as_ref(), Ok([1; 20]), now) && !plan.loaded("b".as_ref(), Ok([1; 20]), now));
-        assert!(!plan.loaded("unheard of".as_ref(), Ok([9; 20]), now));
+        assert!(
+            plan.loaded("a".as_ref(), Ok([1; 20]), |_| true, now)
+                && !plan.loaded("b".as_ref(), Ok([1; 20]), |_| true, now)
+        );
+        assert!(!plan.loaded("unheard of".as_ref(), Ok([9; 20]), |_| true, now));
+    }
+
+    #[test]
+    fn what_was_removed_otherwise_comes_back_when_its_file_is_touched() {
+        let (mut plan, now) = (Plan::default(), Instant::now());
+        let touched = HashSet::from([OsString::from("a")]);
+        let look =
+            |plan: &mut Plan, touched: &HashSet<OsString>| plan.seen(listing(&[("a", 1)]), touched).len();
+        assert_eq!(look(&mut plan, &HashSet::new()), 1);
+        assert!(plan.loaded("a".as_ref(), Ok([1; 20]), |_| false, now));
+        assert!(plan.gone().is_empty());
+        // Removed, and nobody was at its file.
+        assert_eq!(look(&mut plan, &HashSet::new()), 0);
+        assert_eq!(look(&mut plan, &touched), 1);
+        assert!(plan.loaded("a".as_ref(), Ok([1; 20]), |key| key != [1; 20], now));
+        assert!(plan.gone().is_empty());
+        assert_eq!(look(&mut plan, &touched), 1);
+        assert!(!plan.loaded("a".as_ref(), Ok([1; 20]), |_| true, now), "it is there");
+    }
+
+    #[test]
+    fn what_is_put_off_is_read_again() {
+        let (mut plan, now) = (Plan::default(), Instant::now());
+        for _ in 0..3 {
+            assert_eq!(plan.seen(listing(&[("a", 1)]), &HashSet::new()).len(), 1);
+            assert!(plan.loaded("a".as_ref(), Ok([1; 20]), |_| false, now));
+            plan.put_off([1; 20]);
+            assert!(plan.gone().is_empty());
+        }
     }
 }

@@ -4,9 +4,9 @@
 //! writes to them, we neither, and no failed sync takes anything back. What was adopted isn't lent: it is its owner's,
 //! who may write to it, and readers would get what he wrote.
 //!
-//! **Mappings.** A program that maps such a file keeps the mapping beyond its handle, and the kernel tells nobody. So a
-//! file that was whole is looked at before a hole is made in it: whether anybody but us has it open or mapped. If so it
-//! keeps its bytes. A lease for writing is what tells (`fcntl(2)`, `F_SETLEASE`): the kernel grants it only to who has
+//! **Mappings.** A program that maps such a file keeps the mapping beyond its handle, and the kernel tells nobody; it
+//! outlives this store, too. So a file that was whole, or that was there before, is looked at before a hole is made in
+//! it: whether anybody but us has it open or mapped. If so it keeps its bytes. A lease for writing is what tells (`fcntl(2)`, `F_SETLEASE`): the kernel grants it only to who has
 //! the file open alone. It is given back at once.
 //!
 //! **What a lent file gives** when somebody was at it: who removes or replaces it takes its name away, and those who
@@ -15,7 +15,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag};
@@ -45,6 +45,7 @@ impl FileStore {
             let mut table = self.table.lock();
             let standing = table.standing.get(&file).copied()?;
             table.lent.insert(file);
+            table.alone.remove(&file);
             standing
         };
         let mark = standing.mark.filter(|_| standing.name == Name::Own)?;
@@ -57,9 +58,9 @@ impl FileStore {
         if stat.len == full { direct(open.as_fd()?) } else { None }
     }
 
-    /// Whether a file was whole, and it isn't known yet that nobody has it mapped.
+    /// Whether it isn't known that nobody has a file mapped.
     pub(in crate::storage) fn is_doubtful(&self, file: u32) -> bool {
-        self.table.lock().doubtful.contains(&file)
+        !self.table.lock().alone.contains(&file)
     }
 
     /// Makes sure that nobody but us has a file, which is open for writing, open or mapped. Waits a moment for reads of
@@ -70,6 +71,13 @@ impl FileStore {
     pub(super) fn alone(&self, file: u32, open: &dyn VolumeFile) -> Result<(), StorageError> {
         if !self.is_doubtful(file) {
             return Ok(());
+        }
+        let busy = || {
+            let error = io::Error::new(io::ErrorKind::ResourceBusy, "a program has it open or mapped");
+            Err(self.error(file, "giving back parts of", error))
+        };
+        if self.table.lock().shared.get(&file).is_some_and(|until| Instant::now() < *until) {
+            return busy();
         }
         // Without a descriptor nobody can have been given one.
         let Some(descriptor) = open.as_fd() else { return Ok(()) };
@@ -84,15 +92,17 @@ impl FileStore {
             let mut table = self.table.lock();
             // Where that can't be told, what was lent counts as shared.
             if !shared.unwrap_or_else(|| table.lent.contains(&file)) {
-                table.doubtful.remove(&file);
+                table.alone.insert(file);
+                table.shared.remove(&file);
                 return Ok(());
             }
             if shared.is_none() {
                 break;
             }
         }
-        let busy = io::Error::new(io::ErrorKind::ResourceBusy, "a program has it open or mapped");
-        Err(self.error(file, "giving back parts of", busy))
+        // What is to be given back comes in many parts.
+        self.table.lock().shared.insert(file, Instant::now() + self.look_every);
+        busy()
     }
 }
 

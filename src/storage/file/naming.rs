@@ -142,9 +142,13 @@ impl FileStore {
         let mut table = self.table.lock();
         if opened.created {
             table.created.insert(file);
+            table.alone.insert(file);
         }
         table.usable()?;
         let before = table.standing.get(&file).copied();
+        if before.is_none() && opened.name == Name::Own {
+            table.lent.insert(file);
+        }
         // Another file under its name: what was verified isn't in that one.
         let replaced = before.is_some_and(|before| before.inode.is_some_and(|inode| inode != stat.inode));
         let marked = before.and_then(|before| before.mark).filter(|_| !opened.writable);
@@ -371,7 +375,7 @@ impl FileStore {
         set_mode(own, mode, mode | OWNER_WRITE)?;
         self.volume.rename(&self.names.path(file, Name::Own), &self.names.path(file, Name::Part))?;
         self.stands(file, Name::Part, None, false);
-        self.table.lock().doubtful.insert(file);
+        self.table.lock().alone.remove(&file);
         self.volume.sync_folder(&self.names.folder(self.names.split(file).0))
     }
 

@@ -74,10 +74,12 @@ pub(super) struct Table {
     /// Files that somebody was at, which was told: nothing of them is read before they are reopened, since whoever
     /// believes in what was in them hasn't heard of it yet.
     pub(super) harmed: HashSet<u32>,
-    /// Files that the kernel was given to read by itself.
+    /// Files that the kernel was given to read by itself, or may have been before the store was opened.
     pub(super) lent: HashSet<u32>,
-    /// Files that were whole, and that somebody may still have mapped since then.
-    pub(super) doubtful: HashSet<u32>,
+    /// Files of which it is known that nobody but us has them mapped: made here, and not whole since then, or looked at.
+    pub(super) alone: HashSet<u32>,
+    /// Files that somebody had open or mapped, and until when that isn't looked at again.
+    pub(super) shared: HashMap<u32, Instant>,
     /// Written since the last sync.
     pub(super) dirty: BTreeSet<u32>,
     /// Made since the last sync: the folders they lie in are to be synced too.

@@ -493,7 +493,12 @@ fn no_hole_is_made_in_a_file_that_somebody_has_open_or_mapped() {
     const LEN: usize = 8192;
     let dir = tempfile::tempdir().unwrap();
     let geometry = Arc::new(Geometry::contiguous(4096, &[LEN as u64]));
-    let store = open(dir.path(), geometry, &named(&["a"]));
+    let anew = || {
+        let mut store = open(dir.path(), geometry.clone(), &named(&["a"]));
+        store.look_every = Duration::ZERO;
+        store
+    };
+    let store = anew();
     write(&store, 0, &[7; LEN]).unwrap();
     store.sync().unwrap();
     store.finish(A).unwrap();
@@ -505,10 +510,24 @@ fn no_hole_is_made_in_a_file_that_somebody_has_open_or_mapped() {
     };
     assert_ne!(at, libc::MAP_FAILED);
     drop(lent);
-    for _ in 0..2 {
+    let refuses = |store: &FileStore| {
         let refused = store.discard(0..4096, 0..LEN as u64);
         assert!(matches!(&refused, Err(StorageError::Io { .. })), "{refused:?}");
-    }
+    };
+    // What was found counts for a while.
+    let mut busy = anew();
+    busy.look_every = Duration::from_secs(3600);
+    refuses(&busy);
+    let looks = Instant::now();
+    (0..1000).for_each(|_| refuses(&busy));
+    assert!(looks.elapsed() < Duration::from_secs(10), "each look takes 20 ms");
+    drop(busy);
+    refuses(&store);
+    refuses(&store);
+    // Nor by who opens it later, and was never asked to lend it.
+    drop(store);
+    let store = anew();
+    refuses(&store);
     // SAFETY: mapped for that length, and not yet unmapped.
     let mapped = unsafe { std::slice::from_raw_parts(at.cast::<u8>(), LEN) }.to_vec();
     assert_eq!(mapped, [7; LEN]);

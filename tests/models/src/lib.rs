@@ -26,7 +26,7 @@ pub mod lock;
 #[path = "../../../src/torrent/notifier.rs"]
 pub mod notifier;
 #[allow(dead_code, reason = "the models need a part of it")]
-#[path = "../../../fs/src/parked.rs"]
+#[path = "../../../fs/src/parked/table.rs"]
 pub mod parked;
 #[path = "../../../fs/src/tree.rs"]
 pub mod tree;
