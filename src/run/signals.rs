@@ -88,6 +88,12 @@ impl Signals {
         Ok(Self(receiver))
     }
 
+    /// Those that a test gives, by how many have come.
+    #[cfg(test)]
+    pub(super) fn of(count: watch::Receiver<usize>) -> Self {
+        Self(count)
+    }
+
     /// Waits until at least `n` signals have come. Cancel-safe.
     pub async fn reached(&self, n: usize) {
         let mut receiver = self.0.clone();

@@ -64,4 +64,5 @@ mod two_processes;
 mod upload;
 mod verify;
 mod watched;
+mod webseeds;
 mod whole;
