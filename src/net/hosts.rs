@@ -161,13 +161,17 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// Makes one of a client that is set up otherwise. It follows at most `redirects` in a row. Reads the system's
+    /// Makes one of a client that is set up otherwise. It follows at most `redirects` in a row; with 0
+    /// an answer that redirects is an answer like any other. Reads the system's
     /// certificates, unless the builder has others.
     ///
     /// # Errors
     /// As [`ClientBuilder::build`].
     pub fn new(builder: ClientBuilder, reach: Reach, redirects: usize) -> Result<Self, reqwest::Error> {
         let policy = redirect::Policy::custom(move |attempt| {
+            if redirects == 0 {
+                return attempt.stop();
+            }
             if attempt.previous().len() > redirects {
                 return attempt.error(format!("more than {redirects} redirects"));
             }

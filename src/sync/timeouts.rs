@@ -30,6 +30,16 @@ pub const TRACKER_RETRY_FIRST: Duration = Duration::from_secs(5);
 pub const TRACKER_RETRY_MAX: Duration = Duration::from_secs(30 * 60);
 /// To connect to a webseed: its name, TCP, TLS. Longer than for a peer, since there are more round trips, and few others.
 pub const WEBSEED_CONNECT: Duration = Duration::from_secs(10);
+/// From a request to a webseed, its connection included, to the head of the answer: a busy server takes seconds.
+pub const WEBSEED_FIRST_BYTE: Duration = Duration::from_secs(15);
+/// A webseed that sends less than [`WEBSEED_STALL_BYTES`] in this time has stalled.
+pub const WEBSEED_STALL: Duration = Duration::from_secs(10);
+/// A block: a server that takes [`WEBSEED_STALL`] for it serves nobody who reads.
+pub const WEBSEED_STALL_BYTES: u64 = 16 * 1024;
+/// For the end of a webseed's body after its last byte that matters: it costs a connection, never the data.
+pub const WEBSEED_BODY_END: Duration = Duration::from_millis(500);
+/// For the requests of a webseed to end: they are dropped at their next await.
+pub const WEBSEED_END: Duration = Duration::from_secs(5);
 /// The overall deadline of the shutdown sequence, unless `--shutdown-timeout` says otherwise.
 pub const SHUTDOWN: Duration = Duration::from_secs(10);
 /// For a removed torrent to record what is complete, and for what is just being written of it: at most 64 MiB are to be
@@ -73,6 +83,8 @@ pub const CONTROL_IDLE: Duration = Duration::from_secs(60);
 pub const CONTROL_WRITE: Duration = Duration::from_secs(10);
 /// For a running mount to answer what takes no network and next to no disk: well under a second, but machines are busy.
 pub const CONTROL_ANSWER: Duration = Duration::from_secs(10);
+/// For a mount to say which one it is: that waits for nothing.
+pub const CONTROL_WHO: Duration = Duration::from_secs(3);
 /// For a torrent to be added to a running mount: [`TORRENT_URL`], [`RESOLVE`] and [`SETTLE`], with room.
 pub const CONTROL_ADD: Duration = Duration::from_secs(90);
 /// For a torrent to be removed from a running mount: many files may have to go.

@@ -9,11 +9,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use reqwest::Url;
-use tokio::time::Instant;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
+use super::hosts::now;
 use crate::metainfo::geometry::FileIndex;
 use crate::peer::event::Counters;
 
@@ -91,7 +92,7 @@ impl Health {
 
     /// How it is doing now. Takes a leaf lock for a moment.
     pub fn snapshot(&self) -> SeedStatus {
-        let now = Instant::now();
+        let now = now();
         let busy = self.busy.load(Ordering::Relaxed) > 0;
         let noted = self.noted.lock();
         let left =
@@ -117,6 +118,12 @@ impl Health {
         &self.url
     }
 
+    /// The host of its URL, or `?`: a short name for it.
+    pub(super) fn host(&self) -> String {
+        let url = Url::parse(&self.url).ok();
+        url.as_ref().and_then(|url| url.host_str()).unwrap_or("?").to_owned()
+    }
+
     /// A request is made.
     pub(super) fn request(&self) -> Busy<'_> {
         self.requests.fetch_add(1, Ordering::Relaxed);
@@ -124,20 +131,21 @@ impl Health {
         Busy(self)
     }
 
-    /// A request went well.
+    /// A request went well. While it waits for something else that was wrong, the reason for that stays.
     pub(super) fn well(&self) {
+        let now = now();
         let old = {
             let mut noted = self.noted.lock();
-            noted.until = None;
-            if noted.dropped { None } else { noted.reason.take() }
+            let stays = noted.dropped || noted.until.is_some_and(|until| now < until);
+            if stays { None } else { noted.reason.take() }
         };
         drop(old);
     }
 
-    /// Something was wrong.
-    pub(super) fn trouble(&self, reason: String) {
+    /// Something was wrong. With `first`, only if nothing is known yet.
+    pub(super) fn trouble(&self, reason: String, first: bool) {
         let mut noted = self.noted.lock();
-        if !noted.dropped {
+        if !noted.dropped && !(first && noted.reason.is_some()) {
             noted.reason = Some(reason);
         }
     }
@@ -203,19 +211,27 @@ mod tests {
         assert_eq!(health.snapshot().state, SeedState::Idle);
         let busy = health.request();
         assert_eq!(health.snapshot().state, SeedState::Fetching);
-        health.trouble("it is ill".into());
-        health.waits(Some(Instant::now() + Duration::from_millis(2500)));
+        health.trouble("it is ill".into(), false);
+        health.trouble("so are others".into(), true);
+        health.waits(Some(now() + Duration::from_millis(2500)));
         assert_eq!(health.snapshot().state, SeedState::Waiting { seconds: 3 });
         tokio::time::advance(Duration::from_millis(2500)).await;
         assert_eq!(health.snapshot().state, SeedState::Fetching);
         assert_eq!(health.snapshot().reason.as_deref(), Some("it is ill"));
         drop(busy);
         health.well();
+        assert_eq!(health.snapshot().reason, None);
+        health.waits(Some(now() + Duration::from_secs(1)));
+        health.trouble("again".into(), true);
+        health.well();
+        assert_eq!(health.snapshot().reason.as_deref(), Some("again"), "it waits for that");
+        health.waits(None);
+        health.well();
         let seen = health.snapshot();
         assert_eq!((seen.state, seen.reason, seen.requests), (SeedState::Idle, None, 1));
         [3, 5, 3].into_iter().for_each(|file| health.refuses(FileIndex(file)));
         health.dropped("it lies");
-        health.trouble("later".into());
+        health.trouble("later".into(), false);
         health.well();
         health.dropped("even later");
         let seen = health.snapshot();

@@ -4,19 +4,32 @@
 //! [`Outbox`], puts what comes into the piece buffers, and tells of it by [`PeerEvent`]s. What all webseeds of the
 //! program share is the [`Hub`].
 //!
+//! A webseed has one session (`session`) and some requesters (`requester`). The session moves what the outbox holds to
+//! the `desk`, from which requesters claim slices; `table` knows all that are claimed, `hosts` who may ask which host
+//! when, `wake` how to sleep until there is something to do, `assemble` how bytes become blocks, [`health`] how it is
+//! doing.
+//!
+//! Pure parts: [`mod@url`] (where a file or a piece is), [`slices`] (what is asked for at once), [`answer`] (what a
+//! response's status and headers make of its body), [`fault`] (what went wrong, and what follows), [`backoff`] (when
+//! a server that failed is asked again).
+//!
 //! Deliberately not here: what is wanted and of whom (the picker's), what is proven by a hash (the owner's), which
 //! webseeds a torrent has (`metainfo`, `client`).
 
 pub mod answer;
+mod assemble;
 pub mod backoff;
+mod desk;
 pub mod fault;
-#[cfg(test)]
-mod for_tests;
 pub mod health;
+mod hosts;
 pub mod hub;
+mod requester;
 mod session;
 pub mod slices;
+mod table;
 pub mod url;
+mod wake;
 
 use std::sync::Arc;
 
@@ -29,6 +42,7 @@ use crate::peer::event::{Counters, PeerEvent};
 use crate::peer::outbox::Outbox;
 use crate::sync::tasks::TaskScope;
 pub use health::{Health, SeedState, SeedStatus};
+use hub::Step;
 pub use hub::{Hub, HubOptions};
 pub use url::Kind;
 
@@ -51,6 +65,18 @@ pub struct Target {
     pub info_hash: [u8; 20],
     /// Limit on what is received.
     pub down_limit: RateLimit,
+}
+
+/// What a webseed's tasks need.
+struct Context {
+    key: PeerKey,
+    seed: Seed,
+    torrent: Arc<Target>,
+    hub: Arc<Hub>,
+    events: mpsc::Sender<PeerEvent>,
+    outbox: Arc<Outbox>,
+    counters: Arc<Counters>,
+    health: Arc<Health>,
 }
 
 /// A webseed that takes part. Dropping this does nothing: it goes on until [`Running::close`], until its scope is
@@ -92,10 +118,15 @@ pub fn start(
         outbox: outbox.clone(),
         counters: counters.clone(),
         health: health.clone(),
-        scope: scope.child(&format!("webseed {}", health.url())),
+        scope: scope.child(&format!("webseed {} {}", key.0, health.host())),
     };
-    let context = session::Context { key, seed, torrent, hub, events, outbox, counters, health };
+    let context = Context { key, seed, torrent, hub, events, outbox, counters, health };
     // Refused only when the scope is cancelled: then nobody listens.
     running.scope.spawn_graceful("session", session::run(running.scope.clone(), context));
     running
 }
+
+#[cfg(test)]
+mod for_tests;
+#[cfg(test)]
+mod tests;
