@@ -238,6 +238,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         settled: watch::Sender::new(false),
         turns: Turns::new(now),
         webseeds: RankedMutex::new(Rank::Leaf, "webseeds of a torrent", Vec::new()),
+        trackers: RankedMutex::new(Rank::Leaf, "trackers of a torrent", None),
         named: AtomicBool::new(false),
         scope: scope.clone(),
         charged: plan.charged,
@@ -625,8 +626,10 @@ impl Owner {
             options.reach = self.reach;
             options.named.clone_from(&self.named_trackers);
             let tiers = self.tiers.clone();
-            self.trackers =
-                Some(Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options));
+            let trackers =
+                Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options);
+            *self.torrent.trackers.lock() = Some(trackers.view());
+            self.trackers = Some(trackers);
         }
         if let Some(dht) = self.env.dht.as_ref().filter(|_| !private) {
             let following = dht.follow(&self.scope, announce, self.found.clone());
