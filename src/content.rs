@@ -9,11 +9,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
@@ -78,7 +78,7 @@ pub struct TorrentContent {
     events: SyncSender<ContentEvent>,
     receiver: RankedMutex<Option<Receiver<ContentEvent>>>,
     /// Where the mount's control socket is.
-    socket: OnceLock<PathBuf>,
+    socket: RankedRwLock<Option<PathBuf>>,
     free: Arc<Free>,
     /// FUSE threads start tasks in it.
     runtime: Handle,
@@ -114,7 +114,7 @@ impl TorrentContent {
             snapshot: RankedRwLock::new(Rank::Leaf, "content snapshot", Arc::default()),
             events,
             receiver: RankedMutex::new(Rank::Leaf, "content events", Some(receiver)),
-            socket: OnceLock::new(),
+            socket: RankedRwLock::new(Rank::Leaf, "control socket", None),
             free: Arc::default(),
             runtime: Handle::current(),
         });
@@ -210,10 +210,14 @@ impl TorrentContent {
         let _ = sees.recv_timeout(MOMENT);
     }
 
-    /// The mount's control socket is there, once and for all: the root's `user.torrentfs.socket` says so.
+    /// The mount's control socket is there from now on: the root's `user.torrentfs.socket` says so.
     pub fn set_socket(&self, path: PathBuf) {
-        // A second one would be a bug, and the first goes on to be right.
-        let _ = self.socket.set(path);
+        *self.socket.write() = Some(path);
+    }
+
+    /// Where the mount's control socket is, if it has one.
+    pub fn socket(&self) -> Option<PathBuf> {
+        self.socket.read().clone()
     }
 
     /// The slot of the torrent that a node is of.
@@ -476,7 +480,7 @@ impl Content for TorrentContent {
 
     fn xattr_names(&self, node: NodeId) -> Vec<String> {
         if node == NodeId::ROOT {
-            return self.socket.get().map(|_| format!("{XATTR}socket")).into_iter().collect();
+            return self.socket().map(|_| format!("{XATTR}socket")).into_iter().collect();
         }
         // Asked of each file by every `ls -l` of newer systems: no value is computed for it.
         let snapshot = self.snapshot();
@@ -495,8 +499,8 @@ impl Content for TorrentContent {
     fn xattr(&self, node: NodeId, name: &str) -> Option<Vec<u8>> {
         let name = name.strip_prefix(XATTR)?;
         if node == NodeId::ROOT {
-            let socket = self.socket.get().filter(|_| name == "socket")?;
-            return Some(socket.as_os_str().as_bytes().to_vec());
+            let socket = self.socket().filter(|_| name == "socket")?;
+            return Some(socket.into_os_string().into_vec());
         }
         let snapshot = self.snapshot();
         let torrent = snapshot.torrent(node)?;

@@ -39,6 +39,8 @@ impl Running {
 /// Takes everything down within `limit`, or at once when a second signal comes.
 pub async fn end(running: Running, signals: &Signals, limit: Duration) -> Exit {
     let mounted = running.mounted.clone();
+    // Whatever began it: nothing is added any more.
+    signals.end();
     tokio::select! {
         exit = shut_down(running, limit) => exit,
         () = signals.reached(2) => {
@@ -130,8 +132,6 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Seek};
 
-    use tokio::sync::watch;
-
     use super::*;
 
     /// Far beyond what a test may take: only the paused clock gets there.
@@ -188,13 +188,14 @@ mod tests {
     fn o7_a_second_signal_leaves_at_once_whatever_hangs() {
         let (exit, took, log) = of(async {
             let scope = hung();
-            let (count, signals) = watch::channel(1);
+            let signals = Signals::of(1);
+            let second = signals.clone();
             scope.spawn_graceful("signals", async move {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                count.send_modify(|count| *count += 1);
+                second.come();
                 std::future::pending().await
             });
-            end(Running::nothing(scope), &Signals::of(signals), HOUR).await
+            end(Running::nothing(scope), &signals, HOUR).await
         });
         assert_eq!(exit, Exit::Forced);
         assert_eq!(took, Duration::from_secs(1), "when it came");
@@ -203,10 +204,7 @@ mod tests {
 
     #[test]
     fn one_signal_is_given_all_of_the_deadline() {
-        let (exit, took, log) = of(async {
-            let (_count, signals) = watch::channel(1);
-            end(Running::nothing(hung()), &Signals::of(signals), HOUR).await
-        });
+        let (exit, took, log) = of(async { end(Running::nothing(hung()), &Signals::of(1), HOUR).await });
         assert_eq!(exit, Exit::Ok);
         assert!(took > HOUR / 2 && log.contains("did not stop within 3600s: hung"), "{took:?}: {log}");
     }

@@ -128,6 +128,8 @@ pub(super) struct Live {
 /// See the module's text.
 pub struct Swarm {
     pub(super) settings: Settings,
+    /// Everything is to be fetched when the metadata is here: somebody asked for it, beside the settings.
+    pub(super) whole: bool,
     pub(super) live: Option<Live>,
     pub(super) resolve: Resolve,
     pub(super) peers: BTreeMap<PeerKey, Peer>,
@@ -187,6 +189,7 @@ impl Swarm {
             scheduled: 0,
             invariants_checked: 0,
             settings,
+            whole: false,
         }
     }
 
@@ -295,7 +298,7 @@ impl Swarm {
         if self.live.as_ref().is_some_and(|l| l.info.private) {
             self.leave_strangers(fx);
         }
-        if self.settings.prefetch == Prefetch::All {
+        if self.whole || self.settings.prefetch == Prefetch::All {
             self.prefetch(&[EVERYTHING], true, now, fx);
         }
         self.all_interests(now, fx);

@@ -84,11 +84,15 @@ impl Swarm {
         let whole = files.contains(&EVERYTHING);
         let Some(live) = &mut self.live else {
             match (whole, on) {
-                (true, true) => self.settings.prefetch = Prefetch::All,
-                (true, false) if self.settings.prefetch == Prefetch::All => {
-                    self.settings.prefetch = Prefetch::None;
+                (true, true) => self.whole = true,
+                (true, false) => {
+                    self.whole = false;
+                    // Of the setting only what is called off: files that are read are fetched whole all the same.
+                    if self.settings.prefetch == Prefetch::All {
+                        self.settings.prefetch = Prefetch::None;
+                    }
                 }
-                _ => {}
+                (false, _) => {}
             }
             return;
         };

@@ -10,7 +10,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 use crate::common::{
-    Behaviour, Mount, Place, Proc, STOP, Sample, ScriptedPeer, is_gone, is_mounted, magnet, torrentfs,
+    Behaviour, Mount, Place, Proc, STOP, Sample, ScriptedPeer, is_gone, is_mounted, magnet, skip, torrentfs,
     wait_until,
 };
 use crate::lifecycle::wait_in_hand;
@@ -66,6 +66,36 @@ fn it_returns_when_ready_and_is_detached() {
     place.gone(pid);
     assert!(!is_mounted(&place.point));
     assert!(log().contains("SIGTERM: ending") && log().contains("unmounted"), "{}", log());
+}
+
+#[test]
+fn without_a_log_file_nothing_of_its_log_is_lost() {
+    needs!(Fuse, Libtorrent);
+    if Path::new("/dev/log").exists() {
+        return skip("the machine has a system log, which isn't to be written to");
+    }
+    let sample = Sample::small();
+    let place = Place::new();
+    let torrent = sample.torrent.to_str().expect("UTF-8");
+    let mut command = daemon(&place, &[torrent, place.point.to_str().expect("UTF-8")]);
+    // Not even a quiet one keeps a report to itself.
+    command.env("TORRENTFS_LOG", "torrentfs=warn");
+    let said = Proc::spawn(command).success(MINUTE);
+    assert!(!said.contains("the program is at"), "{said}");
+    let log = || std::fs::read_to_string(place.cache.join("log")).unwrap_or_default();
+    place.signal(Signal::SIGUSR1);
+    wait_until("a report", MINUTE, || {
+        log().contains("what the program is at:") && log().contains("storage:")
+    });
+    let pid = place.pid();
+    place.signal(Signal::SIGTERM);
+    place.gone(pid);
+    assert!(!log().contains("SIGTERM"), "a report and no more, as was asked for: {}", log());
+    // It is no stranger in the cache folder.
+    let mut command = torrentfs(["cache", "list", "--cache-dir"]);
+    command.arg(&place.cache);
+    let said = Proc::spawn(command).success(MINUTE);
+    assert!(!said.contains("log"), "{said}");
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod cache_commands;
 mod cat;
 mod command_line;
 mod control;
+mod control_life;
 mod control_torrents;
 mod copies;
 mod crash;
