@@ -133,6 +133,9 @@ pub struct ClientConfig {
     pub trackers: Vec<String>,
     /// Whether to ask trackers at all.
     pub use_trackers: bool,
+    /// Whether magnet links and `.torrent` files from the web may name trackers and webseeds in the local network, as
+    /// local `.torrent` files may.
+    pub allow_private_hosts: bool,
     /// Whether to use the DHT (BEP 5), for torrents that aren't private.
     pub use_dht: bool,
     /// Whether to exchange peers with peers (BEP 11), for torrents that aren't private.
@@ -186,6 +189,7 @@ impl Default for ClientConfig {
             peers: Vec::new(),
             trackers: Vec::new(),
             use_trackers: true,
+            allow_private_hosts: false,
             use_dht: true,
             use_pex: true,
             use_lsd: true,

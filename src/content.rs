@@ -32,13 +32,18 @@ use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts::OPEN;
 use crate::torrent::Torrent;
 use crate::torrent::reads::{ReadError, Reader, Shared};
-use crate::torrent::status::State;
+use crate::torrent::status::{State, seed_words};
+use crate::webseed::SeedStatus;
 
 /// Slots of torrents that are still resolving have this bit, so that the final entry is another inode: it
 /// may be a file where the resolving one is a folder.
 const RESOLVING: u32 = 1 << 31;
 /// Pairs named in `user.torrentfs.ranges` at most; a longer list ends with `…`.
 const RANGES_MAX: usize = 64;
+/// Webseeds named in `user.torrentfs.webseeds` at most; a longer list ends with `…`.
+const WEBSEEDS_MAX: usize = 16;
+/// Characters that are told of one: of longer URLs the beginning.
+const WEBSEED_CHARS_MAX: usize = 1000;
 /// Prefix of our extended attributes.
 const XATTR: &str = "user.torrentfs.";
 /// Events waiting for the filesystem. When it is full, one is dropped and the kernel sees the change when its
@@ -487,6 +492,7 @@ impl Content for TorrentContent {
         let names = ["infohash", "state", "progress"].into_iter();
         let names = names.chain(file.then_some("ranges"));
         let names = names.chain(torrent.status().error.is_some().then_some("error"));
+        let names = names.chain(torrent.has_webseeds().then_some("webseeds"));
         names.map(|name| format!("{XATTR}{name}")).collect()
     }
 
@@ -521,6 +527,7 @@ impl Content for TorrentContent {
                 let (shared, index) = file?;
                 ranges(shared, index)
             }
+            "webseeds" => webseeds(&torrent.webseeds())?,
             "error" => status.error.clone()?,
             _ => return None,
         };
@@ -535,6 +542,21 @@ impl Content for TorrentContent {
     fn events(&self) -> Option<Receiver<ContentEvent>> {
         self.receiver.lock().take()
     }
+}
+
+/// Webseeds, a line each: its URL, what it does, and why. None for none.
+fn webseeds(all: &[SeedStatus]) -> Option<String> {
+    let line = |seed: &SeedStatus| {
+        let text = format!("{} {}", seed.url, seed_words(seed));
+        // Both come from strangers, and an attribute has 64 KiB at most.
+        let safe = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+        text.chars().take(WEBSEED_CHARS_MAX).map(safe).collect()
+    };
+    let mut lines: Vec<String> = all.iter().take(WEBSEEDS_MAX).map(line).collect();
+    if all.len() > WEBSEEDS_MAX {
+        lines.push("…".to_owned());
+    }
+    (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
 /// Takes out what is to be called once, by whoever comes first.

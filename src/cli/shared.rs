@@ -44,6 +44,10 @@ pub(super) struct ClientArgs {
     /// Ask no tracker
     #[arg(long, help_heading = "Network")]
     no_trackers: bool,
+    /// Ask trackers and webseeds in the local network also when a magnet link, or a .torrent file from the web, names
+    /// them; a local .torrent file and --tracker always may
+    #[arg(long, help_heading = "Network")]
+    allow_private_hosts: bool,
     /// Don't use the distributed hash table
     #[arg(long, help_heading = "Network")]
     no_dht: bool,
@@ -100,6 +104,7 @@ impl ClientArgs {
             peers: self.peers,
             trackers: self.trackers,
             use_trackers: !self.no_trackers,
+            allow_private_hosts: self.allow_private_hosts,
             use_dht: !self.no_dht,
             use_pex: !self.no_pex,
             use_lsd: !self.no_lsd,

@@ -55,6 +55,8 @@ pub struct TorrentLine {
     pub peers: u32,
     /// Peers that are being dialled.
     pub connecting: u32,
+    /// Webseeds that may be asked.
+    pub webseeds: u32,
     /// What readers wait for, the longest first, as in `movie.mkv @ 12.3 MiB for 3 s`.
     pub waiting: Vec<String>,
     /// Why the state is `error`.
@@ -85,6 +87,11 @@ pub fn line(torrent: &TorrentLine, width: usize) -> String {
             (peers, 0) => format!("{peers} peers"),
             (peers, dialled) => format!("{peers} peers (+{dialled} dialled)"),
         });
+        match torrent.webseeds {
+            0 => {}
+            1 => parts.push("1 webseed".to_owned()),
+            webseeds => parts.push(format!("{webseeds} webseeds")),
+        }
         if let Some((first, others)) = torrent.waiting.split_first() {
             let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
             tail = Some(format!("waits: {}{more}", clean(first)));
@@ -714,6 +721,11 @@ mod tests {
                 waits,
                 95,
                 "movie.mkv                         downloading  45%  12.3 MiB/s  12 peers  waits: movie.mkv @ 1…",
+            ),
+            (
+                TorrentLine { webseeds: 2, ..sample() },
+                120,
+                "movie.mkv                         downloading  45%  12.3 MiB/s  12 peers  2 webseeds",
             ),
             (
                 TorrentLine { state: "complete", have: 100 << 20, rate_up: 2048, peers: 1, ..sample() },

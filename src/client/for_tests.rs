@@ -28,6 +28,7 @@ pub(crate) fn options() -> Options {
         peers: Vec::new(),
         trackers: Vec::new(),
         use_trackers: false,
+        allow_private_hosts: false,
         use_dht: false,
         use_pex: false,
         dht_bootstrap: None,
@@ -95,7 +96,7 @@ impl Sample {
 
     /// As a `.torrent` gives it.
     pub(crate) fn loaded(&self) -> Loaded {
-        Loaded { info: Some(self.info.clone()), ..self.magnet(Vec::new()) }
+        Loaded { info: Some(self.info.clone()), trusted: true, ..self.magnet(Vec::new()) }
     }
 
     /// As a magnet link gives it, with these peers.
@@ -105,8 +106,10 @@ impl Sample {
             hint: format!("hint of {}", self.info.name),
             info: None,
             trackers: Vec::new(),
+            webseeds: Vec::new(),
             peers,
             created: Some(1_500_000_000),
+            trusted: false,
         }
     }
 

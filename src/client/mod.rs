@@ -23,9 +23,10 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::{Dht, DhtOptions};
-use crate::discovery::tracker::http_client;
+use crate::discovery::tracker::HttpClients;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
+use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
@@ -33,6 +34,7 @@ use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::pool::{Class, Job, Workers};
 use crate::storage::quota::Quota;
 use crate::sync::tasks::TaskScope;
+use crate::sync::timeouts;
 use crate::torrent::background::Prefetch;
 use crate::torrent::memory::Memory;
 use crate::torrent::owner::{Environment, Plan};
@@ -42,6 +44,7 @@ use crate::torrent::room::Room;
 use crate::torrent::swarm::Settings;
 use crate::torrent::table::ReadClock;
 use crate::torrent::{Command, Torrent, owner};
+use crate::webseed::{Hub, HubOptions, Kind, Seed};
 use dormant::Dormant;
 use keeper::Keeper;
 use listen::Listener;
@@ -72,6 +75,8 @@ pub struct Options {
     pub trackers: Vec<String>,
     /// Whether to ask trackers.
     pub use_trackers: bool,
+    /// Whether all torrents may name hosts of the local network, not only those of local files.
+    pub allow_private_hosts: bool,
     /// Whether to use the DHT.
     pub use_dht: bool,
     /// Whether peers may introduce others.
@@ -171,9 +176,10 @@ impl Client {
         let port = listener.port();
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
         let http = match options.use_trackers {
-            true => Some(http_client().map_err(|e| ClientError::Http(e.to_string()))?),
+            true => Some(HttpClients::new().map_err(|e| ClientError::Http(e.to_string()))?),
             false => None,
         };
+        let hub = Hub::new(HubOptions::default()).map_err(|e| ClientError::Http(e.to_string()))?;
         let dht = options.use_dht.then(|| {
             let bind = match options.listen_addr {
                 Some(IpAddr::V4(addr)) => addr,
@@ -188,6 +194,7 @@ impl Client {
                 workers,
                 recent: Recent::new(recent::KEPT),
                 http,
+                hub,
                 dht,
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
@@ -223,6 +230,11 @@ impl Client {
     /// Where data is kept.
     pub fn storage(&self) -> StorageKind {
         self.options.storage
+    }
+
+    /// How far what doesn't come from local files may lead.
+    pub fn reach(&self) -> Reach {
+        Reach::of(self.options.allow_private_hosts)
     }
 
     /// The account of what is kept.
@@ -286,7 +298,8 @@ impl Client {
         self.env.changed.notified().await;
     }
 
-    /// Adds a torrent, or returns the one that is there already. Waits for the disk, to make its folder, and while the
+    /// Adds a torrent, or returns the one that is there already, which gets the webseeds, trackers and peers that it
+    /// didn't have. Waits for the disk, to make its folder, and while the
     /// same torrent is just being removed ([`Client::remove`]).
     ///
     /// # Errors
@@ -313,16 +326,41 @@ impl Client {
         Some(known.clone())
     }
 
+    /// A torrent that is there was added once more: it gets what it didn't have. Waits for the resolver, where peers are
+    /// given by name, and for the owner to take its commands, both bounded.
+    async fn extend(&self, torrent: &Torrent, loaded: Loaded) {
+        let addrs = resolve(&loaded.peers).await;
+        let peers = if addrs.is_empty() {
+            Vec::new()
+        } else {
+            vec![FoundPeers { source: PeerSource::Magnet, addrs }]
+        };
+        let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
+        let reach = if loaded.trusted { Reach::Any } else { self.reach() };
+        let more = Command::Extend { trackers: loaded.trackers, reach, webseeds, peers };
+        if tokio::time::timeout(timeouts::CONTROL_ANSWER, torrent.command(more)).await.is_err() {
+            tracing::warn!("{} doesn't take its further webseeds and trackers; try again", torrent.name());
+        }
+    }
+
+    /// Webseeds, each with whether it may lead into the local network.
+    fn seeds(&self, webseeds: Vec<(Kind, String)>, trusted: bool) -> Vec<Seed> {
+        let trusted = trusted || self.options.allow_private_hosts;
+        webseeds.into_iter().map(|(kind, url)| Seed { url, kind, trusted }).collect()
+    }
+
     async fn add_for(&self, loaded: Loaded, named: bool) -> Result<Arc<Torrent>, ClientError> {
         let wire = loaded.info_hash.wire().0;
         let key = loaded.info_hash.to_string();
         let claim = loop {
             if let Some(known) = self.known(wire, named) {
+                self.extend(&known, loaded).await;
                 return Ok(known);
             }
             let claim = self.dormant.claim(&key).await;
             // Somebody may have added it meanwhile, and somebody may be about to remove that one.
             if let Some(known) = self.known(wire, named) {
+                self.extend(&known, loaded).await;
                 return Ok(known);
             }
             if !self.dormant.is_closing(&key) {
@@ -345,6 +383,7 @@ impl Client {
                 peers.push(FoundPeers { source, addrs });
             }
         }
+        let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
         let mut trackers = loaded.trackers;
         if !self.options.trackers.is_empty() {
             trackers.push(self.options.trackers.clone());
@@ -358,6 +397,9 @@ impl Client {
             created: loaded.created,
             info: loaded.info,
             trackers,
+            named_trackers: self.options.trackers.clone(),
+            reach: if loaded.trusted { Reach::Any } else { self.reach() },
+            webseeds,
             peers,
             charged: claim.charged(),
             home: Home::new(dir, key, self.cache.spare().clone()),
@@ -493,3 +535,6 @@ async fn resolve(hosts: &[(String, u16)]) -> Vec<SocketAddr> {
     let all = hosts.iter().map(|(host, port)| look(host, *port));
     futures_util::future::join_all(all).await.into_iter().flatten().collect()
 }
+
+#[cfg(test)]
+mod webseed_tests;

@@ -7,12 +7,15 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 
+use crate::discovery::tracker::HttpClients;
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
 use crate::metainfo::magnet::Magnet;
 use crate::metainfo::source::Source;
 use crate::metainfo::{Metainfo, MetainfoError};
+use crate::net::hosts::{self, Reach};
 use crate::sync::timeouts;
+use crate::webseed::Kind;
 
 /// A `.torrent` of more bytes isn't read: it would describe over a hundred million pieces.
 pub const MAX_TORRENT: u64 = 128 << 20;
@@ -68,25 +71,31 @@ pub struct Loaded {
     pub info: Option<Arc<Info>>,
     /// Trackers by tier.
     pub trackers: Vec<Vec<String>>,
+    /// Webseeds, each with how it is asked.
+    pub webseeds: Vec<(Kind, String)>,
     /// Peers by name or address.
     pub peers: Vec<(String, u16)>,
     /// When the torrent was made, in seconds since the epoch, if it says so.
     pub created: Option<i64>,
+    /// It came from a local `.torrent` file: the hosts that it names may be in the local network.
+    pub trusted: bool,
 }
 
-/// Loads a source. Waits for the disk (a local file), or for the network, bounded, with a URL.
+/// Loads a source. Waits for the disk (a local file), or for the network, bounded, with a URL. That is the user's own
+/// word: it may lead into the local network, and then its redirects may. Otherwise those may as far as `reach` says.
 ///
 /// # Errors
 /// See [`SourceError`].
-pub async fn load(source: &Source) -> Result<Loaded, SourceError> {
+pub async fn load(source: &Source, reach: Reach) -> Result<Loaded, SourceError> {
     match source {
         Source::Magnet(magnet) => from_magnet(magnet),
         Source::InfoHash(hash) => from_hash(*hash),
         Source::File(path) => from_bytes(&read(path)?, &path.display().to_string()),
         Source::Url(url) => {
-            let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url)).await;
+            let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url, reach)).await;
             let why = || SourceError::Unfetched { url: url.clone(), why: "no answer in time".into() };
-            from_bytes(&fetched.map_err(|_| why())??, url)
+            let loaded = from_bytes(&fetched.map_err(|_| why())??, url)?;
+            Ok(Loaded { trusted: false, ..loaded })
         }
     }
 }
@@ -117,8 +126,10 @@ fn from_hash(hash: InfoHash) -> Result<Loaded, SourceError> {
         hint: hash.to_string(),
         info: None,
         trackers: Vec::new(),
+        webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
+        trusted: false,
     })
 }
 
@@ -131,12 +142,14 @@ fn from_magnet(magnet: &Magnet) -> Result<Loaded, SourceError> {
         hint: magnet.name.clone().unwrap_or_else(|| magnet.info_hash.to_string()),
         info: None,
         trackers: magnet.trackers.iter().map(|t| vec![t.clone()]).collect(),
+        webseeds: seeds(&magnet.webseeds, Kind::Url).collect(),
         peers: magnet.peers.iter().filter_map(|p| host_port(p)).collect(),
         created: None,
+        trusted: false,
     })
 }
 
-/// A torrent from the bytes of its `.torrent` file; `name` is what messages call it.
+/// A torrent from the bytes of a local `.torrent` file; `name` is what messages call it.
 ///
 /// # Errors
 /// [`SourceError::Invalid`].
@@ -146,14 +159,21 @@ pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
     for warning in &metainfo.warnings {
         tracing::warn!("{name}: {warning}");
     }
+    let webseeds = seeds(&metainfo.webseeds, Kind::Url).chain(seeds(&metainfo.http_seeds, Kind::Http));
     Ok(Loaded {
+        webseeds: webseeds.collect(),
         info_hash: metainfo.info.info_hash,
         hint: metainfo.info.name.clone(),
         info: Some(metainfo.info),
         trackers: metainfo.trackers,
         peers: Vec::new(),
         created: metainfo.creation_date,
+        trusted: true,
     })
+}
+
+fn seeds(urls: &[String], kind: Kind) -> impl Iterator<Item = (Kind, String)> + '_ {
+    urls.iter().map(move |url| (kind, url.clone()))
 }
 
 /// Reads a `.torrent` file, bounded.
@@ -175,10 +195,22 @@ fn read_open(file: std::fs::File, path: &Path) -> Result<Vec<u8>, SourceError> {
     Ok(bytes)
 }
 
-async fn fetch(url: &str) -> Result<Vec<u8>, SourceError> {
-    let failed = |why: String| SourceError::Unfetched { url: url.to_owned(), why };
-    let client = crate::discovery::tracker::http_client().map_err(|e| failed(e.to_string()))?;
-    let answer = client.get(url).send().await.map_err(|e| failed(root_cause(&e)))?;
+async fn fetch(text: &str, reach: Reach) -> Result<Vec<u8>, SourceError> {
+    let failed = |why: String| SourceError::Unfetched { url: text.to_owned(), why };
+    let url = reqwest::Url::parse(text).map_err(|e| failed(e.to_string()))?;
+    let clients = HttpClients::new().map_err(|e| failed(e.to_string()))?;
+    let send = async |reach| match clients.of(reach).get(url.clone()) {
+        Ok(request) => request.send().await.map_err(|e| match hosts::refused(&e, &url) {
+            Some(private) => (failed(private.to_string()), !private.redirected),
+            None => (failed(root_cause(&e)), false),
+        }),
+        Err(private) => Err((failed(private.to_string()), true)),
+    };
+    let answer = match send(reach).await {
+        Err((_, true)) => send(Reach::Any).await,
+        other => other,
+    };
+    let answer = answer.map_err(|(error, _)| error)?;
     if !answer.status().is_success() {
         return Err(failed(format!("the server answered {}", answer.status())));
     }
@@ -187,7 +219,7 @@ async fn fetch(url: &str) -> Result<Vec<u8>, SourceError> {
     while let Some(chunk) = body.next().await {
         bytes.extend_from_slice(&chunk.map_err(|e| failed(e.to_string()))?);
         if bytes.len() as u64 > MAX_TORRENT {
-            return Err(SourceError::TooLarge(url.to_owned()));
+            return Err(SourceError::TooLarge(text.to_owned()));
         }
     }
     Ok(bytes)
@@ -211,7 +243,70 @@ fn host_port(text: &str) -> Option<(String, u16)> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    #[tokio::test]
+    async fn only_local_files_may_name_hosts_of_the_local_network() {
+        const TORRENT: &[u8] = b"d4:infod6:lengthi0e4:name1:n12:piece lengthi1e6:pieces0:ee";
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
+                let (head, body) = match request.starts_with(b"GET /moved") {
+                    true => ("302 Found\r\nlocation: /x.torrent", &b""[..]),
+                    false => ("200 OK", TORRENT),
+                };
+                let len = body.len();
+                let head = format!("HTTP/1.1 {head}\r\ncontent-length: {len}\r\nconnection: close\r\n\r\n");
+                stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+            }
+        };
+        let loaded = async {
+            // The user's own word is enough to ask a private host for the file, and to follow it; not for more.
+            for url in [
+                format!("http://{at}/x.torrent"),
+                format!("http://{at}/moved"),
+                format!("http://localhost:{}/moved", at.port()),
+            ] {
+                let loaded = load(&Source::Url(url.clone()), Reach::Public).await;
+                assert!(!loaded.unwrap().trusted, "{url}");
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = loaded => {}
+        }
+        assert!(from_bytes(TORRENT, "it").unwrap().trusted);
+        let link = Source::parse(&format!("magnet:?xt=urn:btih:{}", "0".repeat(40))).unwrap();
+        assert!(!load_link(&link).unwrap().unwrap().trusted);
+        assert!(!load_link(&Source::parse(&"0".repeat(40)).unwrap()).unwrap().unwrap().trusted);
+    }
+
+    #[test]
+    fn only_a_local_file_may_name_hosts_of_a_private_network() -> Result<(), Box<dyn std::error::Error>> {
+        let mut builder = crate::metainfo::TorrentBuilder::new("t", 16384);
+        builder.single_file(3).data(b"abc").webseed("http://a/").webseed("http://b/x");
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("t.torrent");
+        std::fs::write(&path, builder.build()?)?;
+        let file = load_open(std::fs::File::open(&path)?, "t")?;
+        let magnet = "magnet:?xt=urn:btih:0101010101010101010101010101010101010101&ws=http%3A%2F%2Fa%2F";
+        let link = load_link(&Source::parse(magnet)?).ok_or("a link")??;
+        for (loaded, count, trusted) in [(file, 2, true), (link, 1, false)] {
+            assert_eq!((loaded.webseeds.len(), loaded.trusted), (count, trusted));
+            assert_eq!(loaded.webseeds.first(), Some(&(Kind::Url, "http://a/".to_owned())));
+        }
+        Ok(())
+    }
 
     #[test]
     fn hosts_and_ports() {

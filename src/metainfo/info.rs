@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use super::bencode::{self, Value};
 use super::error::{FileProblem, MetainfoError};
-use super::geometry::{BLOCK_LEN, Geometry, PieceIndex};
+use super::geometry::{BLOCK_LEN, FileIndex, Geometry, PieceIndex};
 use super::id::InfoHash;
 use super::path;
 use super::pieces::{FileHashes, PieceHashes};
@@ -67,6 +67,15 @@ pub struct Info {
     pub single_file: bool,
     /// What was left out or mended; each a line.
     pub warnings: Vec<String>,
+    /// See [`Info::raw_name`] and [`Info::raw_path`].
+    unsafe_names: RawNames,
+}
+
+/// Names as they stand in the dictionary, where they aren't those that are shown.
+#[derive(Debug, Clone, Default)]
+struct RawNames {
+    name: Option<Bytes>,
+    paths: HashMap<FileIndex, Box<[Bytes]>>,
 }
 
 /// A file of a torrent.
@@ -154,9 +163,12 @@ impl Info {
         let geometry = geometry(&listing.files, piece_length, versions)?;
         let v2 = v2_hashes(&raw, &listing.files, &geometry, layers, versions)?;
         let hashes = if versions.v1 { v1_hashes(&raw, dict, &geometry)? } else { PieceHashes::V2(v2) };
+        let files = listing.entries(&name);
+        let unsafe_names = listing.raw_names(&raw, raw_name, &name, &files);
         Ok(Info {
-            files: listing.entries(&name),
+            files,
             name,
+            unsafe_names,
             info_hash,
             private: dict.get("private").and_then(Value::as_int).is_some_and(|n| n != 0),
             geometry,
@@ -165,6 +177,22 @@ impl Info {
             single_file: listing.single_file,
             warnings: warnings.lines(),
         })
+    }
+
+    /// Its name as it stands in the dictionary, unsafe: what servers know it by. Empty if there is none.
+    pub fn raw_name(&self) -> &[u8] {
+        self.unsafe_names.name.as_deref().unwrap_or(self.name.as_bytes())
+    }
+
+    /// The components of a file's path as they stand in the dictionary, unsafe, from the torrent's folder. None for
+    /// a single-file torrent, whose file has the torrent's name, and for a file that isn't there.
+    pub fn raw_path(&self, file: FileIndex) -> impl Iterator<Item = &[u8]> {
+        let files = if self.single_file { &[] } else { &self.files[..] };
+        let safe = files.get(file.0 as usize).map(|file| &file.path);
+        let raw = self.unsafe_names.paths.get(&file);
+        let safe = safe.filter(|_| raw.is_none());
+        let raw = raw.into_iter().flat_map(|raw| raw.iter().map(|part| &part[..]));
+        raw.chain(safe.into_iter().flatten().map(|part| part.as_bytes()))
     }
 
     /// The sum of the sizes of all files, pad files included, without the gaps of a v2 torrent; bytes.
@@ -346,6 +374,20 @@ impl<'a> Listing<'a> {
         let before = self.files.len();
         self.files.retain(|file| !file.is_link() || file.target.is_some() || file.size > 0);
         self.single_file &= self.files.len() == before;
+    }
+
+    /// What of the names isn't as it is shown. Pad files have none that matters.
+    fn raw_names(&self, raw: &Bytes, raw_name: &[u8], name: &str, shown: &[FileEntry]) -> RawNames {
+        let own = |part: &[u8]| raw.slice_ref(part);
+        let mut paths = HashMap::new();
+        let files = (0..).map(FileIndex).zip(self.files.iter().zip(shown));
+        for (index, (file, entry)) in files.filter(|_| !self.single_file) {
+            let same = file.path.iter().copied().eq(entry.path.iter().map(String::as_bytes));
+            if !same && entry.kind != FileKind::Pad {
+                paths.insert(index, file.path.iter().map(|part| own(part)).collect());
+            }
+        }
+        RawNames { name: (raw_name != name.as_bytes()).then(|| own(raw_name)), paths }
     }
 
     /// The files with their names made safe and distinct. `name` is that of the torrent.

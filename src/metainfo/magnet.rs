@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use super::id::{Id20, InfoHash, hex, unhex};
-use super::{MAX_URL, MAX_URLS, is_host, path};
+use super::{MAX_URL, MAX_URLS, MAX_WEBSEEDS, is_host, path, webseed_url};
 
 /// The longest link that is read, in bytes. Two hundred trackers fit.
 const MAX_LINK: usize = 64 * 1024;
@@ -24,7 +24,7 @@ pub struct Magnet {
     pub name: Option<String>,
     /// `tr`, each once.
     pub trackers: Vec<String>,
-    /// `ws` (BEP 19).
+    /// `ws` (BEP 19): those that [`webseed_url`] takes, at most 50.
     pub webseeds: Vec<String>,
     /// `x.pe`: `host:port` or `[IPv6]:port`, the port not 0.
     pub peers: Vec<String>,
@@ -87,12 +87,17 @@ impl Magnet {
                 "dn" if magnet.name.is_none() => {
                     magnet.name = Some(decode(value, true)).filter(|name| !name.trim().is_empty());
                 }
-                "tr" => add_url(&mut magnet.trackers, decode(value, false)),
-                "ws" => add_url(&mut magnet.webseeds, decode(value, false)),
+                "tr" => add_url(&mut magnet.trackers, decode(value, false), MAX_URLS),
+                "ws" => {
+                    let url = decode(value, false);
+                    if webseed_url(&url).is_ok() {
+                        add_url(&mut magnet.webseeds, url, MAX_WEBSEEDS);
+                    }
+                }
                 "x.pe" => {
                     let peer = decode(value, false);
                     if is_endpoint(&peer) {
-                        add_url(&mut magnet.peers, peer);
+                        add_url(&mut magnet.peers, peer, MAX_URLS);
                     }
                 }
                 "so" if magnet.select_only.is_none() => magnet.select_only = selection(&decode(value, false)),
@@ -147,10 +152,10 @@ fn set<const N: usize>(slot: &mut Option<[u8; N]>, hash: [u8; N]) -> Result<(), 
     if slot.replace(hash).is_some_and(|old| old != hash) { Err(MagnetError::TwoTorrents) } else { Ok(()) }
 }
 
-fn add_url(list: &mut Vec<String>, url: String) {
+fn add_url(list: &mut Vec<String>, url: String, most: usize) {
     let url = url.trim();
     let usable = !url.is_empty() && url.len() <= MAX_URL && !url.contains(char::is_control);
-    if usable && list.len() < MAX_URLS && !list.iter().any(|known| known == url) {
+    if usable && list.len() < most && !list.iter().any(|known| known == url) {
         list.push(url.to_owned());
     }
 }
@@ -282,6 +287,10 @@ mod tests {
             "x.pe=a:+5",
             "tr=",
             "tr=%0A",
+            "ws=w",
+            "ws=/x",
+            "ws=ftp://w/",
+            "ws=http://",
             "dn=",
         ] {
             let magnet = Magnet::parse(&format!("magnet:?xt=urn:btih:{HEX}&{pair}")).unwrap();

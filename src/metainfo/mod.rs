@@ -38,6 +38,9 @@ pub use source::Source;
 /// Trackers, webseeds or nodes of one torrent. Real lists have some tens; each may become a task.
 const MAX_URLS: usize = 200;
 
+/// Webseeds of one torrent, of each kind. Real lists have a handful; each becomes some tasks and connections.
+const MAX_WEBSEEDS: usize = 50;
+
 /// The longest URL that is kept, in bytes: what common HTTP servers take.
 const MAX_URL: usize = 8 * 1024;
 
@@ -48,9 +51,9 @@ pub struct Metainfo {
     pub info: Arc<Info>,
     /// Tiers of trackers (BEP 12), none of them empty; `announce` when there is no `announce-list`.
     pub trackers: Vec<Vec<String>>,
-    /// `url-list` (BEP 19).
+    /// `url-list` (BEP 19): those that [`webseed_url`] takes, at most 50.
     pub webseeds: Vec<String>,
-    /// `httpseeds` (BEP 17).
+    /// `httpseeds` (BEP 17), in the same way.
     pub http_seeds: Vec<String>,
     /// DHT nodes (BEP 5): host and port.
     pub nodes: Vec<(String, u16)>,
@@ -99,7 +102,7 @@ impl Metainfo {
             trackers.extend(root.get("announce").map(|url| urls.take(url)).filter(|tier| !tier.is_empty()));
         }
         let mut seeds = |key, what| match root.get(key) {
-            Some(value) => Urls::new(what, &mut warnings).take(value),
+            Some(value) => Urls::new(what, &mut warnings).of_webseeds().take(value),
             None => Vec::new(),
         };
         let webseeds = seeds("url-list", "webseeds");
@@ -141,13 +144,20 @@ fn lossy(bytes: &[u8]) -> String {
 /// Collects URLs of one kind: each once, a bounded number of them.
 struct Urls<'w> {
     what: &'static str,
+    most: usize,
+    /// What else makes a URL unusable.
+    check: fn(&str) -> Result<(), String>,
     seen: HashSet<String>,
     warnings: &'w mut Warnings,
 }
 
 impl<'w> Urls<'w> {
     fn new(what: &'static str, warnings: &'w mut Warnings) -> Self {
-        Self { what, seen: HashSet::new(), warnings }
+        Self { what, most: MAX_URLS, check: |_| Ok(()), seen: HashSet::new(), warnings }
+    }
+
+    fn of_webseeds(self) -> Self {
+        Self { most: MAX_WEBSEEDS, check: |url| webseed_url(url).map(|_| ()), ..self }
     }
 
     /// The URLs of a string or a list of strings that weren't there before.
@@ -165,8 +175,11 @@ impl<'w> Urls<'w> {
             }
             if url.len() > MAX_URL || url.contains(char::is_control) {
                 self.warnings.push(|| format!("one of the {what} is not a usable URL; skipped"));
-            } else if self.seen.len() >= MAX_URLS {
-                self.warnings.push(|| format!("more than {MAX_URLS} {what}; the rest is skipped"));
+            } else if let Err(why) = (self.check)(url) {
+                let url = path::printable(url);
+                self.warnings.push(|| format!("one of the {what}, {url}, can't be used: {why}; skipped"));
+            } else if self.seen.len() >= self.most {
+                self.warnings.push(|| format!("more than {} {what}; the rest is skipped", self.most));
                 break;
             } else {
                 self.seen.insert(url.to_owned());
@@ -174,6 +187,18 @@ impl<'w> Urls<'w> {
             }
         }
         taken
+    }
+}
+
+/// Reads the URL of a webseed: an absolute one of HTTP or HTTPS (FTP, which BEP 19 also names, isn't spoken).
+///
+/// # Errors
+/// What is wrong with it.
+pub fn webseed_url(text: &str) -> Result<reqwest::Url, String> {
+    let url = reqwest::Url::parse(text.trim()).map_err(|error| format!("not a URL ({error})"))?;
+    match url.scheme() {
+        "http" | "https" => Ok(url),
+        other => Err(format!("{other} is not supported, only http and https are")),
     }
 }
 

@@ -469,10 +469,37 @@ fn what_stands_around_the_info_is_read_leniently() {
     assert_eq!(m.warnings, ["one of the trackers is not a text; skipped"]);
     assert_eq!(parse("8:announce1:x13:announce-listle").trackers, [["x"]]);
     assert!(parse("8:announcei5e").trackers.is_empty());
-    assert_eq!(parse("8:url-list1:w").webseeds, ["w"]);
-    assert_eq!(parse("8:url-listl1:w1:v1:we9:httpseedsl1:he").webseeds, ["w", "v"]);
-    assert_eq!(parse("9:httpseedsl1:he").http_seeds, ["h"]);
-    assert_eq!(parse("8:url-list3:a\nb").webseeds.len(), 0);
+    let m = parse("8:url-list8:http://w");
+    assert_eq!((m.webseeds, m.warnings.len()), (vec!["http://w".to_owned()], 0));
+    let m = parse("8:url-listl8:http://w0:1: 11: HTTPS://v 8:http://wi5ee9:httpseedsl8:http://he");
+    assert_eq!(
+        (m.webseeds, m.http_seeds),
+        (vec!["http://w".to_owned(), "HTTPS://v".to_owned()], vec!["http://h".to_owned()])
+    );
+    assert_eq!(m.warnings, ["one of the webseeds is not a text; skipped"]);
+    assert_eq!(parse("9:httpseeds8:http://h").http_seeds, ["http://h"]);
+    assert_eq!(parse("8:url-list0:9:httpseedsle").warnings.len(), 0);
+    assert_eq!(parse("8:url-listde9:httpseedsi1e").webseeds.len(), 0);
+    for (bad, why) in [
+        ("w/x", "not a URL (relative URL without a base)"),
+        ("/w", "not a URL (relative URL without a base)"),
+        ("http://", "not a URL (empty host)"),
+        ("ftp://w/", "ftp is not supported, only http and https are"),
+        ("file:///etc", "file is not supported, only http and https are"),
+    ] {
+        for (key, what) in [("8:url-list", "webseeds"), ("9:httpseeds", "HTTP seeds")] {
+            let m = parse(&format!("{key}l{}:{bad}8:http://we", bad.len()));
+            assert_eq!([m.webseeds, m.http_seeds].concat(), ["http://w"]);
+            assert_eq!(m.warnings, [format!("one of the {what}, {bad}, can't be used: {why}; skipped")]);
+        }
+    }
+    assert_eq!(
+        parse("8:url-list10:http://a\nb").warnings,
+        ["one of the webseeds is not a usable URL; skipped"]
+    );
+    let many: String = (0..500).map(|i| format!("12:http://w/{i:03}")).collect();
+    let m = parse(&format!("8:url-listl{many}e"));
+    assert_eq!((m.webseeds.len(), m.warnings.len()), (MAX_WEBSEEDS, 1));
     let m = parse("5:nodesll1:hi5eel1:hi0eel3:a bi5eel2:::i65535eei7ee");
     assert_eq!(m.nodes, [("h".to_owned(), 5), ("::".to_owned(), 65_535)]);
     assert_eq!(m.warnings.len(), 3);

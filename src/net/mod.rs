@@ -1,2 +1,3 @@
-//! What concerns the line as a whole: rate limits.
+//! What concerns the line as a whole: rate limits, and which hosts may be reached.
+pub mod hosts;
 pub mod limit;

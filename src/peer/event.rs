@@ -11,7 +11,7 @@ use super::PeerKey;
 use super::buffer::PieceBuffer;
 use super::outbox::Outbox;
 use super::wire::BlockRequest;
-use crate::metainfo::geometry::{BlockRef, Geometry, PieceIndex};
+use crate::metainfo::geometry::{BlockRef, FileIndex, Geometry, PieceIndex};
 
 /// Something a peer said, checked against the geometry where that is known.
 #[derive(Debug, Clone)]
@@ -86,6 +86,23 @@ pub enum PeerEvent {
         key: PeerKey,
         /// Why.
         reason: String,
+    },
+    /// A webseed takes part: an HTTP server that has everything, asked through the outbox like any peer. What
+    /// comes of it is told by `Said`, its end by `Gone`.
+    Webseed {
+        /// Its key.
+        key: PeerKey,
+        /// Where to say what is wanted of it.
+        outbox: Arc<Outbox>,
+        /// Its counters.
+        counters: Arc<Counters>,
+    },
+    /// A webseed won't serve these files, for as long as it takes part.
+    Refuses {
+        /// Its key.
+        key: PeerKey,
+        /// The files.
+        files: Vec<FileIndex>,
     },
     /// It could not be reached.
     Unreachable {

@@ -15,7 +15,7 @@ use torrentfs_fs::lock::{Rank, RankedMutex};
 use super::buffer::PieceBuffer;
 use super::extension;
 use super::wire::{BlockRequest, Message};
-use crate::metainfo::geometry::PieceIndex;
+use crate::metainfo::geometry::{FileIndex, PieceIndex};
 
 /// Extension messages waiting to be sent. Beyond it new ones are dropped: a peer that asks for metadata
 /// faster than it reads asks again.
@@ -28,6 +28,8 @@ pub struct Wanted {
     pub request: BlockRequest,
     /// The buffer of its piece.
     pub buffer: Arc<PieceBuffer>,
+    /// A read waits for it.
+    pub urgent: bool,
 }
 
 #[derive(Default)]
@@ -41,6 +43,7 @@ struct Inner {
     haves: Vec<PieceIndex>,
     dont_haves: Vec<(u8, PieceIndex)>,
     extended: VecDeque<(u8, Bytes)>,
+    distrusted: Vec<FileIndex>,
     disconnect: Option<String>,
     closed: bool,
 }
@@ -58,6 +61,8 @@ pub struct Outgoing {
     pub unsent: Vec<BlockRequest>,
     /// Whether we choke the peer, where that changed.
     pub choke: Option<bool>,
+    /// Files of which it sent bytes that were wrong.
+    pub distrusted: Vec<FileIndex>,
     /// The connection is to be closed, for this reason.
     pub disconnect: Option<String>,
 }
@@ -134,6 +139,15 @@ impl Outbox {
             }
         });
     }
+    /// A piece of this file failed its hash, and all of it came from there. For webseeds: what a server has of one
+    /// file may be wrong and the rest right. A peer's session takes no notice.
+    pub fn distrust(&self, file: FileIndex) {
+        self.change(|i| {
+            if !i.distrusted.contains(&file) {
+                i.distrusted.push(file);
+            }
+        });
+    }
     /// Close the connection.
     pub fn disconnect(&self, reason: impl Into<String>) {
         let reason = reason.into();
@@ -179,6 +193,7 @@ impl Outbox {
             out.messages.push(if interested { Message::Interested } else { Message::NotInterested });
         }
         out.choke = inner.choke.take();
+        out.distrusted = std::mem::take(&mut inner.distrusted);
         out.cancels = std::mem::take(&mut inner.cancels);
         out.unsent = std::mem::take(&mut inner.unsent);
         out.requests = inner.requests.drain(..).collect();
@@ -199,6 +214,7 @@ mod tests {
         Wanted {
             request: BlockRequest { piece: PieceIndex(0), begin, len: 16384 },
             buffer: Arc::new(PieceBuffer::new(PieceIndex(0), 4)),
+            urgent: false,
         }
     }
 
@@ -212,6 +228,14 @@ mod tests {
         assert!(out.cancels.is_empty());
         outbox.cancel(wanted(16384).request);
         assert_eq!(outbox.take().cancels.len(), 1);
+    }
+
+    #[test]
+    fn a_file_is_distrusted_once() {
+        let outbox = Outbox::default();
+        [1, 2, 1].into_iter().for_each(|file| outbox.distrust(FileIndex(file)));
+        assert_eq!(outbox.take().distrusted, [FileIndex(1), FileIndex(2)]);
+        assert!(outbox.take().distrusted.is_empty());
     }
 
     #[test]

@@ -733,7 +733,11 @@ mod tests {
     }
 
     fn wanted(begin: u32) -> Wanted {
-        Wanted { request: request(0, begin), buffer: Arc::new(PieceBuffer::new(PieceIndex(0), 4)) }
+        Wanted {
+            request: request(0, begin),
+            buffer: Arc::new(PieceBuffer::new(PieceIndex(0), 4)),
+            urgent: false,
+        }
     }
 
     fn piece(begin: u32, len: usize) -> Message {

@@ -100,7 +100,9 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
 
 async fn add(client: &Arc<Client>, magnet: &str) -> Result<Arc<crate::torrent::Torrent>, Failure> {
     let source = Source::parse(magnet).map_err(|e| Failure::internal("the demo's magnet link", e))?;
-    let loaded = sources::load(&source).await.map_err(|e| Failure::internal("the demo's magnet link", e))?;
+    let loaded = sources::load_link(&source)
+        .ok_or_else(|| Failure::internal("the demo's magnet link", "it is none"))?
+        .map_err(|e| Failure::internal("the demo's magnet link", e))?;
     client.add(loaded).await.map_err(|e| Failure::internal("the demo's torrent", e))
 }
 
@@ -137,8 +139,10 @@ async fn seed(
         hint: metainfo.info.name.clone(),
         info: Some(metainfo.info),
         trackers: Vec::new(),
+        webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
+        trusted: true,
     };
     client.add(loaded).await.map_err(|e| Failure::internal("the demo's seed", e))?;
     Ok((client, magnet.to_string()))

@@ -27,7 +27,7 @@ use crate::content::TorrentContent;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::storage::size::bytes;
 use crate::sync::tasks::TaskScope;
-use crate::torrent::describe::{Description, PieceView};
+use crate::torrent::describe::{Description, Holder, PieceView};
 use crate::torrent::table::PieceState;
 use crate::torrent::{Command, Torrent};
 
@@ -45,7 +45,7 @@ const LOCKS_MAX: usize = 64;
 const OF_TORRENT_MAX: usize = 32;
 /// Pieces that are listed of one read: the kernel asks for 1 MiB at most, which is more only with tiny pieces.
 const READ_PIECES_MAX: usize = 8;
-/// Peers that are listed with a piece.
+/// Webseeds and peers that are listed with a piece.
 const HOLDERS_MAX: usize = 10;
 
 /// Why a part is missing from the report.
@@ -399,16 +399,26 @@ fn piece(text: &mut String, view: &PieceView) {
         let _ = write!(about, ", fails at once: {why}");
     }
     line(text, 2, format_args!("{about}"));
-    if view.peers.is_empty() {
-        line(text, 3, format_args!("no connected peer has it"));
+    if view.holders.is_empty() {
+        line(text, 3, format_args!("no connected peer has it, and no webseed"));
     }
-    for peer in view.peers.iter().take(HOLDERS_MAX) {
+    for holder in view.holders.iter().take(HOLDERS_MAX) {
+        let is_peer = matches!(holder.who, Holder::Peer(_));
         let words = [
-            if peer.has { "has it" } else { "was asked though it hasn't got it" },
-            if peer.chokes_us { "chokes us" } else { "lets us" },
-            if peer.interesting { "we are interested" } else { "we are not interested" },
-            if peer.snubbed { "silent for long" } else { "" },
-            if peer.has && !peer.chokes_us && !peer.serves { "refused it of late" } else { "" },
+            if holder.has { "has it" } else { "was asked though it hasn't got it" },
+            match (is_peer, holder.chokes_us) {
+                (true, true) => "chokes us",
+                (true, false) => "lets us",
+                (false, true) => "backs off",
+                (false, false) => "",
+            },
+            match (is_peer, holder.interesting) {
+                (true, true) => "we are interested",
+                (true, false) => "we are not interested",
+                (false, _) => "",
+            },
+            if holder.snubbed { "silent for long" } else { "" },
+            if holder.has && !holder.chokes_us && !holder.serves { "refused it of late" } else { "" },
         ];
         let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
         line(
@@ -416,15 +426,15 @@ fn piece(text: &mut String, view: &PieceView) {
             3,
             format_args!(
                 "{}: {}; {} of its blocks in flight, {} in all",
-                peer.addr,
+                holder.who,
                 words.join(", "),
-                peer.asked,
-                peer.in_flight
+                holder.asked,
+                holder.in_flight
             ),
         );
     }
-    if view.peers.len() > HOLDERS_MAX {
-        line(text, 3, format_args!("and {} peers more", view.peers.len() - HOLDERS_MAX));
+    if view.holders.len() > HOLDERS_MAX {
+        line(text, 3, format_args!("and {} more", view.holders.len() - HOLDERS_MAX));
     }
 }
 
@@ -554,6 +564,29 @@ fn describe(text: &mut String, torrent: &Torrent, said: &Result<Box<Description>
                 peer.unsent,
                 bytes(peer.rate),
                 bytes(peer.delivered)
+            ),
+        );
+    }
+    for seed in &swarm.webseeds {
+        let has = seed.has.map_or_else(|| "all pieces".to_owned(), |has| format!("{has} pieces"));
+        let words = [
+            seed.doing.as_str(),
+            if seed.waits { "backs off" } else { "" },
+            if seed.dropped { "not asked any more" } else { "" },
+            if seed.snubbed { "silent for long" } else { "" },
+        ];
+        let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        line(
+            text,
+            3,
+            format_args!(
+                "webseed {}: {}; has {has}; {} blocks in flight, {} of them not taken in hand yet; {}/s, {} delivered",
+                seed.url,
+                words.join(", "),
+                seed.in_flight,
+                seed.unsent,
+                bytes(seed.rate),
+                bytes(seed.delivered)
             ),
         );
     }

@@ -21,6 +21,7 @@ fn options() -> Options {
         peers: Vec::new(),
         trackers: Vec::new(),
         use_trackers: false,
+        allow_private_hosts: false,
         use_dht: false,
         use_pex: false,
         dht_bootstrap: None,
@@ -47,8 +48,10 @@ fn torrent() -> Loaded {
         hint: info.name.clone(),
         info: Some(info),
         trackers: Vec::new(),
+        webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
+        trusted: true,
     }
 }
 

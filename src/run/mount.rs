@@ -26,6 +26,7 @@ use crate::cli::terminal::{self, Display};
 use crate::client::Client;
 use crate::config::{Config, UserRef};
 use crate::content::TorrentContent;
+use crate::net::hosts::Reach;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 use crate::torrent::Torrent;
@@ -267,7 +268,8 @@ async fn watch(client: &Arc<Client>, config: &Config) -> Result<Option<Watch>, F
 /// Adds all sources. A bad one doesn't keep the others from mounting; when all are bad, and no folder is watched, there
 /// is nothing to mount.
 async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<Torrent>>, Failure> {
-    let loading = config.sources.iter().map(|given| load(given));
+    let reach = Reach::of(config.client.allow_private_hosts);
+    let loading = config.sources.iter().map(|given| load(given, reach));
     let mut torrents: Vec<Arc<Torrent>> = Vec::new();
     let mut failures = Vec::new();
     for loaded in futures_util::future::join_all(loading).await {

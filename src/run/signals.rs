@@ -104,6 +104,18 @@ impl Signals {
         Ok(signals)
     }
 
+    /// Those that a test gives; so many have come.
+    #[cfg(test)]
+    pub(super) fn of(signals: usize) -> Self {
+        Self(watch::Sender::new(Came { signals, asked: false }))
+    }
+
+    /// One more comes.
+    #[cfg(test)]
+    pub(super) fn come(&self) {
+        self.0.send_modify(|came| came.signals += 1);
+    }
+
     /// Waits until at least `n` signals have come. Cancel-safe.
     pub async fn reached(&self, n: usize) {
         // Its sender is this one, so it doesn't end before.

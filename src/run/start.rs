@@ -16,9 +16,11 @@ use crate::client::sources::{self, Loaded};
 use crate::client::{Client, ClientError, Options};
 use crate::config::{self, ClientConfig};
 use crate::content::TorrentContent;
+use crate::net::hosts::Reach;
 use crate::storage::cache::{CacheDir, CacheError, default_path};
 use crate::sync::tasks::TaskScope;
 use crate::torrent::Torrent;
+use crate::webseed::SeedState;
 
 /// How often the live lines are drawn.
 pub const DRAW: Duration = Duration::from_millis(250);
@@ -85,6 +87,7 @@ fn options(config: &ClientConfig) -> Options {
         peers: hosts(&config.peers),
         trackers: config.trackers.clone(),
         use_trackers: config.use_trackers,
+        allow_private_hosts: config.allow_private_hosts,
         use_dht: config.use_dht,
         use_pex: config.use_pex,
         dht_bootstrap: (!config.dht_bootstrap.is_empty())
@@ -103,13 +106,14 @@ fn options(config: &ClientConfig) -> Options {
     }
 }
 
-/// Loads a source as it was written. Waits for the disk, or for the network, bounded, with a URL.
+/// Loads a source as it was written; a URL's redirects may lead as far as `reach` says. Waits for the disk, or for the
+/// network, bounded, with a URL.
 ///
 /// # Errors
 /// For the user.
-pub async fn load(given: &OsStr) -> Result<Loaded, Failure> {
+pub async fn load(given: &OsStr, reach: Reach) -> Result<Loaded, Failure> {
     let source = config::parse_source(given).map_err(|e| Failure::source(given.display(), e))?;
-    sources::load(&source).await.map_err(|e| inspect::refused(&given.to_string_lossy(), &e))
+    sources::load(&source, reach).await.map_err(|e| inspect::refused(&given.to_string_lossy(), &e))
 }
 
 /// Prints to standard output. A reader that has seen enough (a closed pipe) is no error.
@@ -158,5 +162,6 @@ pub fn line(torrent: &Torrent) -> TorrentLine {
         connecting: status.connecting as u32,
         waiting,
         error: status.error.clone(),
+        webseeds: torrent.webseeds().iter().filter(|seed| seed.state != SeedState::Dropped).count() as u32,
     }
 }

@@ -40,6 +40,7 @@ use crate::config::VerifyConfig;
 use crate::metainfo::Info;
 use crate::metainfo::geometry::{FileIndex, Geometry, PieceIndex};
 use crate::metainfo::info::FileKind;
+use crate::net::hosts::Reach;
 use crate::storage::cache::CacheDir;
 use crate::storage::file::{FileStore, Layout};
 use crate::storage::resume::{self, Adopted, FileMark, ResumeData};
@@ -80,7 +81,7 @@ async fn run_async(config: &VerifyConfig, display: &mut Screen) -> Result<Exit, 
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
     let loaded = tokio::select! {
-        loaded = load(&config.source) => loaded?,
+        loaded = load(&config.source, Reach::Public) => loaded?,
         () = signals.reached(1) => return Ok(Exit::Forced),
     };
     let shared = Arc::new(Shared::default());

@@ -28,6 +28,18 @@ pub const TRACKER_STOPPED: Duration = Duration::from_secs(2);
 pub const TRACKER_RETRY_FIRST: Duration = Duration::from_secs(5);
 /// Longest pause after failures of one tracker.
 pub const TRACKER_RETRY_MAX: Duration = Duration::from_secs(30 * 60);
+/// To connect to a webseed: its name, TCP, TLS. Longer than for a peer, since there are more round trips, and few others.
+pub const WEBSEED_CONNECT: Duration = Duration::from_secs(10);
+/// From a request to a webseed, its connection included, to the head of the answer: a busy server takes seconds.
+pub const WEBSEED_FIRST_BYTE: Duration = Duration::from_secs(15);
+/// A webseed that sends less than [`WEBSEED_STALL_BYTES`] in this time has stalled.
+pub const WEBSEED_STALL: Duration = Duration::from_secs(10);
+/// A block: a server that takes [`WEBSEED_STALL`] for it serves nobody who reads.
+pub const WEBSEED_STALL_BYTES: u64 = 16 * 1024;
+/// For the end of a webseed's body after its last byte that matters: it costs a connection, never the data.
+pub const WEBSEED_BODY_END: Duration = Duration::from_millis(500);
+/// For the requests of a webseed to end: they are dropped at their next await.
+pub const WEBSEED_END: Duration = Duration::from_secs(5);
 /// The overall deadline of the shutdown sequence, unless `--shutdown-timeout` says otherwise.
 pub const SHUTDOWN: Duration = Duration::from_secs(10);
 /// For a removed torrent to record what is complete, and for what is just being written of it: at most 64 MiB are to be
@@ -90,3 +102,10 @@ pub const FORCED: Duration = Duration::from_millis(500);
 /// For the last lines to be written to the terminal. It takes them at once, unless it is stopped, and then the
 /// user has other worries than the last log lines.
 pub const TERMINAL: Duration = Duration::from_secs(1);
+/// Pause after a webseed's server failed, first; doubled at each failure up to [`WEBSEED_RETRY_MAX`]. A reader waits, and a
+/// server that is started anew is there within seconds.
+pub const WEBSEED_RETRY_FIRST: Duration = Duration::from_secs(1);
+/// The longest pause before a webseed's server is asked again, unless it asks for more itself.
+pub const WEBSEED_RETRY_MAX: Duration = Duration::from_secs(60);
+/// The longest pause that a webseed's server can ask for (`Retry-After`).
+pub const WEBSEED_RETRY_LONGEST: Duration = Duration::from_secs(24 * 3600);

@@ -290,7 +290,7 @@ impl Demands {
         self.failing.retain(|piece, _| !has(*piece));
     }
 
-    /// Gives up reads that have waited too long; `why` is the reason, if it isn't that no peer sent the data.
+    /// Gives up reads that have waited too long; `why` is the reason, if it isn't that nobody sent the data.
     pub fn time_out(
         &mut self,
         why: Option<&ReadError>,
@@ -312,8 +312,9 @@ impl Demands {
             .collect();
         for id in late {
             let error = why.cloned();
-            let error =
-                error.unwrap_or_else(|| timed_out("no peer sent the data; see the state of the torrent"));
+            let error = error.unwrap_or_else(|| {
+                timed_out("no peer or webseed sent the data; see the state of the torrent")
+            });
             if let Some(wait) = self.waits.get(&id) {
                 for piece in &wait.pieces {
                     self.failing.insert(*piece, (now + FAILING, error.clone()));

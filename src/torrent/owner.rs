@@ -6,6 +6,7 @@
 //! All its channels are bounded; what fills them up is said where they are made ([`start`]).
 
 mod keeping;
+mod seeds;
 mod telling;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -33,11 +34,12 @@ use super::table::ReadClock;
 use super::work::{self, Ready, Work};
 use super::{Command, Torrent, Turns};
 use crate::discovery::dht::Dht;
-use crate::discovery::tracker::{TrackerOptions, Trackers};
+use crate::discovery::tracker::{HttpClients, TrackerOptions, Trackers};
 use crate::discovery::{Announce, Following, FoundPeers, PeerDiscovery, Progress};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
+use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
 use crate::peer::PeerKey;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
@@ -45,6 +47,7 @@ use crate::peer::outbox::{Outbox, Wanted};
 use crate::peer::wire::BlockRequest;
 use crate::storage::pool::Workers;
 use crate::sync::tasks::TaskScope;
+use crate::webseed::{Hub, Seed};
 
 /// Written data that isn't synced and recorded yet is bounded by these two, so that persisting at the end is
 /// quick and a crash costs little.
@@ -76,6 +79,12 @@ pub struct Plan {
     pub info: Option<Arc<Info>>,
     /// Trackers by tier.
     pub trackers: Vec<Vec<String>>,
+    /// Those of them that the user named.
+    pub named_trackers: Vec<String>,
+    /// How far the hosts may be that the torrent names.
+    pub reach: Reach,
+    /// Its webseeds.
+    pub webseeds: Vec<Seed>,
     /// Addresses known from the start.
     pub peers: Vec<FoundPeers>,
     /// Bytes that are charged for what is kept of it, until that is known.
@@ -96,7 +105,9 @@ pub struct Environment {
     /// The pieces kept in memory, of all torrents.
     pub recent: Arc<Recent>,
     /// For HTTP trackers; `None` when trackers are off.
-    pub http: Option<reqwest::Client>,
+    pub http: Option<HttpClients>,
+    /// For webseeds.
+    pub hub: Arc<Hub>,
     /// `None` when it is off.
     pub dht: Option<Arc<Dht>>,
     /// Wakes whoever watches the set of torrents.
@@ -136,12 +147,16 @@ struct Owner {
     /// The storage is being opened, or is open.
     preparing: bool,
     inbox: Arc<Inbox>,
+    /// To peers and webseeds.
     links: HashMap<PeerKey, Link>,
+    seeds: seeds::Seeds,
     work: mpsc::Sender<Work>,
     /// Blocking work that the workers had no room for; tried again when something ends.
     backlog: VecDeque<Effect>,
     found: mpsc::Sender<FoundPeers>,
     tiers: Vec<Vec<String>>,
+    named_trackers: Vec<String>,
+    reach: Reach,
     /// Known to be private when the search for peers began.
     private: bool,
     trackers: Option<Trackers>,
@@ -206,7 +221,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         plan.settings.info_hash,
         plan.settings.peer_id,
         known,
-        peer_events,
+        peer_events.clone(),
         env.limits.clone(),
     ));
     let now = Instant::now();
@@ -222,11 +237,12 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         commands,
         settled: watch::Sender::new(false),
         turns: Turns::new(now),
+        webseeds: RankedMutex::new(Rank::Leaf, "webseeds of a torrent", Vec::new()),
         named: AtomicBool::new(false),
         scope: scope.clone(),
         charged: plan.charged,
     });
-    let owner = Owner {
+    let mut owner = Owner {
         torrent: torrent.clone(),
         swarm: Swarm::new(plan.settings.clone()),
         scope: scope.clone(),
@@ -237,10 +253,13 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         preparing: false,
         inbox: Arc::default(),
         links: HashMap::new(),
+        seeds: seeds::Seeds::new(scope.child("webseeds"), peer_events),
         work,
         backlog: VecDeque::new(),
         found,
         tiers: plan.trackers,
+        named_trackers: plan.named_trackers,
+        reach: plan.reach,
         private: plan.info.as_ref().is_some_and(|i| i.private),
         trackers: None,
         following: None,
@@ -272,6 +291,8 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         env,
     };
     owner.totals.left.store(u64::MAX >> 1, Ordering::Relaxed);
+    // Listed at once, started when there is something to ask for.
+    owner.plant(plan.webseeds);
     scope.spawn_graceful("owner", owner.run(plan.info, plan.peers, peer_inbox, done, finds, orders));
     torrent
 }
@@ -355,12 +376,12 @@ impl Owner {
             }
             PeerEvent::Said { key, items } => self.apply(Event::Said { key, items }),
             PeerEvent::Gone { key, reason } => {
-                if let Some(link) = self.links.remove(&key) {
-                    self.past.0 += link.counters.down.load(Ordering::Relaxed);
-                    self.past.1 += link.counters.up.load(Ordering::Relaxed);
-                }
+                self.unlink(key);
+                self.seed_gone(key, &reason);
                 self.apply(Event::Gone { key, reason });
             }
+            PeerEvent::Webseed { key, outbox, counters } => self.seed_joins(key, outbox, counters),
+            PeerEvent::Refuses { key, files } => self.seed_refuses(key, files),
             PeerEvent::Unreachable { addr, reason } => {
                 tracing::debug!(peer = %addr, "unreachable: {reason}");
                 self.apply(Event::Unreachable { addr });
@@ -375,7 +396,11 @@ impl Owner {
                 for a in assignments {
                     let begin = a.block.block.0 * BLOCK_LEN;
                     let request = BlockRequest { piece: a.block.piece, begin, len: a.len };
-                    by_peer.entry(a.peer).or_default().push(Wanted { request, buffer: a.buffer });
+                    by_peer.entry(a.peer).or_default().push(Wanted {
+                        request,
+                        buffer: a.buffer,
+                        urgent: a.urgent,
+                    });
                 }
                 for (peer, wanted) in by_peer {
                     if let Some(link) = self.links.get(&peer) {
@@ -392,7 +417,12 @@ impl Owner {
             Effect::Choke(peer, yes) => self.tell(peer, |o| o.choke(yes)),
             Effect::First(peer, message) => self.tell(peer, |o| o.first(message)),
             Effect::Extended(peer, id, payload) => self.tell(peer, |o| o.extended(id, payload)),
-            Effect::Disconnect(peer, reason) => self.tell(peer, |o| o.disconnect(reason)),
+            Effect::Distrust(peer, file) => self.tell(peer, |o| o.distrust(file)),
+            Effect::Disconnect(peer, reason) => {
+                if !self.seed_goes(peer, &reason) {
+                    self.tell(peer, |o| o.disconnect(reason));
+                }
+            }
             Effect::Have(peers, piece) => {
                 for peer in peers {
                     self.tell(peer, |o| o.have(piece));
@@ -566,6 +596,7 @@ impl Owner {
             self.discover(true);
         }
         self.apply(Event::Metadata { info: shared.info.clone(), table: shared.table.clone() });
+        self.start_seeds();
         // What a clean end left has to be taken back before anything is written.
         self.record();
         let end = shared.info.geometry.end();
@@ -591,6 +622,8 @@ impl Owner {
             });
             let mut options = TrackerOptions::new(http.clone());
             options.private = private;
+            options.reach = self.reach;
+            options.named.clone_from(&self.named_trackers);
             let tiers = self.tiers.clone();
             self.trackers =
                 Some(Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options));
@@ -611,6 +644,9 @@ impl Owner {
                 self.close_if_may();
             }
             Command::Evict { pieces, younger_than, done } => self.evict(pieces, younger_than, done),
+            Command::Extend { trackers, reach, webseeds, peers } => {
+                self.extend(trackers, reach, webseeds, peers);
+            }
             Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
             Command::Describe { done } => {
                 // Whoever asked may have stopped waiting.

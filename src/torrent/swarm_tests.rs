@@ -47,6 +47,16 @@ fn torrent(pieces: u32) -> Arc<Info> {
     Arc::new(Info::parse(&builder.info().unwrap(), None).unwrap())
 }
 
+/// A torrent of several files.
+fn torrent_of(sizes: &[u64]) -> Arc<Info> {
+    let mut builder = TorrentBuilder::new("t", PIECE);
+    for (n, size) in sizes.iter().enumerate() {
+        builder.file(format!("{n}"), *size);
+    }
+    builder.data(&vec![7; sizes.iter().sum::<u64>() as usize]);
+    Arc::new(Info::parse(&builder.info().unwrap(), None).unwrap())
+}
+
 fn addr(n: u64) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 10_000 + n as u16))
 }
@@ -745,3 +755,6 @@ mod prefetching;
 
 #[path = "swarm_cost_tests.rs"]
 mod costs;
+
+#[path = "swarm_webseed_tests.rs"]
+mod webseeds;

@@ -13,7 +13,7 @@ use crate::common::{
     Behaviour, Mount, Place, Proc, STOP, Sample, ScriptedPeer, is_gone, is_mounted, magnet, skip, torrentfs,
     wait_until,
 };
-use crate::lifecycle::has_in_hand;
+use crate::lifecycle::wait_in_hand;
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -178,9 +178,7 @@ fn sigterm_at_any_moment_of_the_start() {
     for pause in 0..24 {
         let place = Place::new();
         let mut parent = Proc::spawn(daemon(&place, &[torrent, place.point.to_str().expect("UTF-8")]));
-        while !has_in_hand(parent.pid(), Signal::SIGTERM) {
-            std::thread::yield_now();
-        }
+        wait_in_hand(parent.pid(), || !parent.is_running());
         std::thread::sleep(Duration::from_millis(pause * pause));
         parent.signal(Signal::SIGTERM);
         match parent.finish(STOP) {

@@ -18,7 +18,7 @@ fn among_dead_trackers(url: impl Fn(&Tracker) -> String, udp: bool) {
     let dead = DeadTracker::nine();
     let mut trackers: Vec<_> = dead.iter().map(|dead| format!("tr={}", dead.url())).collect();
     trackers.push(format!("tr={}", url(&tracker)));
-    let mut mount = Mount::of(magnet(&sample, &trackers)).start();
+    let mut mount = Mount::of(magnet(&sample, &trackers)).arg("--allow-private-hosts").start();
     mount.wait_entry(&sample.name, FIRST_PEER);
     eprintln!("from the start to the metadata, one tracker of ten alive: {:?}", mount.age());
     assert!(mount.age() < FIRST_PEER, "{:?}", mount.age());
@@ -50,10 +50,43 @@ fn a_magnet_with_a_tracker_reads_a_large_file() {
     let sample = Sample::big();
     let seeder = Seeder::start(&sample);
     let tracker = Tracker::start(&[seeder.addr]);
-    let mut mount = Mount::of(magnet(&sample, &[format!("tr={}", tracker.http_url())])).start();
+    let link = magnet(&sample, &[format!("tr={}", tracker.http_url())]);
+    let mut mount = Mount::of(link).arg("--allow-private-hosts").start();
     mount.wait_entry(&sample.name, MINUTE);
     mount.check_sums(&sample);
     mount.stop();
+}
+
+#[test]
+fn a_magnet_makes_us_call_nobody_in_the_local_network_unless_the_user_says_so() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::small();
+    let seeder = Seeder::start(&sample);
+    let tracker = Tracker::start(&[seeder.addr]);
+    for url in [tracker.http_url(), tracker.udp_url(), tracker.http_url().replace("127.0.0.1", "localhost")] {
+        let link = magnet(&sample, &[format!("tr={url}")]);
+        let mut mount = Mount::of(&link).arg("--peer").arg(seeder.addr.to_string()).start();
+        mount.wait_log(
+            &["its host has a private address; use --allow-private-hosts if that is meant"],
+            MINUTE,
+        );
+        mount.wait_entry(&sample.name, MINUTE);
+        mount.check_sums(&sample);
+        mount.stop();
+        assert_eq!(tracker.announces().len(), 0, "{url}");
+    }
+    // Said in each way that there is; naming the very tracker is one of them.
+    let config = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(config.path(), "allow-private-hosts = true").expect("written");
+    let config = config.path().to_str().expect("UTF-8");
+    let url = tracker.http_url();
+    for said in [["-o", "allow_private_hosts"], ["--config", config], ["--tracker", &url]] {
+        let before = tracker.announces().len();
+        let mut mount = Mount::of(magnet(&sample, &[format!("tr={url}")])).arg(said[0]).arg(said[1]).start();
+        mount.wait_entry(&sample.name, MINUTE);
+        mount.stop();
+        assert!(tracker.announces().len() > before, "{said:?}");
+    }
 }
 
 #[test]

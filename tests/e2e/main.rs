@@ -65,4 +65,5 @@ mod two_processes;
 mod upload;
 mod verify;
 mod watched;
+mod webseeds;
 mod whole;

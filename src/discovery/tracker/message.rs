@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::discovery::{Announce, Progress, canonical_peer, usable_peer};
+use crate::net::hosts::PrivateHost;
 
 /// Addresses taken from one answer; trackers send 50 to 200, and a hostile one could fill a megabyte.
 pub const MAX_PEERS: usize = 2000;
@@ -93,6 +94,9 @@ pub enum TrackerError {
         /// The resolver's reason.
         why: String,
     },
+    /// It is in the local network, and the torrent came from elsewhere.
+    #[error(transparent)]
+    Private(#[from] PrivateHost),
     /// The network says no.
     #[error("{0}")]
     Network(String),

@@ -30,6 +30,7 @@ use self::schedule::Schedule;
 use self::tiers::TierOrder;
 use self::transport::Tracker;
 use super::{Announce, FoundPeers, ProgressFn};
+use crate::net::hosts::{Guarded, Reach};
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts::{TRACKER_HTTP, TRACKER_STOPPED};
 
@@ -38,43 +39,72 @@ const MAX_TRACKERS: usize = 100;
 /// Redirects that are followed: a tracker that moved to HTTPS and to another host needs two.
 const MAX_REDIRECTS: usize = 5;
 
-/// The HTTP client for trackers: one for the whole program. It never takes a proxy from the environment, bounds
-/// redirects, and keeps no connection for long. Reads the system's certificates, so it is made at the start.
-///
-/// # Errors
-/// When TLS can't be set up at all. Without any certificates on the system it warns, and only HTTPS fails.
-pub fn http_client() -> Result<reqwest::Client, reqwest::Error> {
-    let builder = || {
-        reqwest::Client::builder()
-            .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::limited(MAX_REDIRECTS))
-            .referer(false)
-            .no_proxy()
-            .timeout(TRACKER_HTTP)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(1)
-    };
-    builder().build().or_else(|error| {
-        tracing::warn!("HTTPS trackers won't work, the system's certificates can't be read ({error}); install ca-certificates");
-        builder().tls_certs_only([]).build()
-    })
+/// The HTTP clients for trackers and `.torrent` files: one pair for the whole program.
+#[derive(Debug, Clone)]
+pub struct HttpClients {
+    public: Guarded,
+    any: Guarded,
+}
+
+impl HttpClients {
+    /// Makes them. They never take a proxy from the environment, bound redirects, and keep no connection for long. Reads
+    /// the system's certificates, so they are made at the start.
+    ///
+    /// # Errors
+    /// When TLS can't be set up at all. Without any certificates on the system it warns, and only HTTPS fails.
+    pub fn new() -> Result<Self, reqwest::Error> {
+        let builder = || {
+            reqwest::Client::builder()
+                .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
+                .referer(false)
+                .no_proxy()
+                .timeout(TRACKER_HTTP)
+                .pool_idle_timeout(Duration::from_secs(30))
+                .pool_max_idle_per_host(1)
+        };
+        let guarded = |builder, reach| Guarded::new(builder, reach, MAX_REDIRECTS);
+        let (public, any) = match guarded(builder(), Reach::Public) {
+            Ok(public) => (public, guarded(builder(), Reach::Any)?),
+            Err(error) => {
+                tracing::warn!(
+                    "HTTPS trackers won't work, the system's certificates can't be read ({error}); install ca-certificates"
+                );
+                let bare = || builder().tls_certs_only([]);
+                (guarded(bare(), Reach::Public)?, guarded(bare(), Reach::Any)?)
+            }
+        };
+        Ok(Self { public, any })
+    }
+
+    /// The one that reaches so far.
+    pub fn of(&self, reach: Reach) -> &Guarded {
+        match reach {
+            Reach::Public => &self.public,
+            Reach::Any => &self.any,
+        }
+    }
 }
 
 /// How to announce.
 #[derive(Debug, Clone)]
 pub struct TrackerOptions {
-    /// From [`http_client`].
-    pub http: reqwest::Client,
+    /// From [`HttpClients::new`].
+    pub http: HttpClients,
     /// The torrent is private (BEP 27): tiers strictly in order, one tracker at a time, none added.
     pub private: bool,
     /// Peers to ask for; trackers give 50 unasked, and 200 at most.
     pub num_want: u32,
+    /// How far the trackers may be that the torrent names.
+    pub reach: Reach,
+    /// Trackers that the user named: they may be in the local network, whatever `reach` says.
+    pub named: Vec<String>,
 }
 
 impl TrackerOptions {
-    /// For a public torrent, asking for 100 peers: what 80 connections need, some of them being dead.
-    pub fn new(http: reqwest::Client) -> Self {
-        Self { http, private: false, num_want: 100 }
+    /// For a public torrent, asking for 100 peers: what 80 connections need, some of them being dead. Trackers of the
+    /// internet only.
+    pub fn new(http: HttpClients) -> Self {
+        Self { http, private: false, num_want: 100, reach: Reach::Public, named: Vec::new() }
     }
 }
 
@@ -167,7 +197,7 @@ impl Trackers {
         let mut order = Vec::new();
         for tier in tiers {
             let first = members.len();
-            members.extend(tier.iter().filter_map(|url| trackers.register(url)));
+            members.extend(tier.iter().filter_map(|url| trackers.register(url, &trackers.shared.options)));
             order.push((first..members.len()).collect());
         }
         if trackers.shared.options.private {
@@ -184,12 +214,13 @@ impl Trackers {
         trackers
     }
 
-    /// Adds a tracker; false for a private torrent, a URL that is known already or can't be used, or one too many.
-    pub fn add(&self, url: &str) -> bool {
+    /// Adds a tracker that may be as far as `reach` says; false for a private torrent, a URL that is known already or can't be used, or one too many.
+    pub fn add(&self, url: &str, reach: Reach) -> bool {
         if self.shared.options.private {
             return false;
         }
-        self.register(url).map(|member| self.spawn_one(member)).is_some()
+        let options = TrackerOptions { reach, ..self.shared.options.clone() };
+        self.register(url, &options).map(|member| self.spawn_one(member)).is_some()
     }
 
     /// Tells every tracker that knows us, once, that the torrent was completed in this session. Doesn't wait.
@@ -218,9 +249,9 @@ impl Trackers {
     }
 
     /// Takes a tracker into the list; `None` if there is nothing to announce to.
-    fn register(&self, url: &str) -> Option<Member> {
+    fn register(&self, url: &str, options: &TrackerOptions) -> Option<Member> {
         let url = url.trim();
-        let tracker = Tracker::new(url, &self.shared.options.http);
+        let tracker = Tracker::new(url, options);
         let mut status = self.shared.status.lock();
         if url.is_empty() || status.iter().any(|known| known.url == url) {
             return None;
@@ -455,12 +486,13 @@ impl Shared {
         tracing::debug!(%tracker, seeders = answer.seeders, leechers = answer.leechers, "announced");
     }
 
-    /// A refusal is news for the user, once; that some trackers are dead is not.
+    /// A refusal, of theirs or of ours, is news for the user, once; that some trackers are dead is not.
     fn note_error(&self, member: &Member, error: &TrackerError) {
         let text = error.to_string();
         let mut news = false;
         self.note(member.slot, |status| {
-            news = status.last_error.as_ref() != Some(&text) && matches!(error, TrackerError::Refused { .. });
+            let told = matches!(error, TrackerError::Refused { .. } | TrackerError::Private(_));
+            news = told && status.last_error.as_ref() != Some(&text);
             status.state = if member.disabled { TrackerState::Disabled } else { TrackerState::Failed };
             if member.disabled {
                 status.next = None;

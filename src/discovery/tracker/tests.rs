@@ -119,11 +119,19 @@ impl World {
     }
 
     fn start(&self, tiers: &[&[&str]], private: bool) -> (Trackers, mpsc::Receiver<FoundPeers>) {
+        let http = HttpClients::new().unwrap();
+        self.start_with(tiers, TrackerOptions { private, reach: Reach::Any, ..TrackerOptions::new(http) })
+    }
+
+    fn start_with(
+        &self,
+        tiers: &[&[&str]],
+        options: TrackerOptions,
+    ) -> (Trackers, mpsc::Receiver<FoundPeers>) {
         let (found, peers) = mpsc::channel(8);
         let tiers = tiers.iter().map(|tier| tier.iter().map(|url| (*url).to_owned()).collect()).collect();
         let announce = Announce { info_hash: [1; 20], peer_id: [2; 20], port: 6881, key: 7 };
         let progress = Arc::new(|| Progress { uploaded: 0, downloaded: 0, left: 9 });
-        let options = TrackerOptions { private, ..TrackerOptions::new(http_client().unwrap()) };
         (Trackers::start(&self.root, tiers, announce, progress, found, options), peers)
     }
 }
@@ -192,7 +200,7 @@ async fn the_first_peer_comes_at_once_among_nine_dead_trackers() {
     assert_eq!(heard.next().await, "stopped");
     assert!(begun.elapsed() < Duration::from_secs(10));
     assert!(trackers.stop(LONG).await, "again is nothing");
-    assert!(!trackers.add(&good));
+    assert!(!trackers.add(&good, Reach::Any));
     world.root.cancel();
     assert!(world.root.join(LONG).await.is_empty());
 }
@@ -213,8 +221,8 @@ async fn udp_over_both_families_with_all_events() {
     let v6 = UdpSocket::bind("[::1]:0").await.is_ok();
     if v6 {
         let (url6, mut heard6) = world.udp("[::1]:0", &[[0x20; 16].as_slice(), &[0, 80]].concat(), 0).await;
-        assert!(trackers.add(&url6));
-        assert!(!trackers.add(&url6));
+        assert!(trackers.add(&url6, Reach::Any));
+        assert!(!trackers.add(&url6, Reach::Any));
         assert_eq!(heard6.next().await, "started");
         timeout(LONG, async { while !peers.recv().await.unwrap().addrs[0].is_ipv6() {} }).await.unwrap();
     }
@@ -284,7 +292,7 @@ async fn private_tiers_are_strict() {
     let (trackers, mut peers) = world.start(&[&[&refusing], &[&good], &[&spare]], true);
     timeout(LONG, peers.recv()).await.unwrap().unwrap();
     assert_eq!((refused.next().await.as_str(), heard.next().await.as_str()), ("started", "started"));
-    assert!(!trackers.add("http://127.0.0.1:1/x"), "a private torrent takes no others");
+    assert!(!trackers.add("http://127.0.0.1:1/x", Reach::Any), "a private torrent takes no others");
     let status = until(&trackers, |s| s[1].state == TrackerState::Working).await;
     assert_eq!(status[0].state, TrackerState::Disabled);
     assert_eq!(status[0].last_error.as_deref(), Some("refused: unregistered"));
@@ -303,7 +311,8 @@ async fn a_full_channel_holds_the_tracker_and_not_the_end() {
     let (found, mut peers) = mpsc::channel(1);
     found.send(FoundPeers { source: PeerSource::Magnet, addrs: Vec::new() }).await.unwrap();
     let announce = Announce { info_hash: [1; 20], peer_id: [2; 20], port: 6881, key: 7 };
-    let options = TrackerOptions::new(http_client().unwrap());
+    let http = HttpClients::new().unwrap();
+    let options = TrackerOptions { reach: Reach::Any, ..TrackerOptions::new(http) };
     let tiers = vec![vec![url]];
     let trackers = Trackers::start(&world.root, tiers, announce, Arc::new(Progress::default), found, options);
     assert_eq!(heard.next().await, "started");
@@ -338,14 +347,53 @@ async fn too_many_trackers_and_odd_urls() {
         (&format!("http://127.0.0.1/{}", "x".repeat(5000)), "too long"),
         (&format!("udp://127.0.0.1:1/{}", "x".repeat(1500)), "too long"),
     ] {
-        assert!(!trackers.add(url));
+        assert!(!trackers.add(url, Reach::Any));
         let status = trackers.status().pop().unwrap();
         assert!(status.last_error.as_deref().unwrap().contains(why), "{status:?}");
     }
-    assert!(!trackers.add("  "));
+    assert!(!trackers.add("  ", Reach::Any));
     for n in 0..200 {
-        trackers.add(&format!("bad://{n}"));
+        trackers.add(&format!("bad://{n}"), Reach::Any);
     }
     assert_eq!(trackers.status().len(), MAX_TRACKERS);
     assert!(trackers.stop(LONG).await, "nothing to tell is told at once");
+}
+
+#[tokio::test]
+async fn trackers_in_the_local_network_are_for_the_user_to_name() {
+    let world = World::new();
+    let (http, mut heard) = world.http("200 OK", ONE_PEER).await;
+    let (udp, mut heard_udp) = world.udp("127.0.0.1:0", &[10, 0, 0, 1, 0x1a, 0xe1], 0).await;
+    let by_name = |url: &str| url.replace("127.0.0.1", "localhost");
+    let urls = [http.clone(), by_name(&http), udp.clone(), by_name(&udp)];
+    let tiers: Vec<Vec<&str>> = urls.iter().map(|url| vec![url.as_str()]).collect();
+    let tiers: Vec<&[&str]> = tiers.iter().map(Vec::as_slice).collect();
+
+    // The torrent named them: nobody is called, and the user learns what to do.
+    let clients = HttpClients::new().unwrap();
+    let (trackers, _peers) = world.start_with(&tiers, TrackerOptions::new(clients.clone()));
+    let status = until(&trackers, |s| s.iter().all(|s| s.state == TrackerState::Failed)).await;
+    for tracker in &status {
+        assert_eq!(
+            tracker.last_error.as_deref(),
+            Some("its host has a private address; use --allow-private-hosts if that is meant"),
+            "{}",
+            tracker.url
+        );
+    }
+    assert!(trackers.stop(LONG).await);
+    assert!(heard.0.try_recv().is_err() && heard_udp.0.try_recv().is_err());
+
+    // The user named two of them.
+    let named = vec![urls[1].clone(), urls[2].clone()];
+    let (trackers, _peers) =
+        world.start_with(&tiers, TrackerOptions { named, ..TrackerOptions::new(clients) });
+    let done = |s: &TrackerStatus| matches!(s.state, TrackerState::Working | TrackerState::Failed);
+    let status = until(&trackers, |s| s.iter().all(done)).await;
+    let working: Vec<bool> = status.iter().map(|s| s.state == TrackerState::Working).collect();
+    assert_eq!(working, [false, true, true, false]);
+    assert_eq!((heard.next().await.as_str(), heard_udp.next().await.as_str()), ("started", "started"));
+    assert!(trackers.stop(LONG).await);
+    world.root.cancel();
+    assert!(world.root.join(LONG).await.is_empty());
 }

@@ -19,10 +19,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::message::{Answer, Ask, Event, TrackerError};
-use super::{http, udp};
+use super::{TrackerOptions, http, udp};
 use crate::discovery::{FoundPeers, PeerSource};
+use crate::net::hosts::{self, Guarded, LookupError, Reach};
 use crate::sync::timeouts::{
-    RESOLVE, TRACKER_HTTP, TRACKER_UDP_CONNECTION, TRACKER_UDP_FIRST, TRACKER_UDP_OTHER, TRACKER_UDP_TRIES,
+    TRACKER_HTTP, TRACKER_UDP_CONNECTION, TRACKER_UDP_FIRST, TRACKER_UDP_OTHER, TRACKER_UDP_TRIES,
 };
 
 /// The longest tracker URL: browsers and servers take about as much.
@@ -41,7 +42,9 @@ enum Transport {
 }
 
 struct HttpTracker {
-    client: reqwest::Client,
+    client: Guarded,
+    /// What to ask with if its own host turns out to be in the local network: the user named it.
+    wider: Option<Guarded>,
     url: Url,
     /// Given by the tracker, sent back to it.
     id: Option<Vec<u8>>,
@@ -51,6 +54,7 @@ struct HttpTracker {
 struct UdpTracker {
     host: String,
     port: u16,
+    reach: Reach,
     url_data: String,
     v4: Family,
     v6: Family,
@@ -80,8 +84,9 @@ impl Tracker {
     ///
     /// # Errors
     /// [`TrackerError::BadUrl`], for what isn't a URL of a protocol that is spoken here.
-    pub fn new(url: &str, client: &reqwest::Client) -> Result<Self, TrackerError> {
+    pub fn new(url: &str, options: &TrackerOptions) -> Result<Self, TrackerError> {
         let bad = |why: &str| TrackerError::BadUrl(why.to_owned());
+        let named = options.named.iter().any(|named| named.trim() == url);
         if url.len() > MAX_URL {
             return Err(bad("its URL is too long"));
         }
@@ -92,7 +97,9 @@ impl Tracker {
         let name = format!("{}://{host}{port}", url.scheme());
         let transport = match url.scheme() {
             "http" | "https" => {
-                Transport::Http(HttpTracker { client: client.clone(), url, id: None, registered: false })
+                let client = options.http.of(options.reach).clone();
+                let wider = named.then(|| options.http.of(Reach::Any).clone());
+                Transport::Http(HttpTracker { client, wider, url, id: None, registered: false })
             }
             "udp" => {
                 let port = url.port().ok_or_else(|| bad("a UDP tracker's URL must name a port"))?;
@@ -103,7 +110,8 @@ impl Tracker {
                 }
                 let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
                 let (v4, v6) = (Family::default(), Family::default());
-                Transport::Udp(Box::new(UdpTracker { host, port, url_data, v4, v6 }))
+                let reach = if named { Reach::Any } else { options.reach };
+                Transport::Udp(Box::new(UdpTracker { host, port, reach, url_data, v4, v6 }))
             }
             other => return Err(TrackerError::BadUrl(format!("the protocol {other} is not supported"))),
         };
@@ -172,7 +180,15 @@ impl HttpTracker {
     ) -> Result<Answer, TrackerError> {
         let ask = Ask { event: event_for(self.registered, ask.event), ..*ask };
         let url = http::announce_url(&self.url, &ask, self.id.as_deref());
-        let fetched = timeout(TRACKER_HTTP, Self::fetch(&self.client, url)).await;
+        let fetched = timeout(TRACKER_HTTP, Self::fetch(&self.client, url.clone())).await;
+        let fetched = match (fetched, &self.wider) {
+            // The user's own word for this very host, not for where a host of the internet redirects to.
+            (Ok(Err(TrackerError::Private(private))), Some(wider)) if !private.redirected => {
+                self.client = wider.clone();
+                timeout(TRACKER_HTTP, Self::fetch(&self.client, url)).await
+            }
+            (fetched, _) => fetched,
+        };
         let mut answer = fetched.map_err(|_| TrackerError::TimedOut(TRACKER_HTTP))??;
         // Noted before the wait below, so that whoever drops us there doesn't forget to say goodbye.
         self.registered = ask.event != Event::Stopped;
@@ -183,8 +199,12 @@ impl HttpTracker {
         Ok(answer)
     }
 
-    async fn fetch(client: &reqwest::Client, url: Url) -> Result<Answer, TrackerError> {
-        let mut response = client.get(url).send().await.map_err(network_error)?;
+    async fn fetch(client: &Guarded, url: Url) -> Result<Answer, TrackerError> {
+        let sent = client.get(url.clone())?.send().await;
+        let mut response = sent.map_err(|error| match hosts::refused(&error, &url) {
+            Some(private) => private.into(),
+            None => network_error(error),
+        })?;
         let status = response.status();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(network_error)? {
@@ -223,10 +243,10 @@ impl UdpTracker {
         ask: &Ask,
         found: &mpsc::Sender<FoundPeers>,
     ) -> Result<Answer, TrackerError> {
-        let Self { host, port, url_data, v4, v6 } = self;
+        let Self { host, port, reach, url_data, v4, v6 } = self;
         // At the end only those who know us are told, and no time is lost with names.
         let known = [v4.registered, v6.registered].into_iter().flatten().collect();
-        let addrs = if ask.event == Event::Stopped { known } else { resolve(host, *port).await? };
+        let addrs = if ask.event == Event::Stopped { known } else { resolve(host, *port, *reach).await? };
         let (addrs4, addrs6): (Vec<_>, Vec<_>) = addrs.into_iter().partition(SocketAddr::is_ipv4);
 
         let mut running = FuturesUnordered::new();
@@ -269,13 +289,11 @@ fn merge(first: Answer, second: Answer) -> Answer {
     }
 }
 
-async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, TrackerError> {
-    let failed = |why: String| TrackerError::Resolve { host: host.to_owned(), why };
-    match timeout(RESOLVE, tokio::net::lookup_host((host, port))).await {
-        Err(_) => Err(failed(format!("no answer within {} s", RESOLVE.as_secs()))),
-        Ok(Err(error)) => Err(failed(error.to_string())),
-        Ok(Ok(addrs)) => Ok(addrs.collect()),
-    }
+async fn resolve(host: &str, port: u16, reach: Reach) -> Result<Vec<SocketAddr>, TrackerError> {
+    hosts::lookup(host, port, reach).await.map_err(|error| match error {
+        LookupError::Private(private) => private.into(),
+        other => TrackerError::Resolve { host: host.to_owned(), why: other.to_string() },
+    })
 }
 
 impl Family {

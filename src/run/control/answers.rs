@@ -19,15 +19,17 @@ use crate::control::message::{
     Added, Code, Ending, Granted, NewTorrent, Prefetched, Refusal, Removed, Report, Request, Who,
 };
 use crate::control::named::{self, Candidate};
-use crate::control::status::{Cache, Metadata, Status, Torrent as TorrentStatus, Waiting};
+use crate::control::status::{Cache, Metadata, Status, Torrent as TorrentStatus, Waiting, Webseed};
 use crate::metainfo::Source;
 use crate::metainfo::geometry::FileIndex;
 use crate::metainfo::info::FileKind;
 use crate::run::report::Reporter;
 use crate::run::signals::Signals;
 use crate::sync::timeouts;
+use crate::torrent::status::seed_word;
 use crate::torrent::swarm::EVERYTHING;
 use crate::torrent::{Command, Torrent};
+use crate::webseed::{SeedState, SeedStatus};
 
 /// Between two looks at whether what was added shows: a rebuild takes about as long.
 const LOOK: Duration = Duration::from_millis(5);
@@ -114,7 +116,7 @@ impl Mounted {
                     let why = "a file is sent, not named: give its bytes in \"torrent\"";
                     return Err(Refusal::new(Code::BadSource, why));
                 }
-                sources::load(&source).await.map_err(bad_source)?
+                sources::load(&source, self.client.reach()).await.map_err(bad_source)?
             }
             NewTorrent::File { name, bytes } => sources::from_bytes(&bytes, &name).map_err(bad_source)?,
         };
@@ -301,9 +303,26 @@ fn torrent_status(shown: Shown) -> TorrentStatus {
         peers: status.peers as u64,
         connecting: status.connecting as u64,
         banned: status.banned.len() as u64,
+        webseeds: torrent.webseeds().into_iter().map(webseed).collect(),
         waiting: waiting.collect(),
         waiting_count: status.waiting_count as u64,
         error: status.error.clone(),
+    }
+}
+
+fn webseed(seed: SeedStatus) -> Webseed {
+    let seconds = match seed.state {
+        SeedState::Waiting { seconds } => Some(seconds),
+        SeedState::Idle | SeedState::Fetching | SeedState::Dropped => None,
+    };
+    Webseed {
+        state: seed_word(seed.state).into(),
+        seconds,
+        url: seed.url,
+        reason: seed.reason,
+        refused_files: seed.refused_files as u64,
+        requests: seed.requests,
+        downloaded: seed.bytes,
     }
 }
 

@@ -1,0 +1,414 @@
+//! Which hosts may be reached: a torrent from the web must not make us call the router, or whatever else listens in the
+//! local network and takes who calls for one of its own.
+//!
+//! [`is_private`] tells by the address. Who names a host by its address is held against it ([`check`]); names are looked
+//! up through [`lookup`], which leaves private addresses out, so that it is the very address to be dialled that was
+//! looked at, and a name that changes its mind changes nothing. A [`Guarded`] HTTP client does both, for redirects as
+//! well, and [`refused`] finds in its errors that it did. How far to go is a [`Reach`].
+//!
+//! Not here: peers. Those of a local network are named rightly, and speak a protocol that a router doesn't take for
+//! orders.
+
+use std::error::Error;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{ClientBuilder, RequestBuilder, Url, redirect};
+
+use crate::sync::timeouts::RESOLVE;
+
+/// Which hosts may be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// Those of the internet.
+    Public,
+    /// All: the user said so, or the torrent came from a local file.
+    Any,
+}
+
+impl Reach {
+    /// What somebody may reach who is `trusted`.
+    pub fn of(trusted: bool) -> Self {
+        if trusted { Self::Any } else { Self::Public }
+    }
+
+    /// Whether an address is within it.
+    pub fn allows(self, ip: IpAddr) -> bool {
+        self == Self::Any || !is_private(ip)
+    }
+}
+
+/// A host that may not be reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} private address; use --allow-private-hosts if that is meant", self.which())]
+pub struct PrivateHost {
+    /// Its name or address, as a URL has it.
+    pub host: String,
+    /// It isn't the one that was asked for: that one redirects to it.
+    pub redirected: bool,
+}
+
+impl PrivateHost {
+    fn new(host: &str) -> Self {
+        Self { host: host.to_owned(), redirected: false }
+    }
+
+    fn which(&self) -> String {
+        match self.redirected {
+            true => format!("it redirects to {}, which has a", self.host),
+            false => "its host has a".to_owned(),
+        }
+    }
+}
+
+/// Why a host's addresses aren't known.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// All that it has are private.
+    #[error(transparent)]
+    Private(#[from] PrivateHost),
+    /// The resolver says no.
+    #[error(transparent)]
+    Failed(#[from] std::io::Error),
+    /// The resolver says nothing.
+    #[error("no answer within {} s", RESOLVE.as_secs())]
+    TimedOut,
+}
+
+/// Whether an address belongs to no single host of the internet: this machine's, its networks', a group's. Those
+/// that hold an IPv4 address (mapped, compatible, NAT64, 6to4) are what that one is.
+pub fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => is_private_v4(ip),
+        IpAddr::V6(ip) => is_private_v6(ip),
+    }
+}
+
+fn is_private_v4(ip: Ipv4Addr) -> bool {
+    match ip.octets() {
+        // This host (RFC 1122), for which Linux takes loopback; private networks (RFC 1918); loopback.
+        [0 | 10 | 127, ..] | [172, 16..=31, ..] | [192, 168, ..] => true,
+        // Link-local (RFC 3927), where clouds keep their secrets; shared by customers of a provider (RFC 6598).
+        [169, 254, ..] | [100, 64..=127, ..] => true,
+        // Of the protocol itself (RFC 6890), of test benches (RFC 2544).
+        [192, 0, 0, _] | [198, 18 | 19, ..] => true,
+        // Multicast, reserved, broadcast.
+        [224..=255, ..] => true,
+        _ => false,
+    }
+}
+
+fn is_private_v6(ip: Ipv6Addr) -> bool {
+    let inner = |a: u16, b: u16| {
+        let ([a, b], [c, d]) = (a.to_be_bytes(), b.to_be_bytes());
+        is_private_v4(Ipv4Addr::new(a, b, c, d))
+    };
+    match ip.segments() {
+        // Mapped, translated and compatible ones; unspecified and loopback are among the last.
+        [0, 0, 0, 0, 0, 0xffff, a, b] | [0, 0, 0, 0, 0xffff, 0, a, b] | [0, 0, 0, 0, 0, 0, a, b] => {
+            inner(a, b)
+        }
+        // NAT64 (RFC 6052), that of a local network (RFC 8215), 6to4 (RFC 3056).
+        [0x64, 0xff9b, 0, 0, 0, 0, a, b] | [0x2002, a, b, ..] => inner(a, b),
+        [0x64, 0xff9b, 1, ..] => true,
+        // Unique local (RFC 4193), link-local, what came before the two, multicast.
+        [0xfc00..=0xfdff | 0xfe80..=0xfeff | 0xff00..=0xffff, ..] => true,
+        _ => false,
+    }
+}
+
+/// Looks at a URL that names its host by address; names are the resolver's matter.
+///
+/// # Errors
+/// The address may not be reached.
+pub fn check(url: &Url, reach: Reach) -> Result<(), PrivateHost> {
+    let host = url.host_str().unwrap_or_default();
+    match bare(host).parse::<IpAddr>() {
+        Ok(ip) if !reach.allows(ip) => Err(PrivateHost::new(host)),
+        _ => Ok(()),
+    }
+}
+
+/// An IPv6 address without its brackets.
+fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
+/// The addresses of a host, by its name or address, that may be reached; never none. Waits for the resolver, bounded.
+/// Cancel-safe.
+///
+/// # Errors
+/// There are none; see [`LookupError`].
+pub async fn lookup(host: &str, port: u16, reach: Reach) -> Result<Vec<SocketAddr>, LookupError> {
+    let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((bare(host), port)));
+    let all = found.await.map_err(|_| LookupError::TimedOut)??;
+    let (reachable, private): (Vec<_>, Vec<_>) = all.partition(|addr| reach.allows(addr.ip()));
+    if !reachable.is_empty() {
+        Ok(reachable)
+    } else if !private.is_empty() {
+        Err(PrivateHost::new(host).into())
+    } else {
+        Err(std::io::Error::other("it has no address").into())
+    }
+}
+
+/// An HTTP client that reaches only what it may. Cheap to clone; its connections are shared.
+#[derive(Debug, Clone)]
+pub struct Guarded {
+    client: reqwest::Client,
+    reach: Reach,
+}
+
+impl Guarded {
+    /// Makes one of a client that is set up otherwise. It follows at most `redirects` in a row; with 0
+    /// an answer that redirects is an answer like any other. Reads the system's
+    /// certificates, unless the builder has others.
+    ///
+    /// # Errors
+    /// As [`ClientBuilder::build`].
+    pub fn new(builder: ClientBuilder, reach: Reach, redirects: usize) -> Result<Self, reqwest::Error> {
+        let policy = redirect::Policy::custom(move |attempt| {
+            if redirects == 0 {
+                return attempt.stop();
+            }
+            if attempt.previous().len() > redirects {
+                return attempt.error(format!("more than {redirects} redirects"));
+            }
+            match check(attempt.url(), reach) {
+                Ok(()) => attempt.follow(),
+                Err(private) => attempt.error(private),
+            }
+        });
+        let client = builder.dns_resolver(Arc::new(Resolver(reach))).redirect(policy).build()?;
+        Ok(Self { client, reach })
+    }
+
+    /// A GET request, to be sent.
+    ///
+    /// # Errors
+    /// The URL names an address that may not be reached. That a name has none but such is told by [`refused`].
+    pub fn get(&self, url: Url) -> Result<RequestBuilder, PrivateHost> {
+        check(&url, self.reach)?;
+        Ok(self.client.get(url))
+    }
+}
+
+/// Looks names up for an HTTP client.
+struct Resolver(Reach);
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let reach = self.0;
+        Box::pin(async move {
+            // The client puts the port of the URL in.
+            let addrs = lookup(name.as_str(), 0, reach).await.map_err(|error| match error {
+                // As it is, so that `refused` finds it.
+                LookupError::Private(private) => private.into(),
+                other => Box::<dyn Error + Send + Sync>::from(other),
+            })?;
+            Ok(Box::new(addrs.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Whether an error of a guarded client is that a host may not be reached, and which. `asked` is what it was to get.
+pub fn refused(error: &reqwest::Error, asked: &Url) -> Option<PrivateHost> {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if let Some(private) = cause.downcast_ref::<PrivateHost>() {
+            let redirected = asked.host_str() != Some(&private.host);
+            return Some(PrivateHost { redirected, ..private.clone() });
+        }
+        next = cause.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_told_apart() {
+        for private in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.8.8.8",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "224.0.0.1",
+            "239.255.255.250",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:192.168.1.1",
+            "::ffff:0:10.0.0.1",
+            "64:ff9b::10.0.0.1",
+            "64:ff9b:1::1",
+            "2002:c0a8:101::1",
+            "fc00::1",
+            "fdff::1",
+            "fe80::1",
+            "febf::1",
+            "fec0::1",
+            "ff02::1",
+        ] {
+            assert!(is_private(private.parse().unwrap()), "{private}");
+            assert!(!Reach::Public.allows(private.parse().unwrap()));
+            assert!(Reach::Any.allows(private.parse().unwrap()));
+        }
+        for public in [
+            "1.1.1.1",
+            "9.255.255.255",
+            "11.0.0.0",
+            "100.63.255.255",
+            "100.128.0.0",
+            "126.255.255.255",
+            "128.0.0.1",
+            "169.253.255.255",
+            "172.15.255.255",
+            "172.32.0.0",
+            "192.0.1.1",
+            "192.167.255.255",
+            "198.17.255.255",
+            "223.255.255.255",
+            "::ffff:8.8.8.8",
+            "64:ff9b::8.8.8.8",
+            "2002:808:808::1",
+            "2001:db8::1",
+            "2606:4700::1111",
+            "fbff::1",
+            "fe00::1",
+        ] {
+            assert!(!is_private(public.parse().unwrap()), "{public}");
+        }
+    }
+
+    #[test]
+    fn hosts_by_address_are_looked_at_in_every_spelling() {
+        for (url, private) in [
+            ("http://127.0.0.1:80/x", true),
+            ("http://127.1/x", true),
+            ("http://2130706433/x", true),
+            ("http://0x7f.0.0.1/x", true),
+            ("http://0/", true),
+            ("http://[::1]/", true),
+            ("http://[::ffff:c0a8:101]/", true),
+            ("http://user:password@192.168.0.1/", true),
+            ("udp://10.0.0.1:80", true),
+            ("udp://[fe80::1]:80", true),
+            ("http://8.8.8.8/", false),
+            ("http://[2001:db8::1]/", false),
+            // By name: to be looked up.
+            ("http://localhost/", false),
+        ] {
+            let url = Url::parse(url).unwrap();
+            assert_eq!(check(&url, Reach::Public).is_err(), private, "{url}");
+            assert_eq!(check(&url, Reach::Any), Ok(()), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_user_reads_what_to_do() {
+        for (redirected, text) in [
+            (false, "its host has a private address; use --allow-private-hosts if that is meant"),
+            (
+                true,
+                "it redirects to h, which has a private address; use --allow-private-hosts if that is meant",
+            ),
+        ] {
+            assert_eq!(PrivateHost { host: "h".to_owned(), redirected }.to_string(), text);
+        }
+    }
+
+    #[tokio::test]
+    async fn names_of_this_machine_are_looked_up_to_nothing() {
+        for host in ["localhost", "127.0.0.1", "[::1]", "127.1"] {
+            let error = lookup(host, 80, Reach::Public).await.unwrap_err();
+            assert!(matches!(error, LookupError::Private(private) if private == PrivateHost::new(host)));
+        }
+        let found = lookup("localhost", 80, Reach::Any).await.unwrap();
+        assert!(found.iter().all(|addr| addr.ip().is_loopback() && addr.port() == 80), "{found:?}");
+        assert_eq!(lookup("1.2.3.4", 5, Reach::Public).await.unwrap(), ["1.2.3.4:5".parse().unwrap()]);
+        assert!(matches!(lookup("no such name", 1, Reach::Any).await, Err(LookupError::Failed(_))));
+    }
+
+    #[tokio::test]
+    async fn clients_reach_what_they_may_and_so_do_their_redirects() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = |reach| {
+            let builder = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+            // The public host of this test.
+            let here = SocketAddr::from(([127, 0, 0, 1], port));
+            Guarded::new(builder.resolve("public.example", here), reach, 3).unwrap()
+        };
+        // Each path redirects to what it says; "/end" is the end.
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
+                let request = String::from_utf8(request).unwrap();
+                let path = request.split(' ').nth(1).unwrap();
+                let to = path.split_once("?to=").map(|(_, to)| to).or((path == "/circle").then_some(path));
+                let head = match to {
+                    Some(to) => format!("302 Found\r\nlocation: {to}"),
+                    None => "200 OK".to_owned(),
+                };
+                let answer = format!("HTTP/1.1 {head}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        };
+        let ask = async |reach, url: &str| {
+            let url = Url::parse(url).unwrap();
+            let sent = client(reach).get(url.clone()).map_err(Some)?.send().await;
+            sent.map(|answer| answer.status().as_u16()).map_err(|error| refused(&error, &url))
+        };
+        let asked = async {
+            let at = |host: &str| format!("http://{host}:{port}/");
+            let to = |host: &str| format!("http://public.example:{port}/?to=http://{host}:{port}/");
+            let private =
+                |host: &str, redirected| Err(Some(PrivateHost { host: host.to_owned(), redirected }));
+            for (url, public) in [
+                (at("public.example"), Ok(200)),
+                (at("localhost"), private("localhost", false)),
+                (at("127.0.0.1"), private("127.0.0.1", false)),
+                (to("public.example"), Ok(200)),
+                (to("localhost"), private("localhost", true)),
+                (to("127.0.0.1"), private("127.0.0.1", true)),
+                (to("2130706433"), private("127.0.0.1", true)),
+            ] {
+                assert_eq!(ask(Reach::Public, &url).await, public, "{url}");
+                assert_eq!(ask(Reach::Any, &url).await, Ok(200), "{url}");
+            }
+            let mapped = to("[::ffff:127.0.0.1]");
+            assert_eq!(ask(Reach::Public, &mapped).await, private("[::ffff:7f00:1]", true));
+            let circle = format!("http://public.example:{port}/circle");
+            assert_eq!(ask(Reach::Any, &circle).await, Err(None));
+        };
+        tokio::select! {
+            () = serve => {}
+            () = asked => {}
+        }
+    }
+}

@@ -1,0 +1,555 @@
+//! One requester of a webseed: sleeps until there is something to claim, claims one slice, fetches it, and lets go.
+//!
+//! Flow of a turn: claim a slice ([`super::desk`]) and enter it in the table; for each of its parts get a permit of the
+//! host, ask, judge the answer, follow redirects, and read the body: what comes is cut into blocks, which go into their
+//! buffers and are told in one batch per chunk. No lock is held meanwhile. What a turn holds (entry, permit, claim,
+//! blocks that aren't told yet) belongs to objects that give it back in whatever way the turn ends: done, cut, failed,
+//! cancelled at any await, or by a panic. So what wasn't brought is asked for again.
+//!
+//! A panic ends its turn and is told in the log; after [`PANICS_MAX`] the webseed is given up.
+//!
+//! Deliberately not here: what follows from a fault (`fault`, `hosts`), what the owner is told besides blocks
+//! (`session`), and what an answer means (`answer`).
+
+use std::error::Error;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use reqwest::header::{self, HeaderMap, HeaderValue};
+use reqwest::{Response, StatusCode, Url};
+use tokio::sync::{Notify, mpsc};
+
+use super::answer::{self, Asked, Body};
+use super::assemble::Assembler;
+use super::desk::{Desk, Place};
+use super::fault::{Fault, Meaning, Phase};
+use super::health::Busy;
+use super::hosts::{Permit, host_of, now};
+use super::slices::{Part, Slice};
+use super::table::{Claim, Key, Progress};
+use super::url::{self, Kind};
+use super::wake::Level;
+use super::{Context, Step};
+use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, FileIndex};
+use crate::peer::event::{Item, PeerEvent};
+use crate::sync::timeouts;
+
+/// Redirects in a row: browsers follow 20, and real ones are one or two.
+const REDIRECTS_MAX: usize = 10;
+/// Bytes of a body that says nothing that are read to keep its connection; servers' pages of redirects and errors
+/// are smaller.
+const PAGE_MAX: usize = 16 * 1024;
+/// Panics after which a webseed is given up: a bug that comes with each request would go on for ever.
+pub(super) const PANICS_MAX: u32 = 8;
+
+/// What the tasks of one webseed have in common.
+pub(super) struct Shared {
+    pub(super) ctx: Context,
+    pub(super) base: Url,
+    /// The URL as it stands in the torrent: for the table.
+    pub(super) url: Arc<str>,
+    pub(super) desk: Level<Desk>,
+    /// Something is to be told: the session looks. Keeps one ring for a session that doesn't listen just now.
+    pub(super) bell: Notify,
+    pub(super) panics: AtomicU32,
+}
+
+impl Shared {
+    /// Changes what stands on the desk; wakes requesters if there is something to claim then, and the session if there
+    /// is something to tell.
+    pub(super) fn change<R>(&self, change: impl FnOnce(&mut Desk) -> R) -> R {
+        let change = |desk: &mut Desk| {
+            let result = change(desk);
+            (result, desk.has_news())
+        };
+        let (result, news) = self.desk.change(change, Desk::is_ready);
+        if news {
+            self.bell.notify_one();
+        }
+        result
+    }
+
+    /// It isn't asked for anything any more.
+    pub(super) fn end(&self, reason: String) {
+        self.change(|desk| desk.end(reason));
+    }
+
+    /// It won't be asked for a file any more, for this reason; without any file left it is of no use.
+    pub(super) fn refuse(&self, file: FileIndex, fault: &Fault) {
+        let reason = fault.to_string();
+        let new = self.change(|desk| {
+            let new = desk.refuse(file);
+            if !desk.is_of_use() {
+                desk.end(reason.clone());
+            }
+            new
+        });
+        self.ctx.health.trouble(reason, false);
+        if new {
+            self.ctx.health.refuses(file);
+            let (seed, file) = (self.ctx.health.url(), file.0);
+            tracing::info!(%seed, file, "a webseed won't be asked for a file any more: {fault}");
+        }
+    }
+
+    /// Something urgent may be queued while all requesters are busy with what nobody waits for.
+    pub(super) fn cut_for_urgent(&self) {
+        if let Some(cut) = self.desk.with(|desk| desk.cut_for_urgent()) {
+            cut.cancel();
+        }
+    }
+
+    /// A request failed.
+    fn failed(&self, fault: &Fault, file: FileIndex, permit: Option<&Permit>) {
+        tracing::debug!(seed = self.ctx.health.url(), file = file.0, "a request failed: {fault}");
+        match fault.means() {
+            Meaning::DropFile => {
+                // It answers: that is all that its host has to do with it.
+                permit.inspect(|permit| permit.succeeded());
+                self.refuse(file, fault);
+            }
+            Meaning::DropSeed => self.end(fault.to_string()),
+            Meaning::Wait(_) | Meaning::Retry => {
+                self.ctx.health.trouble(fault.to_string(), false);
+                if let Some(until) = permit.and_then(|permit| permit.failed(fault, rand::random())) {
+                    self.change(|desk| desk.wait(until));
+                }
+            }
+        }
+    }
+}
+
+/// Why a slice wasn't fetched to its end.
+enum Stop {
+    /// It is given up for something else.
+    Cut,
+    /// The host is left alone until then.
+    Waits(Instant),
+    /// Something went wrong with this file.
+    Failed(Fault, FileIndex),
+    /// Nobody listens any more.
+    Closing,
+}
+
+/// Blocks that have come, until they are told.
+struct Delivery<'a> {
+    shared: &'a Shared,
+    number: u64,
+    places: std::vec::IntoIter<Place>,
+    items: Vec<Item>,
+}
+
+impl Drop for Delivery<'_> {
+    fn drop(&mut self) {
+        let items = std::mem::take(&mut self.items);
+        if items.is_empty() && self.places.len() == 0 {
+            return;
+        }
+        self.shared.change(|desk| {
+            desk.came_not(self.number, &mut self.places);
+            desk.leave(items);
+        });
+    }
+}
+
+/// A slice that is being fetched.
+struct Turn<'a> {
+    shared: &'a Shared,
+    number: u64,
+    slice: Slice,
+    progress: Arc<Progress>,
+    claim: Option<Claim>,
+    permit: Option<Permit>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // Whoever is woken by the last of these finds the others done.
+        self.claim = None;
+        self.permit = None;
+        self.shared.change(|desk| desk.unclaim(self.number));
+    }
+}
+
+/// An answer whose body is what was asked for.
+struct Answer<'a> {
+    response: Response,
+    body: Body,
+    /// When the request was made.
+    asked: Instant,
+    _busy: Busy<'a>,
+}
+
+/// Runs a requester until it is dropped.
+pub(super) async fn run(shared: Arc<Shared>) {
+    loop {
+        if AssertUnwindSafe(turn(&shared)).catch_unwind().await.is_err() {
+            let panics = shared.panics.fetch_add(1, Ordering::Relaxed) + 1;
+            let reason = "its requests panicked; this is a bug, please report it";
+            tracing::error!(seed = shared.ctx.health.url(), panics, "{reason}");
+            if panics >= PANICS_MAX {
+                shared.end(reason.to_owned());
+            }
+        }
+    }
+}
+
+/// Claims a slice and fetches it.
+async fn turn(shared: &Shared) {
+    let table = &shared.ctx.hub.table;
+    let number = table.generation();
+    let (slice, progress) = shared.desk.until(|desk| desk.claim(number)).await;
+    let mut turn = Turn { shared, number, slice, progress, claim: None, permit: None };
+    shared.ctx.hub.step(Step::Claimed);
+    let slice = turn.first_byte();
+    let key = Key { torrent: shared.ctx.torrent.info_hash, url: shared.url.clone(), slice };
+    turn.claim = Some(table.claim(key, number, turn.progress.clone()));
+    shared.ctx.hub.step(Step::Entered);
+    shared.cut_for_urgent();
+    match turn.fetch().await {
+        Ok(()) | Err(Stop::Cut) => {}
+        Err(Stop::Waits(until)) => {
+            shared.ctx.health.trouble("its server failed, and is left alone for a while".to_owned(), true);
+            shared.change(|desk| desk.wait(until));
+        }
+        Err(Stop::Failed(fault, file)) => shared.failed(&fault, file, turn.permit.as_ref()),
+        Err(Stop::Closing) => shared.end("the torrent is closing".to_owned()),
+    }
+    shared.ctx.hub.step(Step::Settled);
+}
+
+impl<'a> Turn<'a> {
+    fn first_byte(&self) -> u64 {
+        let geometry = &self.shared.ctx.torrent.info.geometry;
+        let at = |b: &BlockRef| geometry.piece_offset(b.piece) + u64::from(b.block.0) * u64::from(BLOCK_LEN);
+        self.slice.blocks.first().map_or(0, at)
+    }
+
+    async fn fetch(&mut self) -> Result<(), Stop> {
+        let cut = self.progress.cut.clone();
+        tokio::select! {
+            biased;
+            () = cut.cancelled() => Err(Stop::Cut),
+            fetched = self.parts() => fetched,
+        }
+    }
+
+    async fn parts(&mut self) -> Result<(), Stop> {
+        let mut assembler = Assembler::new(&self.shared.ctx.torrent.info.geometry, &self.slice.blocks);
+        for part in std::mem::take(&mut self.slice.parts) {
+            let failed = |fault| Stop::Failed(fault, part.file);
+            let answer = self.open(&part).await?;
+            self.shared.ctx.hub.step(Step::Answered);
+            let begun = answer.asked;
+            let checked = self.read(&part, answer, &mut assembler).await?;
+            let took = now().saturating_duration_since(begun).as_secs_f64();
+            if part.len >= u64::from(BLOCK_LEN) {
+                let rate = (part.len as f64 / took.max(1e-6)) as u64;
+                self.shared.desk.with(|desk| desk.measured(rate));
+            }
+            checked.map_err(failed)?;
+            if let Some(permit) = &self.permit {
+                permit.succeeded();
+            }
+            self.shared.ctx.health.well();
+        }
+        let mut done = Vec::new();
+        assembler.finish(&mut done);
+        self.deliver(&mut done).await?;
+        Ok(())
+    }
+
+    /// Asks for a part: where redirects led last for this file, or where it should be.
+    async fn open(&mut self, part: &Part) -> Result<Answer<'a>, Stop> {
+        let shared = self.shared;
+        let (torrent, failed) = (&shared.ctx.torrent, |fault| Stop::Failed(fault, part.file));
+        let info = &torrent.info;
+        let file_len = |file: FileIndex| info.geometry.files().get(file.0 as usize).map_or(0, |f| f.len);
+        let (own, asked) = match shared.ctx.seed.kind {
+            Kind::Url => {
+                let own = url::file_url(&shared.base, info, part.file).map_err(failed)?;
+                (own, Asked { start: part.offset, len: part.len, file_len: file_len(part.file) })
+            }
+            Kind::Http => {
+                let Some(piece) = self.slice.blocks.first().map(|block| block.piece) else {
+                    return Err(Stop::Cut);
+                };
+                let start = part.at.saturating_sub(info.geometry.piece_offset(piece));
+                let own = url::piece_url(&shared.base, &torrent.info_hash, piece, start..start + part.len);
+                let file_len = u64::from(info.geometry.piece_len(piece));
+                (own, Asked { start, len: part.len, file_len })
+            }
+        };
+        if let Some(remembered) = shared.desk.with(|desk| desk.redirect(part.file)) {
+            match self.follow(remembered, false, &asked, part.file).await {
+                Err(Stop::Failed(fault, file)) => {
+                    // Such an address may have been good for a while only.
+                    shared.desk.with(|desk| desk.redirects(part.file, None));
+                    if matches!(fault.means(), Meaning::Wait(_)) {
+                        return Err(Stop::Failed(fault, file));
+                    }
+                }
+                other => return other,
+            }
+        }
+        self.follow(own, true, &asked, part.file).await
+    }
+
+    /// Asks at a URL, and where that redirects to.
+    async fn follow(
+        &mut self,
+        mut at: Url,
+        own: bool,
+        asked: &Asked,
+        file: FileIndex,
+    ) -> Result<Answer<'a>, Stop> {
+        let shared = self.shared;
+        let ctx = &shared.ctx;
+        let failed = |fault| Stop::Failed(fault, file);
+        let mut before = Vec::new();
+        loop {
+            let redirected = !own || !before.is_empty();
+            let mut request = ctx.hub.get(&at, ctx.seed.trusted, redirected).map_err(failed)?;
+            self.permit_for(&at).await?;
+            ctx.hub.step(Step::Permitted);
+            let busy = ctx.health.request();
+            self.progress.started.store(true, Ordering::Relaxed);
+            let time = now();
+            request = request.header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            if ctx.seed.kind == Kind::Url {
+                let last = asked.start + asked.len - 1;
+                request = request.header(header::RANGE, format!("bytes={}-{last}", asked.start));
+            }
+            let response = match tokio::time::timeout(timeouts::WEBSEED_FIRST_BYTE, request.send()).await {
+                Ok(response) => response.map_err(|error| failed(ctx.hub.fault(&error, &at, redirected)))?,
+                Err(_) => return Err(failed(Fault::TimedOut(Phase::FirstByte))),
+            };
+            if let Some(to) = redirect(response.status(), response.headers()) {
+                let next = at.join(&to).map_err(|error| failed(Fault::Redirects(error.to_string())))?;
+                page(response).await;
+                drop(busy);
+                before.push(std::mem::replace(&mut at, next));
+                check_redirect(&before, &at).map_err(failed)?;
+                continue;
+            }
+            let status = response.status().as_u16();
+            let judged = match ctx.seed.kind {
+                Kind::Url => answer::judge(asked, status, response.headers()),
+                Kind::Http => answer::judge_piece(asked, status, response.headers()),
+            };
+            return match judged {
+                Ok(body) => {
+                    if ctx.seed.kind == Kind::Url && !before.is_empty() {
+                        shared.desk.with(|desk| desk.redirects(file, Some(at)));
+                    }
+                    Ok(Answer { response, body, asked: time, _busy: busy })
+                }
+                Err(fault) => {
+                    let page = page(response).await;
+                    Err(failed(if ctx.seed.kind == Kind::Http { with_wait(fault, &page) } else { fault }))
+                }
+            };
+        }
+    }
+
+    /// Has a permit for the host of this URL, and no other.
+    async fn permit_for(&mut self, url: &Url) -> Result<(), Stop> {
+        let host = host_of(url);
+        if self.permit.as_ref().is_some_and(|permit| *permit.host() == host) {
+            return Ok(());
+        }
+        // Given back first: who held one while waiting for another could wait for ever.
+        self.permit = None;
+        self.progress.started.store(false, Ordering::Relaxed);
+        let hub = &self.shared.ctx.hub;
+        if self.progress.urgent && hub.hosts.is_full(&host) {
+            let least = self.shared.desk.with(|desk| desk.worth_a_cut());
+            hub.table.cut_for_urgent(&host, least);
+        }
+        let permit = hub.hosts.acquire(host.clone(), self.progress.urgent).await.map_err(Stop::Waits)?;
+        self.permit = Some(permit);
+        if let Some(claim) = &self.claim {
+            claim.goes_to(&host);
+        }
+        Ok(())
+    }
+
+    /// Reads a body. What is wrong with it after all that was asked for has come is told by the inner result.
+    async fn read(
+        &mut self,
+        part: &Part,
+        mut answer: Answer<'a>,
+        assembler: &mut Assembler,
+    ) -> Result<Result<(), Fault>, Stop> {
+        let failed = |fault| Stop::Failed(fault, part.file);
+        let (mut skip, mut left, mut at) = (answer.body.skip, answer.body.take, part.at);
+        let expected = skip + left;
+        let limit = &self.shared.ctx.torrent.down_limit;
+        let mut done = Vec::new();
+        // Since when, and how many bytes have come since then.
+        let (mut since, mut lately) = (now(), 0u64);
+        let mut stall = std::pin::pin!(tokio::time::sleep(timeouts::WEBSEED_STALL));
+        while left > 0 {
+            let chunk = tokio::select! {
+                biased;
+                chunk = answer.response.chunk() => chunk,
+                () = &mut stall => {
+                    if lately < timeouts::WEBSEED_STALL_BYTES {
+                        return Err(failed(Fault::TimedOut(Phase::Stall)));
+                    }
+                    (since, lately) = (now(), 0);
+                    stall.as_mut().reset(tokio::time::Instant::from_std(since) + timeouts::WEBSEED_STALL);
+                    continue;
+                }
+            };
+            let found = expected - skip - left;
+            let mut data = match chunk {
+                Ok(Some(data)) => data,
+                Ok(None) => return Err(failed(Fault::Short { found, expected })),
+                Err(error) => return Err(failed(broken(&error, answer.response.url(), found, expected))),
+            };
+            let read = data.len() as u64;
+            lately += read;
+            let front = skip.min(read);
+            skip -= front;
+            let _ = data.split_to(front as usize);
+            data.truncate(data.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+            let taken = data.len() as u64;
+            left -= taken;
+            self.progress.left.fetch_sub(taken, Ordering::Relaxed);
+            assembler.feed(at, data, &mut done);
+            at += taken;
+            self.shared.ctx.hub.step(Step::Came);
+            let mut paused = false;
+            if !done.is_empty() {
+                paused = self.deliver(&mut done).await?;
+            }
+            if limit.rate().is_some() {
+                limit.take(read).await;
+                paused = true;
+            }
+            // Pauses of our own are none of the server's.
+            let enough = lately >= timeouts::WEBSEED_STALL_BYTES && now() >= since + Duration::from_secs(1);
+            if paused || enough {
+                (since, lately) = (now(), 0);
+                stall.as_mut().reset(tokio::time::Instant::from_std(since) + timeouts::WEBSEED_STALL);
+            }
+        }
+        if answer.body.whole {
+            return Ok(Ok(()));
+        }
+        // To the end of the body, so that its connection can be used again.
+        match tokio::time::timeout(timeouts::WEBSEED_BODY_END, answer.response.chunk()).await {
+            Ok(Ok(Some(more))) if !more.is_empty() => Ok(Err(Fault::Long { expected })),
+            _ => Ok(Ok(())),
+        }
+    }
+
+    /// Puts blocks into their buffers and tells the owner; waits while his channel is full, and says whether it had to.
+    async fn deliver(&mut self, done: &mut Vec<(BlockRef, Bytes)>) -> Result<bool, Stop> {
+        let shared = self.shared;
+        let ctx = &shared.ctx;
+        let places = shared.change(|desk| desk.came(self.number, done.iter().map(|(block, _)| *block)));
+        let items = Vec::with_capacity(places.len());
+        let mut delivery = Delivery { shared, number: self.number, places: places.into_iter(), items };
+        ctx.hub.step(Step::Taken);
+        for (block, data) in done.drain(..) {
+            let len = data.len() as u64;
+            // Those that nobody asked for any more have no place.
+            let ours = delivery.places.as_slice().first().is_some_and(|place| place.block == block);
+            let buffer = if ours { delivery.places.next().and_then(|place| place.buffer) } else { None };
+            let used = buffer.as_ref().is_some_and(|buffer| buffer.put(block.block, data, ctx.key));
+            let counter = if used { &ctx.counters.down } else { &ctx.counters.wasted };
+            counter.fetch_add(len, Ordering::Relaxed);
+            match buffer {
+                Some(buffer) => delivery.items.push(Item::Block { block, buffer }),
+                None if ours => delivery.items.push(Item::Recalled(block)),
+                None => {}
+            }
+        }
+        ctx.hub.step(Step::Put);
+        if delivery.items.is_empty() {
+            return Ok(false);
+        }
+        let (permit, waited) = match ctx.events.try_reserve() {
+            Ok(permit) => (permit, false),
+            Err(mpsc::error::TrySendError::Closed(())) => return Err(Stop::Closing),
+            Err(mpsc::error::TrySendError::Full(())) => match ctx.events.reserve().await {
+                Ok(permit) => (permit, true),
+                Err(_) => return Err(Stop::Closing),
+            },
+        };
+        permit.send(PeerEvent::Said { key: ctx.key, items: std::mem::take(&mut delivery.items) });
+        Ok(waited)
+    }
+}
+
+/// Where a response redirects to, if it does.
+fn redirect(status: StatusCode, headers: &HeaderMap) -> Option<String> {
+    let location =
+        headers.get(header::LOCATION).filter(|_| matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308))?;
+    Some(String::from_utf8_lossy(location.as_bytes()).into_owned())
+}
+
+/// # Errors
+/// It has gone too far, in a circle, or to what isn't HTTP.
+fn check_redirect(before: &[Url], next: &Url) -> Result<(), Fault> {
+    let wrong = if !matches!(next.scheme(), "http" | "https") {
+        format!("{} is neither http nor https", next.scheme())
+    } else if before.contains(next) {
+        "in a circle".to_owned()
+    } else if before.len() > REDIRECTS_MAX {
+        format!("more than {REDIRECTS_MAX} of them")
+    } else {
+        return Ok(());
+    };
+    Err(Fault::Redirects(wrong))
+}
+
+/// Reads a body that says nothing to its end, so that its connection can be used again; what is longer or comes slowly
+/// isn't worth it. Returns its first chunk.
+async fn page(mut response: Response) -> Bytes {
+    let mut first = Bytes::new();
+    let rest = async {
+        let mut read = 0;
+        while let Ok(Some(chunk)) = response.chunk().await {
+            read += chunk.len();
+            if first.is_empty() {
+                first = chunk;
+            }
+            if read > PAGE_MAX {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(timeouts::WEBSEED_BODY_END, rest).await;
+    first
+}
+
+/// BEP 17: the body of a 503 is how many seconds to wait.
+fn with_wait(fault: Fault, body: &[u8]) -> Fault {
+    match fault {
+        Fault::OfTorrent(inner) => Fault::OfTorrent(Box::new(with_wait(*inner, body))),
+        Fault::Busy { status: 503, after: None } => {
+            Fault::Busy { status: 503, after: answer::wait_in_body(body) }
+        }
+        other => other,
+    }
+}
+
+/// What an error in a body is: a connection that ends before the body does is a short one.
+fn broken(error: &reqwest::Error, asked: &Url, found: u64, expected: u64) -> Fault {
+    let mut next: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(cause) = next {
+        let io = cause.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::UnexpectedEof) {
+            return Fault::Short { found, expected };
+        }
+        next = cause.source();
+    }
+    Fault::of(error, asked)
+}

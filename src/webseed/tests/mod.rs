@@ -1,0 +1,10 @@
+//! A webseed as a whole, against a server on loopback that does as it is told.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod ends;
+mod faults;
+mod flow;
+mod rig;
+mod rows;
+mod server;
