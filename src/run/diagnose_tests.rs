@@ -140,14 +140,16 @@ async fn l5_a_planned_stall_is_reported_with_holder_and_waiter_and_the_owner_tha
     );
     tokio::time::timeout(LONG, is_taken).await.unwrap().unwrap();
     let own = lock.clone();
-    let parts = Arc::default();
+    // As in the program, on a runtime of its own: a worker that hangs may be the one that looks after this one's timers.
+    let reporter = Arc::new(crate::run::report::Reporter::new(&scope));
+    reporter.client(&client);
     let waits =
         std::thread::Builder::new().name("the waiter".into()).spawn(move || drop(own.lock())).unwrap();
     let text = tokio::time::timeout(LONG, async {
         loop {
-            let text = report(Some(&client), None, &scope, &parts).await;
+            let text = reporter.report().await.unwrap();
             if text.contains("the waiter") {
-                return text;
+                return text.to_string();
             }
         }
     });

@@ -20,7 +20,7 @@ use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -165,8 +165,11 @@ impl Place {
     fn is_free(&self, name: &str) -> bool {
         match connect_now(&self.reach(name)) {
             Err(error) if error.kind() == ErrorKind::NotFound => true,
+            // What isn't a socket refuses as well, and isn't ours.
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(self.path.join(name)).is_ok()
+                let path = self.path.join(name);
+                let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
+                is_socket && std::fs::remove_file(path).is_ok()
             }
             // It listens, or can't be told.
             _ => false,
