@@ -605,12 +605,14 @@ impl Swarm {
             live.recall_background(fx);
             live.picker.drop_orphans();
             live.demands.idle(&live.table, &mut live.picker, now, fx);
-            let why = || match (&self.blocked, self.peers.len()) {
+            let why = || match (&self.blocked, self.peers.len(), self.webseeds.len()) {
                 (Some(Blocked { disk: true, .. }), _) => ReadError::Full,
-                (Some(blocked), _) => timed_out(&blocked.reason),
-                (None, 0) => timed_out("no peer is connected to send the data"),
-                (None, 1) => timed_out("the peer that is connected sent nothing of the data"),
-                (None, peers) => timed_out(&format!("none of the {peers} connected peers sent the data")),
+                (Some(blocked), ..) => timed_out(&blocked.reason),
+                (None, 0, 0) => timed_out("no peer is connected to send the data"),
+                (None, 1, 0) => timed_out("the peer that is connected sent nothing of the data"),
+                (None, peers, 0) => timed_out(&format!("none of the {peers} connected peers sent the data")),
+                (None, 0, _) => timed_out("no webseed sent the data, and no peer is connected"),
+                (None, ..) => timed_out("no webseed and none of the connected peers sent the data"),
             };
             live.demands.time_out(why, &live.table, &mut live.picker, now, fx);
         }
