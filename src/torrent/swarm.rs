@@ -606,7 +606,7 @@ impl Swarm {
             live.picker.drop_orphans();
             live.demands.idle(&live.table, &mut live.picker, now, fx);
             let why = || match (&self.blocked, self.peers.len(), self.webseeds.len()) {
-                (Some(Blocked { disk: true, .. }), _) => ReadError::Full,
+                (Some(Blocked { disk: true, .. }), ..) => ReadError::Full,
                 (Some(blocked), ..) => timed_out(&blocked.reason),
                 (None, 0, 0) => timed_out("no peer is connected to send the data"),
                 (None, 1, 0) => timed_out("the peer that is connected sent nothing of the data"),
