@@ -34,8 +34,9 @@ pub(crate) fn start(
     invalidate: Invalidate,
     stop: Arc<Flag>,
 ) -> io::Result<Worker> {
+    // Before the thread runs, so that what goes until then is noticed.
+    let mut known = content.tree();
     Worker::spawn("fs-events", move || {
-        let mut known = content.tree();
         while !stop.is_raised() {
             match events.recv_timeout(LOOK) {
                 Ok(ContentEvent::RootChanged { names }) => {

@@ -18,6 +18,8 @@ const NAME_LEAST: usize = 12;
 const BAR: usize = 22;
 /// Waiting reads told of one torrent at most: more are counted.
 const WAITING: usize = 3;
+/// Trackers that fail told of one torrent at most.
+const TRACKERS: usize = 3;
 /// Webseeds told of one torrent at most, those with something wrong first: more are counted.
 const WEBSEEDS: usize = 5;
 
@@ -158,6 +160,16 @@ fn notes(torrent: &Torrent) -> Vec<String> {
     if torrent.waiting_count > told {
         out.push(format!("    waits: {} more", torrent.waiting_count - told));
     }
+    // That many of a long list are dead is no news.
+    let failing = torrent.trackers.iter().filter_map(|tracker| Some((tracker, tracker.reason.as_ref()?)));
+    for (tracker, reason) in failing.take(TRACKERS) {
+        out.push(format!(
+            "    tracker: {}, {}: {}",
+            clean(&tracker.url),
+            clean(&tracker.state),
+            clean(reason)
+        ));
+    }
     let mut webseeds: Vec<&Webseed> = torrent.webseeds.iter().collect();
     webseeds.sort_by_key(|seed| seed.reason.is_none());
     for seed in webseeds.iter().take(WEBSEEDS) {
@@ -226,7 +238,7 @@ pub fn json(mounts: &[Status], named: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::{Cache, Metadata, Waiting};
+    use crate::control::status::{Cache, Metadata, Tracker, Waiting};
 
     fn sample() -> Status {
         let film = Torrent {
@@ -254,6 +266,13 @@ mod tests {
             state: "error".into(),
             size: 1 << 30,
             error: Some("the disk is full".into()),
+            trackers: (0..5)
+                .map(|n| Tracker {
+                    url: format!("udp://{n}.example:1"),
+                    state: if n == 0 { "working" } else { "failed" }.into(),
+                    reason: (n > 0).then(|| "no answer\u{1b}".into()),
+                })
+                .collect(),
             webseeds: (0..7)
                 .map(|n| Webseed {
                     url: format!("http://{n}.example/\u{1b}x"),
@@ -315,6 +334,9 @@ Ein sehr la…passt.resolving  -        -  resolving         0 B/s  0 B/s       
         // Not on a terminal: whole names.
         let text = shown(&[sample()], None, false);
         let webseeds = "
+    tracker: udp://1.example:1, failed: no answer\u{fffd}
+    tracker: udp://2.example:1, failed: no answer\u{fffd}
+    tracker: udp://3.example:1, failed: no answer\u{fffd}
     webseed: http://6.example/\u{fffd}x, waiting 12 s, 6.0 MiB, without 2 files: the server answered 503
     webseed: http://0.example/\u{fffd}x, idle, 0 B
 ";

@@ -78,6 +78,8 @@ pub struct Torrent {
     pub connecting: u64,
     /// Peers that are kept out since they sent bad data.
     pub banned: u64,
+    /// Its trackers.
+    pub trackers: Vec<Tracker>,
     /// Its webseeds, also those that aren't asked any more.
     pub webseeds: Vec<Webseed>,
     /// Reads that wait, longest first; the first few of them.
@@ -96,6 +98,18 @@ pub struct Metadata {
     pub here: u64,
     /// Bytes in all.
     pub size: u64,
+}
+
+/// A tracker of a torrent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tracker {
+    /// Its URL up to the port: what follows may be a secret of the user.
+    pub url: String,
+    /// `idle`, `announcing`, `working`, `failed` or `disabled`.
+    pub state: String,
+    /// Why the last announce failed, or why there is none.
+    pub reason: Option<String>,
 }
 
 /// A webseed of a torrent.

@@ -50,6 +50,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use torrentfs_fs::lock::RankedMutex;
 
 use crate::discovery::FoundPeers;
+use crate::discovery::tracker::{TrackerStatus, TrackersView};
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::net::hosts::Reach;
@@ -138,6 +139,8 @@ pub struct Torrent {
     settled: watch::Sender<bool>,
     /// Its webseeds, also those that have ended.
     webseeds: RankedMutex<Vec<Listed>>,
+    /// Its trackers; `None` while none were asked.
+    trackers: RankedMutex<Option<TrackersView>>,
     /// Somebody named it, on the command line or to the running program; not only a file in a watched folder.
     pub(crate) named: AtomicBool,
     /// All its tasks.
@@ -205,6 +208,12 @@ impl Torrent {
     /// The state as last published: at most a quarter of a second old while anything goes on.
     pub fn status(&self) -> Arc<Status> {
         self.status.lock().clone()
+    }
+
+    /// Its trackers as they are doing now, in the order in which they became known.
+    pub fn trackers(&self) -> Vec<TrackerStatus> {
+        let view = self.trackers.lock().clone();
+        view.map(|view| view.status()).unwrap_or_default()
     }
 
     /// Its webseeds as they are doing now, in the order in which they became known; also those that have ended.

@@ -238,6 +238,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         settled: watch::Sender::new(false),
         turns: Turns::new(now),
         webseeds: RankedMutex::new(Rank::Leaf, "webseeds of a torrent", Vec::new()),
+        trackers: RankedMutex::new(Rank::Leaf, "trackers of a torrent", None),
         named: AtomicBool::new(false),
         scope: scope.clone(),
         charged: plan.charged,
@@ -625,8 +626,10 @@ impl Owner {
             options.reach = self.reach;
             options.named.clone_from(&self.named_trackers);
             let tiers = self.tiers.clone();
-            self.trackers =
-                Some(Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options));
+            let trackers =
+                Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options);
+            *self.torrent.trackers.lock() = Some(trackers.view());
+            self.trackers = Some(trackers);
         }
         if let Some(dht) = self.env.dht.as_ref().filter(|_| !private) {
             let following = dht.follow(&self.scope, announce, self.found.clone());
@@ -695,6 +698,7 @@ impl Owner {
             error: self.failed.clone().or_else(|| self.swarm.error().map(str::to_owned)),
             ..Status::default()
         };
+        let can_go_on = status.error.is_none();
         if let Some(shared) = self.torrent.live() {
             let complete = shared.table.complete_count() == shared.table.len();
             status.size = shared.size();
@@ -708,7 +712,7 @@ impl Owner {
                     .take(Status::WAITING_MAX)
                     .map(|w| Waiting { file: w.file, offset: w.offset, since: w.since })
                     .collect();
-                status.state = if status.error.is_some() {
+                status.state = if !can_go_on {
                     State::Error
                 } else if complete {
                     State::Complete
@@ -721,9 +725,12 @@ impl Owner {
                 } else {
                     State::Idle
                 };
+                // Not the torrent's trouble, but what a reader was told, who asks why.
+                let gave_up = || demands.gave_up().map(ToString::to_string);
+                status.error = status.error.take().or_else(gave_up);
             }
             debug_assert!(status.have <= status.size);
-        } else if status.error.is_some() {
+        } else if !can_go_on {
             status.state = State::Error;
         }
         let few = self.swarm.peer_count() < PEERS_FEW && status.state != State::Complete;

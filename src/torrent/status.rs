@@ -109,7 +109,7 @@ pub struct Status {
     pub waiting: Vec<Waiting>,
     /// How many reads wait in all.
     pub waiting_count: usize,
-    /// Why it can't go on.
+    /// Why it can't go on, or why the last read failed that was given up, until something comes.
     pub error: Option<String>,
 }
 

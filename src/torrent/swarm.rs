@@ -605,11 +605,16 @@ impl Swarm {
             live.recall_background(fx);
             live.picker.drop_orphans();
             live.demands.idle(&live.table, &mut live.picker, now, fx);
-            let why = self.blocked.as_ref().map(|blocked| match blocked.disk {
-                true => ReadError::Full,
-                false => timed_out(&blocked.reason),
-            });
-            live.demands.time_out(why.as_ref(), &live.table, &mut live.picker, now, fx);
+            let why = || match (&self.blocked, self.peers.len(), self.webseeds.len()) {
+                (Some(Blocked { disk: true, .. }), _) => ReadError::Full,
+                (Some(blocked), ..) => timed_out(&blocked.reason),
+                (None, 0, 0) => timed_out("no peer is connected to send the data"),
+                (None, 1, 0) => timed_out("the peer that is connected sent nothing of the data"),
+                (None, peers, 0) => timed_out(&format!("none of the {peers} connected peers sent the data")),
+                (None, 0, _) => timed_out("no webseed sent the data, and no peer is connected"),
+                (None, ..) => timed_out("no webseed and none of the connected peers sent the data"),
+            };
+            live.demands.time_out(why, &live.table, &mut live.picker, now, fx);
         }
         self.sweep(now, fx);
         if self.resolve.is_wanted() {

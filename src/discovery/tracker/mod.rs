@@ -128,6 +128,8 @@ pub enum TrackerState {
 pub struct TrackerStatus {
     /// As given. May hold the user's passkey: not for logs.
     pub url: String,
+    /// Its scheme, host and port, for people; of a URL that can't be used, no more than that.
+    pub name: String,
     /// How it is doing.
     pub state: TrackerState,
     /// Why the last announce failed; gone after a success.
@@ -140,6 +142,17 @@ pub struct TrackerStatus {
     pub leechers: Option<u32>,
     /// When it is announced to next.
     pub next: Option<Instant>,
+}
+
+/// A look at the trackers of one torrent, also when they have ended. Cheap to clone.
+#[derive(Clone)]
+pub struct TrackersView(Arc<Shared>);
+
+impl TrackersView {
+    /// As [`Trackers::status`].
+    pub fn status(&self) -> Vec<TrackerStatus> {
+        self.0.status.lock().clone()
+    }
 }
 
 /// What the handle tells the groups.
@@ -235,7 +248,12 @@ impl Trackers {
 
     /// How each tracker is doing, in the order of being added.
     pub fn status(&self) -> Vec<TrackerStatus> {
-        self.shared.status.lock().clone()
+        self.view().status()
+    }
+
+    /// To look at from elsewhere.
+    pub fn view(&self) -> TrackersView {
+        TrackersView(self.shared.clone())
     }
 
     /// Tells the trackers that know us that we stop, all at once, and ends the announcing. Takes `limit` at
@@ -265,9 +283,11 @@ impl Trackers {
             Ok(_) => (TrackerState::Idle, None),
             Err(error) => (TrackerState::Disabled, Some(error.to_string())),
         };
+        let name = tracker.as_ref().map_or_else(|_| "a URL that can't be used".into(), |t| t.name.clone());
         let slot = status.len();
         status.push(TrackerStatus {
             url: url.to_owned(),
+            name,
             state,
             last_error,
             warning: None,

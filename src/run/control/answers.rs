@@ -19,7 +19,8 @@ use crate::control::message::{
     Added, Code, Ending, Granted, NewTorrent, Prefetched, Refusal, Removed, Report, Request, Who,
 };
 use crate::control::named::{self, Candidate};
-use crate::control::status::{Cache, Metadata, Status, Torrent as TorrentStatus, Waiting, Webseed};
+use crate::control::status::{Cache, Metadata, Status, Torrent as TorrentStatus, Tracker, Waiting, Webseed};
+use crate::discovery::tracker::{TrackerState, TrackerStatus};
 use crate::metainfo::Source;
 use crate::metainfo::geometry::FileIndex;
 use crate::metainfo::info::FileKind;
@@ -303,11 +304,23 @@ fn torrent_status(shown: Shown) -> TorrentStatus {
         peers: status.peers as u64,
         connecting: status.connecting as u64,
         banned: status.banned.len() as u64,
+        trackers: torrent.trackers().into_iter().map(tracker).collect(),
         webseeds: torrent.webseeds().into_iter().map(webseed).collect(),
         waiting: waiting.collect(),
         waiting_count: status.waiting_count as u64,
         error: status.error.clone(),
     }
+}
+
+fn tracker(tracker: TrackerStatus) -> Tracker {
+    let state = match tracker.state {
+        TrackerState::Idle => "idle",
+        TrackerState::Announcing => "announcing",
+        TrackerState::Working => "working",
+        TrackerState::Failed => "failed",
+        TrackerState::Disabled => "disabled",
+    };
+    Tracker { url: tracker.name, state: state.into(), reason: tracker.last_error }
 }
 
 fn webseed(seed: SeedStatus) -> Webseed {
