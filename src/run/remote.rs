@@ -263,7 +263,7 @@ mod tests {
     fn mount(path: &Path, connections: u32) -> std::thread::JoinHandle<()> {
         let listener = UnixListener::bind(path).unwrap();
         let path = path.to_owned();
-        std::thread::spawn(move || {
+        let answers = move || {
             for pid in 1..=connections {
                 let (mut stream, _) = listener.accept().unwrap();
                 if pid == connections {
@@ -273,7 +273,8 @@ mod tests {
                 let status = Status { pid, ..Status::default() };
                 stream.write_all(&answer(None, &Ok(Granted::Status(Box::new(status))))).unwrap();
             }
-        })
+        };
+        std::thread::Builder::new().spawn(answers).unwrap()
     }
 
     #[test]
