@@ -6,7 +6,7 @@ in turn, so that a busy moment of the machine hits all of them. Every run begins
     bench.py --program PATH [--rqbit PATH] [--btfs PATH] [--rounds N] [--rows a,c] [--size MIB] [--seeks N] [--no-write]
 
 Rows: a whole file, b first byte, c seeks, d player, e random reads, f 333,333 pieces, g 80 peers,
-h what is kept (checking, a bounded cache), i what is here (a complete file, folders, small files).
+h what is kept (checking, a bounded cache), i what is here (a complete file, folders, small files), k a webseed.
 """
 
 import argparse
@@ -21,14 +21,14 @@ import time
 
 import libtorrent as lt
 
-from benchmark import latency, local, report, storage, volume
+from benchmark import latency, local, report, storage, volume, web
 from benchmark.clients import Btfs, Cat, Rqbit, ToDisk, Torrentfs
 from benchmark.swarm import Lights, Relays, Seeders, Swarm, Tracker, make_huge, make_many, make_random
 from benchmark.tools import MIB, ROOT, Failed, machine
 
 DOCUMENT = ROOT / "docs" / "BENCHMARKS.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-ROWS = "abcdefghi"
+ROWS = "abcdefghik"
 SEEDERS = 4
 SEEK_RATE = SEEDERS * 2 * MIB
 PLAYER_SWARM = 6 * MIB
@@ -86,6 +86,9 @@ class Bench:
             (self.folder / "short").mkdir()
             torrent = make_random(self.folder / "short", BTFS_HERE)
             return Swarm(torrent, self.kept(Seeders(torrent, 2, 7)), self.tracker)
+        if kind == "web":
+            nginx = self.kept(web.Nginx(self.torrent.data, self.folder / "nginx"))
+            return web.WebSwarm(self.torrent, nginx, self.folder)
         huge = make_huge(self.folder, HUGE_PIECES)
         return Swarm(huge, self.kept(Lights(huge, HUGE_PEERS, 1, 5)), self.tracker)
 
@@ -222,8 +225,29 @@ class Bench:
             self.measure(what, row, Plain, lambda results: local.plain_tree(results, folder, count, read))
 
 
+    def row_k(self, number, what):
+        swarm = self.swarm("web")
+        self.measure(what, "web cold", Torrentfs, lambda results: web.mounted(results, self.client(Torrentfs, swarm)))
+        self.runs += 1
+        folder = self.folder / f"run{self.runs}"
+        self.measure(what, "web cold", Curl, lambda results: web.curl(results, swarm, folder))
+        aside = self.folder / f"run{self.runs}-leecher"
+        self.measure(what, "web cold", ToDisk, lambda results: web.to_disk(results, ToDisk(swarm, aside)))
+        self.measure(what, "web cold", Hashing, web.hashing)
+        self.measure(what, "web seek", Torrentfs, lambda results: web.seeks(results, self.client(Torrentfs, swarm), number))
+        self.measure(what, "web seek", Curl, lambda results: web.curl_seeks(results, swarm, number))
+
+
 class Sha1sum:
     name = "sha1sum"
+
+
+class Curl:
+    name = "curl"
+
+
+class Hashing:
+    name = "SHA-1, one thread"
 
 
 class Plain:

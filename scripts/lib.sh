@@ -34,12 +34,15 @@ need_packages() {
     as_root "${install[@]}" >/dev/null 2>&1 || {
         as_root apt-get update >/dev/null && as_root "${install[@]}" >/dev/null
     } || die "couldn't install. As root, run: apt-get update && apt-get install ${missing[*]}"
-    case " ${missing[*]} " in
-    *" transmission-daemon "*)
-        # It came for the tests alone: not as a service of this machine.
-        have systemctl && as_root systemctl disable --now transmission-daemon >/dev/null 2>&1 || true
-        ;;
-    esac
+    local service
+    for service in transmission-daemon nginx; do
+        case " ${missing[*]} " in
+        *" $service "*)
+            # It came for the tests alone: not as a service of this machine.
+            have systemctl && as_root systemctl disable --now "$service" >/dev/null 2>&1 || true
+            ;;
+        esac
+    done
 }
 
 # need_programs PROGRAM:PACKAGE…: installs the packages of those programs that aren't there.
@@ -94,7 +97,7 @@ need_fuse() {
 # need_peers: the real peers and the tools of the tests. Without rights to install, the affected tests are skipped by
 # name; in CI they fail.
 need_peers() {
-    local packages=(python3-libtorrent transmission-daemon attr fuse3 iproute2 procps util-linux mount rsync qemu-utils file ffmpeg golang-go fio sqlite3 zip unzip squashfs-tools)
+    local packages=(python3-libtorrent transmission-daemon attr fuse3 iproute2 procps util-linux mount rsync qemu-utils file ffmpeg golang-go fio sqlite3 zip unzip squashfs-tools nginx openssl)
     if [ "${CI:-}" = true ] || [ "$(id -u)" = 0 ] || { have sudo && sudo -n true 2>/dev/null; }; then
         need_packages "${packages[@]}"
     else

@@ -9,13 +9,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use torrentfs_fs::content::{
     Backing, BackingDone, Content, ContentError, ContentEvent, ReadDone, Space, Stream, Ticket, TryRead,
@@ -31,13 +32,18 @@ use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts::OPEN;
 use crate::torrent::Torrent;
 use crate::torrent::reads::{ReadError, Reader, Shared};
-use crate::torrent::status::State;
+use crate::torrent::status::{State, seed_words};
+use crate::webseed::SeedStatus;
 
 /// Slots of torrents that are still resolving have this bit, so that the final entry is another inode: it
 /// may be a file where the resolving one is a folder.
 const RESOLVING: u32 = 1 << 31;
 /// Pairs named in `user.torrentfs.ranges` at most; a longer list ends with `…`.
 const RANGES_MAX: usize = 64;
+/// Webseeds named in `user.torrentfs.webseeds` at most; a longer list ends with `…`.
+const WEBSEEDS_MAX: usize = 16;
+/// Characters that are told of one: of longer URLs the beginning.
+const WEBSEED_CHARS_MAX: usize = 1000;
 /// Prefix of our extended attributes.
 const XATTR: &str = "user.torrentfs.";
 /// Events waiting for the filesystem. When it is full, one is dropped and the kernel sees the change when its
@@ -72,8 +78,10 @@ pub struct TorrentContent {
     events: SyncSender<ContentEvent>,
     receiver: RankedMutex<Option<Receiver<ContentEvent>>>,
     /// Where the mount's control socket is.
-    socket: OnceLock<PathBuf>,
+    socket: RankedRwLock<Option<PathBuf>>,
     free: Arc<Free>,
+    /// FUSE threads start tasks in it.
+    runtime: Handle,
 }
 
 /// What was free on the cache's disk when it was looked at last, in bytes.
@@ -98,7 +106,7 @@ pub struct Shown {
 }
 
 impl TorrentContent {
-    /// The content of a client's torrents as they are now.
+    /// The content of a client's torrents as they are now. To be called in a runtime.
     pub fn new(client: Arc<Client>) -> Arc<Self> {
         let (events, receiver) = sync_channel(EVENTS);
         let content = Arc::new(Self {
@@ -106,8 +114,9 @@ impl TorrentContent {
             snapshot: RankedRwLock::new(Rank::Leaf, "content snapshot", Arc::default()),
             events,
             receiver: RankedMutex::new(Rank::Leaf, "content events", Some(receiver)),
-            socket: OnceLock::new(),
+            socket: RankedRwLock::new(Rank::Leaf, "control socket", None),
             free: Arc::default(),
+            runtime: Handle::current(),
         });
         content.look_at_space();
         content.rebuild(0);
@@ -201,10 +210,14 @@ impl TorrentContent {
         let _ = sees.recv_timeout(MOMENT);
     }
 
-    /// The mount's control socket is there, once and for all: the root's `user.torrentfs.socket` says so.
+    /// The mount's control socket is there from now on: the root's `user.torrentfs.socket` says so.
     pub fn set_socket(&self, path: PathBuf) {
-        // A second one would be a bug, and the first goes on to be right.
-        let _ = self.socket.set(path);
+        *self.socket.write() = Some(path);
+    }
+
+    /// Where the mount's control socket is, if it has one.
+    pub fn socket(&self) -> Option<PathBuf> {
+        self.socket.read().clone()
     }
 
     /// The slot of the torrent that a node is of.
@@ -445,6 +458,7 @@ impl Content for TorrentContent {
         let done = Arc::new(RankedMutex::new(Rank::Leaf, "a file to be lent", Some(done)));
         let (answered, answer) = oneshot::channel::<()>();
         let late = done.clone();
+        let runtime = self.runtime.enter();
         self.client.spawn("open", async move {
             if tokio::time::timeout(OPEN, answer).await.is_err()
                 && let Some(done) = take(&late)
@@ -453,6 +467,7 @@ impl Content for TorrentContent {
                 done(None);
             }
         });
+        drop(runtime);
         let lent = |(file, held)| Backing { file, hold: Box::new(held) };
         let told = move |found: Option<_>| {
             drop(answered);
@@ -465,7 +480,7 @@ impl Content for TorrentContent {
 
     fn xattr_names(&self, node: NodeId) -> Vec<String> {
         if node == NodeId::ROOT {
-            return self.socket.get().map(|_| format!("{XATTR}socket")).into_iter().collect();
+            return self.socket().map(|_| format!("{XATTR}socket")).into_iter().collect();
         }
         // Asked of each file by every `ls -l` of newer systems: no value is computed for it.
         let snapshot = self.snapshot();
@@ -477,14 +492,15 @@ impl Content for TorrentContent {
         let names = ["infohash", "state", "progress"].into_iter();
         let names = names.chain(file.then_some("ranges"));
         let names = names.chain(torrent.status().error.is_some().then_some("error"));
+        let names = names.chain(torrent.has_webseeds().then_some("webseeds"));
         names.map(|name| format!("{XATTR}{name}")).collect()
     }
 
     fn xattr(&self, node: NodeId, name: &str) -> Option<Vec<u8>> {
         let name = name.strip_prefix(XATTR)?;
         if node == NodeId::ROOT {
-            let socket = self.socket.get().filter(|_| name == "socket")?;
-            return Some(socket.as_os_str().as_bytes().to_vec());
+            let socket = self.socket().filter(|_| name == "socket")?;
+            return Some(socket.into_os_string().into_vec());
         }
         let snapshot = self.snapshot();
         let torrent = snapshot.torrent(node)?;
@@ -511,6 +527,7 @@ impl Content for TorrentContent {
                 let (shared, index) = file?;
                 ranges(shared, index)
             }
+            "webseeds" => webseeds(&torrent.webseeds())?,
             "error" => status.error.clone()?,
             _ => return None,
         };
@@ -525,6 +542,21 @@ impl Content for TorrentContent {
     fn events(&self) -> Option<Receiver<ContentEvent>> {
         self.receiver.lock().take()
     }
+}
+
+/// Webseeds, a line each: its URL, what it does, and why. None for none.
+fn webseeds(all: &[SeedStatus]) -> Option<String> {
+    let line = |seed: &SeedStatus| {
+        let text = format!("{} {}", seed.url, seed_words(seed));
+        // Both come from strangers, and an attribute has 64 KiB at most.
+        let safe = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+        text.chars().take(WEBSEED_CHARS_MAX).map(safe).collect()
+    };
+    let mut lines: Vec<String> = all.iter().take(WEBSEEDS_MAX).map(line).collect();
+    if all.len() > WEBSEEDS_MAX {
+        lines.push("…".to_owned());
+    }
+    (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
 /// Takes out what is to be called once, by whoever comes first.

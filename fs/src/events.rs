@@ -34,8 +34,9 @@ pub(crate) fn start(
     invalidate: Invalidate,
     stop: Arc<Flag>,
 ) -> io::Result<Worker> {
+    // Before the thread runs, so that what goes until then is noticed.
+    let mut known = content.tree();
     Worker::spawn("fs-events", move || {
-        let mut known = content.tree();
         while !stop.is_raised() {
             match events.recv_timeout(LOOK) {
                 Ok(ContentEvent::RootChanged { names }) => {
@@ -82,6 +83,8 @@ fn drained(parked: &ParkedReads, node: NodeId, stop: &Flag) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use crate::content::{ContentError, ReadDone, Stream, Ticket, TryRead};
+    use crate::mock::{Mock, MockFile};
     use crate::tree::{Leaf, SubtreeBuilder};
 
     #[test]
@@ -98,5 +101,86 @@ mod tests {
             ["gone", "renamed", "stays", "replaced", "new", "unheard"].map(String::from).to_vec();
         let void = void(&known, &present, &names);
         assert_eq!(void, [("gone", NodeId::new(1, 0)), ("replaced", NodeId::new(4, 0))]);
+    }
+
+    /// A stream whose reads are answered by whoever holds the other end.
+    struct Keeps(std::sync::mpsc::SyncSender<ReadDone>);
+
+    impl Stream for Keeps {
+        fn try_read(&self, _: u64, _: &mut [u8]) -> TryRead {
+            TryRead::NotNow
+        }
+        fn read(&self, _: u64, _: usize, done: ReadDone) -> Ticket {
+            self.0.send(done).unwrap();
+            Ticket::new(|| ())
+        }
+    }
+
+    /// A name that the kernel was told of, and whether a read of that torrent waited then.
+    type Told = (String, bool);
+
+    /// The thread over a mock of two torrents, with a read of `T` parked that is answered by what is given.
+    struct Bed {
+        mock: Arc<Mock>,
+        torrents: [NodeId; 2],
+        parked: Arc<ParkedReads>,
+        answer: ReadDone,
+        told: Receiver<Told>,
+        stop: Arc<Flag>,
+        worker: Worker,
+    }
+
+    impl Bed {
+        fn new() -> Self {
+            let mock = Mock::new(1 << 16).unwrap();
+            let torrents = ["T", "U"].map(|name| mock.add(name, &[MockFile::new("a", 10)]));
+            // What was added before the thread began isn't of interest.
+            let events = mock.events().unwrap();
+            while events.try_recv().is_ok() {}
+            let parked = ParkedReads::new(16);
+            let (sender, asked) = std::sync::mpsc::sync_channel(1);
+            let node = mock.node(torrents[0], "a").unwrap();
+            parked.park(&Keeps(sender), node, 0, 10, 0, Box::new(|_| ()));
+            let answer = asked.recv().unwrap();
+            let (tell, told) = std::sync::mpsc::sync_channel(8);
+            let (seen, slot) = (parked.clone(), torrents[0].slot());
+            let invalidate = Box::new(move |name: &OsStr| {
+                tell.send((name.to_string_lossy().into_owned(), seen.any_in_slot(slot))).unwrap();
+                Ok(())
+            });
+            let stop = Arc::new(Flag::new());
+            let worker = start(mock.clone(), events, parked.clone(), invalidate, stop.clone()).unwrap();
+            Self { mock, torrents, parked, answer, told, stop, worker }
+        }
+        fn end(mut self) {
+            self.stop.raise();
+            assert!(self.worker.join_until(Instant::now() + Duration::from_secs(20)));
+            assert_eq!(self.told.try_recv().ok(), None, "nothing else was told");
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn f9_the_kernel_is_told_when_the_last_read_has_been_answered() {
+        let Bed { mock, torrents, parked, answer, told, stop, worker } = Bed::new();
+        mock.remove(torrents[0]);
+        // The content is late with its answer.
+        assert!(told.recv_timeout(Duration::from_millis(100)).is_err(), "told while a read waits");
+        assert!(parked.any_in_slot(torrents[0].slot()));
+        answer(Err(ContentError::Gone));
+        assert_eq!(told.recv_timeout(SOON).unwrap(), ("T".to_owned(), false));
+        let answer: ReadDone = Box::new(|_| ());
+        Bed { mock, torrents, parked, answer, told, stop, worker }.end();
+    }
+
+    #[test]
+    fn f9_the_kernel_is_never_told_while_a_read_waits_on() {
+        let bed = Bed::new();
+        bed.mock.remove(bed.torrents[0]);
+        bed.mock.remove(bed.torrents[1]);
+        // The first is given up after its time, and it goes on with the second.
+        assert_eq!(bed.told.recv_timeout(SOON).unwrap(), ("U".to_owned(), true));
+        bed.end();
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ use crate::lock::{Rank, RankedCondvar, RankedMutex};
 use crate::tree::{Leaf, NodeId, NodeKind, Subtree, SubtreeBuilder, Tree};
 use crate::worker::Worker;
 
+/// The time of what is added without another.
+pub const DATE: i64 = 1_500_000_000;
 /// Room for events; when it is full an event is dropped, as the port allows.
 const EVENTS: usize = 16;
 
@@ -69,6 +72,8 @@ struct File {
     bytes: Option<Arc<[u8]>>,
     /// How long a read of what is here takes; answered by the disk's thread.
     slow: Option<Duration>,
+    /// How long each call takes its caller.
+    dawdles: Option<Duration>,
     panics: bool,
     /// The file of the system that holds all of it.
     backing: Option<OwnedFd>,
@@ -125,6 +130,8 @@ struct State {
 
 struct Inner {
     piece: u64,
+    /// Calls that take their time now.
+    dawdling: AtomicUsize,
     state: RankedMutex<State>,
     /// Waiters or the stop flag changed.
     changed: RankedCondvar,
@@ -235,6 +242,16 @@ impl Inner {
         buf
     }
 
+    /// Takes its caller's time, if that was asked for, with no lock held.
+    fn dawdle(&self, node: NodeId) {
+        let time = self.state.lock().file(node).and_then(|file| file.dawdles);
+        if let Some(time) = time {
+            self.dawdling.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(time);
+            self.dawdling.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
     fn backing(self: &Arc<Self>, node: NodeId) -> Option<Backing> {
         let mut state = self.state.lock();
         let file = state.file(node)?;
@@ -296,6 +313,7 @@ impl Mock {
         };
         let inner = Arc::new(Inner {
             piece: piece.max(1),
+            dawdling: AtomicUsize::new(0),
             state: RankedMutex::new(Rank::Leaf, "mock content", state),
             changed: RankedCondvar::new(),
             events,
@@ -306,10 +324,15 @@ impl Mock {
     }
 
     /// Adds a torrent and gives its root: a folder of these files, or with a single path that is `name`
-    /// itself, that file. Publishes the event.
+    /// itself, that file. Publishes the event. Its time is [`DATE`].
     pub fn add(&self, name: &str, files: &[MockFile]) -> NodeId {
+        self.add_of(DATE, name, files)
+    }
+
+    /// As [`Mock::add`], of another time, in seconds since the epoch.
+    pub fn add_of(&self, date: i64, name: &str, files: &[MockFile]) -> NodeId {
         let mut own = Vec::new();
-        let mut builder = SubtreeBuilder::folder(name, 1_500_000_000);
+        let mut builder = SubtreeBuilder::folder(name, date);
         let mut single = None;
         let slot = {
             let mut state = self.inner.state.lock();
@@ -329,12 +352,13 @@ impl Mock {
                     pieces: vec![if spec.here { Piece::Here } else { Piece::Missing }; pieces],
                     bytes: None,
                     slow: None,
+                    dawdles: None,
                     panics: false,
                     backing: None,
                 });
             }
             if files.len() == 1 && spec.path.len() == 1 && spec.path.iter().all(|only| only == name) {
-                single = Some(SubtreeBuilder::single(name, 1_500_000_000, leaf));
+                single = Some(SubtreeBuilder::single(name, date, leaf));
             } else {
                 builder.add(&spec.path, leaf);
             }
@@ -437,6 +461,19 @@ impl Mock {
         }
     }
 
+    /// From now on each call for this file, to open it or to read it, takes its caller so long: a content that breaks the
+    /// port's rule, which shows what its callers hold meanwhile.
+    pub fn slow_calls(&self, node: NodeId, time: Duration) {
+        if let Some(file) = self.inner.state.lock().file_mut(node) {
+            file.dawdles = Some(time);
+        }
+    }
+
+    /// How many such calls are under way.
+    pub fn in_slow_calls(&self) -> usize {
+        self.inner.dawdling.load(Ordering::SeqCst)
+    }
+
     /// From now on an attempt to read this file panics.
     pub fn panic_on_read(&self, node: NodeId) {
         if let Some(file) = self.inner.state.lock().file_mut(node) {
@@ -520,6 +557,7 @@ impl Content for Mock {
     }
 
     fn open(&self, file: NodeId) -> Result<Box<dyn Stream>, ContentError> {
+        self.inner.dawdle(file);
         let mut state = self.inner.state.lock();
         if state.file(file).is_none() {
             return Err(ContentError::Gone);
@@ -529,6 +567,7 @@ impl Content for Mock {
     }
 
     fn open_here(&self, file: NodeId) -> Result<Box<dyn Stream>, ContentError> {
+        self.inner.dawdle(file);
         let mut state = self.inner.state.lock();
         if state.file(file).is_none() {
             return Err(ContentError::Gone);
@@ -595,6 +634,7 @@ impl Drop for MockStream {
 
 impl Stream for MockStream {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> TryRead {
+        self.inner.dawdle(self.node);
         let mut state = self.inner.state.lock();
         state.counts.tried += 1;
         let Some(file) = state.file(self.node) else { return TryRead::Failed(ContentError::Gone) };
@@ -613,6 +653,7 @@ impl Stream for MockStream {
     }
 
     fn read(&self, offset: u64, len: usize, done: ReadDone) -> Ticket {
+        self.inner.dawdle(self.node);
         let mut state = self.inner.state.lock();
         state.counts.asked += u64::from(!self.here);
         let (answer, due) = match state.file(self.node) {

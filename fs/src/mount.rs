@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use fuser::{MountOption, SessionACL};
 use nix::mount::{MntFlags, umount2};
@@ -18,6 +20,9 @@ use crate::session::Mounted;
 /// Threads that take calls from the kernel. None ever waits for content, so few are enough for any number of
 /// readers; more gained nothing when it was measured.
 pub(crate) const THREADS: usize = 4;
+
+/// How long what is mounted at a mount point already may not answer: it is asked for its root, which takes no disk.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// How to mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +102,12 @@ pub enum MountError {
         path = .0.display()
     )]
     DeadMount(PathBuf),
+    /// What is mounted there doesn't answer: its program is stopped, or its server out of reach.
+    #[error(
+        "what is mounted at {path} doesn't answer: end its program, or take the mount away with `umount -l {path}`",
+        path = .0.display()
+    )]
+    Silent(PathBuf),
     /// The mount point can't be used by this user.
     #[error("no permission to mount on {path}: {why}. Name a folder of your own, or run as root", path = .path.display())]
     Permission {
@@ -130,13 +141,13 @@ pub enum MountError {
     },
 }
 
-/// Mounts a content. Returns when the mount answers; at most some milliseconds, but an unresponsive mount
-/// point can take long.
+/// Mounts a content. Returns when the mount answers: as a rule that takes some milliseconds. An unresponsive mount point
+/// is waited for [`SILENCE`], and a thread left behind that waits for it still.
 ///
 /// # Errors
 /// See [`MountError`].
 pub fn mount(content: Arc<dyn Content>, options: MountOptions) -> Result<Mounted, MountError> {
-    let path = check_mount_point(&options.mountpoint)?;
+    let path = checked(&options.mountpoint)?;
     let extra = parse_extra(&options.extra)?;
     let root = nix::unistd::geteuid().is_root();
     check_device(root)?;
@@ -263,6 +274,18 @@ fn parse_extra(options: &[String]) -> Result<Extra, MountError> {
         }
     }
     Ok(extra)
+}
+
+/// As [`check_mount_point`], on a thread of its own, since what is mounted there may never answer.
+fn checked(path: &Path) -> Result<PathBuf, MountError> {
+    let given = path.to_path_buf();
+    let (done, answer) = sync_channel(1);
+    let thread = std::thread::Builder::new().name("check mount point".into()).spawn(move || {
+        // Whoever asked may have given up.
+        let _ = done.send(check_mount_point(&given));
+    });
+    thread.map_err(|error| MountError::Other { path: path.into(), error })?;
+    answer.recv_timeout(SILENCE).unwrap_or_else(|_| Err(MountError::Silent(path.into())))
 }
 
 /// The mount point's real path, once it is fit to be mounted on. A dead mount of ours is cleared away.
@@ -396,6 +419,7 @@ mod tests {
             (MountError::NotEmpty(path()), "empty folder"),
             (MountError::AlreadyMounted(path()), "torrentfs unmount /mnt/x"),
             (MountError::DeadMount(path()), "umount -l /mnt/x"),
+            (MountError::Silent(path()), "umount -l /mnt/x"),
             (MountError::AllowOther, "/etc/fuse.conf"),
             (MountError::NotPermitted("EPERM".into()), "cap-add"),
         ];

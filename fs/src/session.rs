@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno as Nix;
@@ -103,6 +103,7 @@ pub struct Mounted {
     parked: Arc<ParkedReads>,
     end: Arc<End>,
     unmounting: AtomicBool,
+    voided: Arc<AtomicU64>,
     stop_events: Arc<Flag>,
     unmounter: RankedMutex<Option<fuser::SessionUnmounter>>,
     workers: RankedMutex<Vec<Worker>>,
@@ -136,6 +137,7 @@ impl Mounted {
             parked: parked.clone(),
             end: end.clone(),
             unmounting: AtomicBool::new(false),
+            voided: Arc::new(AtomicU64::new(0)),
             stop_events: Arc::new(Flag::new()),
             unmounter: RankedMutex::new(Rank::Leaf, "unmounter", Some(unmounter)),
             workers: RankedMutex::new(Rank::Leaf, "threads of the mount", Vec::new()),
@@ -159,7 +161,12 @@ impl Mounted {
         mounted.workers.lock().push(watches);
         if let Some(receiver) = content.events() {
             let root = fuser::INodeNo(NodeId::ROOT.0);
-            let invalidate = Box::new(move |name: &std::ffi::OsStr| notifier.inval_entry(root, name));
+            let voided = mounted.voided.clone();
+            let invalidate = Box::new(move |name: &std::ffi::OsStr| {
+                notifier.inval_entry(root, name)?;
+                voided.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            });
             let stop = mounted.stop_events.clone();
             let passes = events::start(content, receiver, mounted.parked.clone(), invalidate, stop)?;
             mounted.workers.lock().push(passes);
@@ -190,6 +197,11 @@ impl Mounted {
     /// How much is open or waiting.
     pub fn counts(&self) -> Counts {
         self.ops.counts()
+    }
+
+    /// Of how many names that the kernel knew it was told that they are void, and took it.
+    pub fn voided(&self) -> u64 {
+        self.voided.load(Ordering::Relaxed)
     }
 
     /// The handles open on one node.

@@ -344,7 +344,17 @@ mod tests {
             }
         }
         // With a handler, also those whose default is fatal, but which don't ask to stop.
-        for signal in [libc::SIGALRM, libc::SIGUSR1, libc::SIGUSR2, libc::SIGPIPE, libc::SIGIO, 34, 64] {
+        for signal in [
+            libc::SIGALRM,
+            libc::SIGPROF,
+            libc::SIGVTALRM,
+            libc::SIGUSR1,
+            libc::SIGUSR2,
+            libc::SIGPIPE,
+            libc::SIGIO,
+            34,
+            64,
+        ] {
             let status = Status {
                 pending: SigSet::of(&[signal]),
                 shared: SigSet::of(&[signal]),

@@ -13,7 +13,7 @@ import typing
 
 OURS = "torrentfs"
 RIVALS = ("libtorrent to disk", "rqbit", "btfs")
-WHO = (OURS, "torrentfs cat", *RIVALS, "plain file", "sha1sum")
+WHO = (OURS, "torrentfs cat", *RIVALS, "curl", "SHA-1, one thread", "plain file", "sha1sum")
 
 
 class Results:
@@ -113,6 +113,20 @@ def beside_plain(factor, more):
         ratio = ours / plain
         sign, met = ("≥", ratio >= factor) if more else ("≤", ratio <= factor)
         return verdict(f"{sign} {factor} × plain: {number(ratio)} ×", met)
+
+    return judge
+
+
+def beside_curl(factor):
+    """At least this much of curl's rate, or as fast as one thread hashes."""
+
+    def judge(results, row):
+        ours, curl, hashing = (results.middle(row, who) for who in (OURS, "curl", "SHA-1, one thread"))
+        if ours is None or curl is None:
+            return ""
+        ratio = ours / curl
+        met = ratio >= factor or (hashing is not None and ours >= hashing)
+        return verdict(f"≥ {factor} × curl, or as SHA-1: {number(ratio)} ×", met)
 
     return judge
 
@@ -240,6 +254,17 @@ SECTIONS = [
             Row("the same, warm, s", "list 100000, warm, s", target=at_most(1, " s")),
             Row("opening and reading a small file of 10,000, first, µs", "open 10000, first, µs"),
             Row("the same, again, µs", "open 10000, again, µs"),
+        ],
+    ),
+    (
+        "From nginx alone",
+        [
+            Row("cold, MiB/s", "web cold", target=beside_curl(0.8)),
+            Row("CPU, s/GiB", "web CPU"),
+            Row("anonymous memory, peak, MiB", "web memory", target=at_most(64, " MiB")),
+            Row("64 KiB at a random place, s", "web seek"),
+            Row("the same, p99, s", "web seek", worst),
+            Row("the whole piece of it, s", "web seek, piece"),
         ],
     ),
 ]

@@ -181,6 +181,15 @@ impl Failure {
         ))
     }
 
+    /// What is mounted there says nothing.
+    pub fn mountpoint_silent(mountpoint: &Path) -> Self {
+        let at = mountpoint.display();
+        Self::mountpoint(mountpoint, format_args!("what is mounted at {at} doesn't answer")).hint(format!(
+            "its program may be stopped; end it, or take the mount away with \"umount -l {}\"",
+            shell_word(mountpoint)
+        ))
+    }
+
     /// Anything else that is wrong with the mount point.
     pub fn mountpoint(mountpoint: &Path, why: impl fmt::Display) -> Self {
         Self::new(Exit::MountPoint, format_args!("can't mount at {}", mountpoint.display()), why)

@@ -16,7 +16,19 @@ use clap::Command;
 use super::exit::Exit;
 use super::options::{Tolerance, translate};
 
+/// How it is called.
+pub(super) const SYNOPSIS: &str = "mount.torrentfs SOURCE DIR [-sfnvh] [-N NAMESPACE] [-o OPTS]";
+
 /// What `mount` asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// To mount.
+    Mount(Asked),
+    /// How it is called (`-h`).
+    Help,
+}
+
+/// A mount.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     /// A command line of ours.
@@ -50,13 +62,16 @@ pub fn code(exit: Exit) -> u8 {
 ///
 /// # Errors
 /// What can't be understood, in a sentence.
-pub(super) fn read(args: &[OsString], mount: &Command) -> Result<Asked, String> {
+pub(super) fn read(args: &[OsString], mount: &Command) -> Result<Said, String> {
     let mut places: Vec<&OsStr> = Vec::new();
     let (mut lists, mut namespace) = (Vec::new(), None);
     let (mut fake, mut verbose) = (false, false);
     let mut tolerance = Tolerance { contrary: true, unknown: false };
     let mut words = args.iter().skip(1).map(OsString::as_os_str);
     while let Some(word) = words.next() {
+        if word == "--help" {
+            return Ok(Said::Help);
+        }
         let letters = match word.as_bytes() {
             [b'-', letters @ ..] if !letters.is_empty() => letters,
             _ => {
@@ -67,6 +82,7 @@ pub(super) fn read(args: &[OsString], mount: &Command) -> Result<Asked, String> 
         let mut letters = letters.iter();
         while let Some(letter) = letters.next() {
             match letter {
+                b'h' => return Ok(Said::Help),
                 b's' => tolerance.unknown = true,
                 b'f' => fake = true,
                 b'v' => verbose = true,
@@ -87,9 +103,7 @@ pub(super) fn read(args: &[OsString], mount: &Command) -> Result<Asked, String> 
         }
     }
     let [source, mountpoint] = places[..] else {
-        return Err(
-            "it is called by mount, as mount.torrentfs SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTS]".into()
-        );
+        return Err(format!("it is called by mount, as {SYNOPSIS}"));
     };
     let mut out: Vec<OsString> = ["torrentfs", "mount", "--daemon"].map(OsString::from).into();
     let option = |name: &str, value: &OsStr| [OsStr::new(name), value].join(OsStr::new("="));
@@ -99,10 +113,17 @@ pub(super) fn read(args: &[OsString], mount: &Command) -> Result<Asked, String> 
     for list in lists {
         out.extend(translate(list, mount, tolerance)?);
     }
+    // A file of options may name the folder as well.
+    let names = |option: &str| out.iter().any(|arg| arg.as_bytes().starts_with(option.as_bytes()));
+    if source == "none" && !names("--watch=") && !names("--config=") {
+        return Err(
+            "source none needs -o watch=DIR: without a source, a folder of torrents is mounted".into()
+        );
+    }
     out.push("--".into());
     out.extend((source != "none").then(|| source.to_owned()));
     out.push(mountpoint.to_owned());
-    Ok(Asked { args: out, fake })
+    Ok(Said::Mount(Asked { args: out, fake }))
 }
 
 #[cfg(test)]
@@ -133,12 +154,19 @@ mod tests {
                     "-t",
                     "fuse.torrentfs",
                     "-o",
-                    "rw,what,no_dht",
+                    "rw,what,no_dht,watch=/w",
                     "-N/proc/1/ns/mnt",
                 ],
-                Ok(("--fs-name=none --namespace=/proc/1/ns/mnt -v --no-dht -- /m", true)),
+                Ok(("--fs-name=none --namespace=/proc/1/ns/mnt -v --no-dht --watch=/w -- /m", true)),
             ),
             (&["-odefaults", "a", "/m"], Ok(("--fs-name=a -- a /m", false))),
+            (
+                &["a", "/m", "-o", "loud,silent,symfollow,nosymfollow,owner,noowner,group,nogroup"],
+                Ok(("--fs-name=a -- a /m", false)),
+            ),
+            (&["none", "/m", "-o", "config=/c"], Ok(("--fs-name=none --config=/c -- /m", false))),
+            (&["none", "/m"], Err("source none needs -o watch=DIR")),
+            (&["none", "/m", "-o", "no_dht"], Err("source none needs -o watch=DIR")),
             (&["a", "/m", "-o", "what"], Err("no such option")),
             (&["a", "/m", "-o"], Err("-o needs a value")),
             (&["a", "/m", "-x"], Err("-x: no such option")),
@@ -150,7 +178,7 @@ mod tests {
             let args: Vec<OsString> =
                 ["/sbin/mount.torrentfs"].iter().chain(*words).map(OsString::from).collect();
             match (read(&args, &mount), want) {
-                (Ok(asked), Ok((line, fake))) => {
+                (Ok(Said::Mount(asked)), Ok((line, fake))) => {
                     let got = asked.args.join(OsStr::new(" ")).into_string().unwrap();
                     assert_eq!(got, format!("torrentfs mount --daemon {line}"), "{words:?}");
                     assert_eq!(asked.fake, *fake, "{words:?}");
@@ -159,6 +187,18 @@ mod tests {
                 (got, _) => panic!("{words:?}: {got:?}"),
             }
         }
+    }
+
+    #[test]
+    fn it_says_how_it_is_called() {
+        let mount = super::super::mount_command();
+        for words in [&["-h"][..], &["--help"], &["a", "/m", "-sh"], &["a", "--help", "/m"]] {
+            let args: Vec<OsString> = ["mount.torrentfs"].iter().chain(words).map(OsString::from).collect();
+            assert_eq!(read(&args, &mount), Ok(Said::Help), "{words:?}");
+        }
+        // A value is none.
+        let args = ["mount.torrentfs", "a", "/m", "-t", "-h"].map(OsString::from);
+        assert!(matches!(read(&args, &mount), Ok(Said::Mount(_))));
     }
 
     #[test]

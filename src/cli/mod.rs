@@ -87,13 +87,20 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> 
     let called = helper::is_called(&args);
     let mount = mount_command();
     let read = match called {
-        true => helper::read(&args, &mount).map(|asked| (asked.args, asked.fake)),
+        true => match helper::read(&args, &mount) {
+            Ok(helper::Said::Mount(asked)) => Ok((asked.args, asked.fake)),
+            Ok(helper::Said::Help) => {
+                // Nobody is left to tell when that fails, here and below.
+                let _ = writeln!(std::io::stdout(), "{}", helper::SYNOPSIS);
+                return Err(Exit::Ok);
+            }
+            Err(why) => Err(why),
+        },
         false => options::expanded(args, &mount).map(|args| (args, false)),
     };
     let read = read.and_then(|(args, fake)| Ok((config_file::included(args, &mount, judge)?, fake)));
     let (args, fake) = read.map_err(|why| {
         let program = if called { "mount.torrentfs" } else { "the command line" };
-        // Nobody is left to tell when that fails, here and below.
         let _ = writeln!(std::io::stderr(), "{}", Failure::new(Exit::Usage, program, why));
         Exit::Usage
     })?;

@@ -15,7 +15,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use clap::Command;
 
 /// What the mount is anyway, and what is meant for those who read `/etc/fstab`.
-const IGNORED: [&str; 28] = [
+const IGNORED: [&str; 33] = [
     "defaults",
     "ro",
     "nosuid",
@@ -42,7 +42,12 @@ const IGNORED: [&str; 28] = [
     "owner",
     "group",
     "nofail",
+    "noowner",
+    "nogroup",
+    "symfollow",
+    "nosymfollow",
     "silent",
+    "loud",
     "_netdev",
 ];
 /// The same, with something after it.
@@ -256,7 +261,7 @@ mod tests {
             ),
             ("torrentfs mount -vo uid=5 -q a /m", Ok("torrentfs mount -v --uid=5 -q a /m")),
             (
-                "torrentfs mount -o ro,defaults,nosuid,user,x-systemd.automount,comment=hi,_netdev,noexec a /m",
+                "torrentfs mount -o ro,defaults,nosuid,user,x-systemd.automount,comment=hi,_netdev,noexec,loud a /m",
                 Ok("torrentfs mount --mount-option=noexec a /m"),
             ),
             ("torrentfs mount -o fsname=x a /m", Ok("torrentfs mount --fs-name=x a /m")),

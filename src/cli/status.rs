@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::progress::{bar, span};
 use super::terminal::{bytes, clean, cut, fit, text_width};
-use crate::control::status::{Status, Torrent};
+use crate::control::status::{Status, Torrent, Webseed};
 
 /// A name in fewer columns says nothing.
 const NAME_LEAST: usize = 12;
@@ -18,6 +18,10 @@ const NAME_LEAST: usize = 12;
 const BAR: usize = 22;
 /// Waiting reads told of one torrent at most: more are counted.
 const WAITING: usize = 3;
+/// Trackers that fail told of one torrent at most.
+const TRACKERS: usize = 3;
+/// Webseeds told of one torrent at most, those with something wrong first: more are counted.
+const WEBSEEDS: usize = 5;
 
 /// How the table is to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,10 +160,46 @@ fn notes(torrent: &Torrent) -> Vec<String> {
     if torrent.waiting_count > told {
         out.push(format!("    waits: {} more", torrent.waiting_count - told));
     }
+    // That many of a long list are dead is no news.
+    let failing = torrent.trackers.iter().filter_map(|tracker| Some((tracker, tracker.reason.as_ref()?)));
+    for (tracker, reason) in failing.take(TRACKERS) {
+        out.push(format!(
+            "    tracker: {}, {}: {}",
+            clean(&tracker.url),
+            clean(&tracker.state),
+            clean(reason)
+        ));
+    }
+    let mut webseeds: Vec<&Webseed> = torrent.webseeds.iter().collect();
+    webseeds.sort_by_key(|seed| seed.reason.is_none());
+    for seed in webseeds.iter().take(WEBSEEDS) {
+        out.push(format!("    webseed: {}", webseed(seed)));
+    }
+    if webseeds.len() > WEBSEEDS {
+        out.push(format!("    webseeds: {} more", webseeds.len() - WEBSEEDS));
+    }
     if let Some(error) = &torrent.error {
         out.push(format!("    error: {}", clean(error)));
     }
     out
+}
+
+/// A webseed, what it does and why.
+fn webseed(seed: &Webseed) -> String {
+    let mut text = format!("{}, {}", clean(&seed.url), clean(&seed.state));
+    if let Some(seconds) = seed.seconds {
+        text += &format!(" {seconds} s");
+    }
+    text += &format!(", {}", bytes(seed.downloaded));
+    match seed.refused_files {
+        0 => {}
+        1 => text += ", without one file",
+        files => text += &format!(", without {files} files"),
+    }
+    if let Some(reason) = &seed.reason {
+        text += &format!(": {}", clean(reason));
+    }
+    text
 }
 
 /// How much of it is here, in percent, rounded down; `None` while its size isn't known.
@@ -198,7 +238,7 @@ pub fn json(mounts: &[Status], named: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::{Cache, Metadata, Waiting};
+    use crate::control::status::{Cache, Metadata, Tracker, Waiting};
 
     fn sample() -> Status {
         let film = Torrent {
@@ -226,6 +266,24 @@ mod tests {
             state: "error".into(),
             size: 1 << 30,
             error: Some("the disk is full".into()),
+            trackers: (0..5)
+                .map(|n| Tracker {
+                    url: format!("udp://{n}.example:1"),
+                    state: if n == 0 { "working" } else { "failed" }.into(),
+                    reason: (n > 0).then(|| "no answer\u{1b}".into()),
+                })
+                .collect(),
+            webseeds: (0..7)
+                .map(|n| Webseed {
+                    url: format!("http://{n}.example/\u{1b}x"),
+                    state: if n == 6 { "waiting" } else { "idle" }.into(),
+                    seconds: (n == 6).then_some(12),
+                    reason: (n == 6).then(|| "the server answered 503".into()),
+                    refused_files: n / 3,
+                    requests: n,
+                    downloaded: n << 20,
+                })
+                .collect(),
             ..Torrent::default()
         };
         Status {
@@ -275,6 +333,17 @@ Ein sehr la…passt.resolving  -        -  resolving         0 B/s  0 B/s       
         }
         // Not on a terminal: whole names.
         let text = shown(&[sample()], None, false);
+        let webseeds = "
+    tracker: udp://1.example:1, failed: no answer\u{fffd}
+    tracker: udp://2.example:1, failed: no answer\u{fffd}
+    tracker: udp://3.example:1, failed: no answer\u{fffd}
+    webseed: http://6.example/\u{fffd}x, waiting 12 s, 6.0 MiB, without 2 files: the server answered 503
+    webseed: http://0.example/\u{fffd}x, idle, 0 B
+";
+        assert!(text.contains(webseeds), "{text}");
+        let more =
+            "http://3.example/\u{fffd}x, idle, 3.0 MiB, without one file\n    webseeds: 2 more\n    error: ";
+        assert!(text.contains(more), "{text}");
         assert!(text.contains("Ein sehr langer Name, der nirgends ganz hineinpasst.resolving  "), "{text}");
         assert_eq!(shown(&[], None, false), "Nothing of yours is mounted by torrentfs.");
         let empty = Status { torrents: Vec::new(), ..sample() };

@@ -3,7 +3,7 @@
 //!
 //! **Parts.** [`TorrentLine`] and [`line()`]: pure formatting. `Screen`: the bytes that bring a terminal from what
 //! it shows to what it should show, pure as well. [`Display`]: the owner of the one thread that writes to stderr.
-//! [`LogWriter`]: the way of log lines to that thread.
+//! [`LogWriter`]: the way of log lines to that thread. [`Sink`]: where else it may put them.
 //!
 //! **Flow.** Log lines and updates are messages to the thread, over a bounded channel. It takes all that are
 //! there, erases the live lines, writes the log lines, draws the live lines again, in a single write.
@@ -26,6 +26,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use tokio::sync::oneshot;
+use tracing::Level;
+use tracing_subscriber::fmt::MakeWriter;
 
 use super::progress::Progress;
 
@@ -53,6 +55,8 @@ pub struct TorrentLine {
     pub peers: u32,
     /// Peers that are being dialled.
     pub connecting: u32,
+    /// Webseeds that may be asked.
+    pub webseeds: u32,
     /// What readers wait for, the longest first, as in `movie.mkv @ 12.3 MiB for 3 s`.
     pub waiting: Vec<String>,
     /// Why the state is `error`.
@@ -83,6 +87,11 @@ pub fn line(torrent: &TorrentLine, width: usize) -> String {
             (peers, 0) => format!("{peers} peers"),
             (peers, dialled) => format!("{peers} peers (+{dialled} dialled)"),
         });
+        match torrent.webseeds {
+            0 => {}
+            1 => parts.push("1 webseed".to_owned()),
+            webseeds => parts.push(format!("{webseeds} webseeds")),
+        }
         if let Some((first, others)) = torrent.waiting.split_first() {
             let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
             tail = Some(format!("waits: {}{more}", clean(first)));
@@ -331,9 +340,24 @@ impl Screen {
     }
 }
 
+/// Where log lines go that stderr isn't to have.
+pub trait Sink: Send {
+    /// Takes an event of the log, made harmless, with its line break. May wait, with a bound.
+    fn take(&mut self, level: Level, event: &[u8]);
+}
+
+impl Sink for File {
+    fn take(&mut self, _: Level, event: &[u8]) {
+        // Nobody is left to tell when the disk is full, either.
+        let _ = self.write_all(event);
+    }
+}
+
 enum Message {
     /// A log line, with its line break.
-    Log(Vec<u8>),
+    Log(Level, Vec<u8>),
+    /// Where log lines go from now on.
+    Divert(Box<dyn Sink>),
     /// What to show from now on.
     Lines(Vec<Live>),
     /// Look at the `finish` flag.
@@ -357,17 +381,31 @@ struct Shared {
 pub struct LogWriter {
     sender: SyncSender<Message>,
     shared: Arc<Shared>,
+    /// Of the event that is being written.
+    level: Level,
+}
+
+impl<'a> MakeWriter<'a> for LogWriter {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+
+    fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Self {
+        Self { level: *meta.level(), ..self.clone() }
+    }
 }
 
 impl Write for LogWriter {
     /// Takes one event of the log, whole. What the channel has no room for is counted and reported later.
     fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
-        match self.sender.try_send(Message::Log(tame(event))) {
+        match self.sender.try_send(Message::Log(self.level, tame(event))) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
                 self.shared.lost.fetch_add(1, Ordering::Relaxed);
             }
-            Err(TrySendError::Disconnected(Message::Log(tamed))) => std::io::stderr().write_all(&tamed)?,
+            Err(TrySendError::Disconnected(Message::Log(_, tamed))) => std::io::stderr().write_all(&tamed)?,
             Err(TrySendError::Disconnected(_)) => {}
         }
         Ok(event.len())
@@ -404,13 +442,19 @@ impl Display {
 
     /// As [`Display::new`], with the log lines in a file. What is drawn goes to stderr still.
     pub fn with_log(is_tty: bool, log: Option<File>) -> Self {
-        Self::on(is_tty, std::io::stderr(), log, terminal_size)
+        Self::on(is_tty, std::io::stderr(), log.map(|file| Box::new(file) as Box<dyn Sink>), terminal_size)
+    }
+
+    /// Has log lines go there from now on. Never waits: with a full queue, which [`Display::written`] empties, they go
+    /// where they went.
+    pub fn divert(&self, sink: impl Sink + 'static) {
+        let _ = self.writer.sender.try_send(Message::Divert(Box::new(sink)));
     }
 
     fn on(
         is_tty: bool,
         out: impl Write + Send + 'static,
-        log: Option<impl Write + Send + 'static>,
+        log: Option<Box<dyn Sink>>,
         size: fn() -> Size,
     ) -> Self {
         let (sender, messages) = sync_channel(QUEUE);
@@ -425,7 +469,7 @@ impl Display {
         drop(thread);
         Self {
             is_tty,
-            writer: LogWriter { sender, shared },
+            writer: LogWriter { sender, shared, level: Level::INFO },
             done: Some(done),
             states: BTreeMap::new(),
             tenth: 0,
@@ -520,17 +564,20 @@ fn run(
     shared: &Shared,
     is_tty: bool,
     mut out: impl Write,
-    mut file: Option<impl Write>,
+    mut sink: Option<Box<dyn Sink>>,
     size: fn() -> Size,
 ) {
     let mut screen = Screen::default();
     while let Ok(first) = messages.recv() {
-        let mut log = Vec::new();
+        let mut log: Vec<(Level, Vec<u8>)> = Vec::new();
+        let mut diverted = None;
         // Dropped when all of this is written.
         let mut written = Vec::new();
         for message in std::iter::once(first).chain(messages.try_iter().take(QUEUE)) {
             match message {
-                Message::Log(line) => log.extend_from_slice(&line),
+                Message::Log(level, line) => log.push((level, line)),
+                // What came before it goes where it would have.
+                Message::Divert(other) => diverted = Some((log.len(), other)),
                 Message::Lines(live) => screen.live = live,
                 Message::Wake => {}
                 Message::Written(told) => written.push(told),
@@ -538,10 +585,8 @@ fn run(
         }
         let lost = shared.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            log.extend_from_slice(
-                format!("({lost} log lines were lost: they came faster than they could be written)\n")
-                    .as_bytes(),
-            );
+            let text = format!("({lost} log lines were lost: they came faster than they could be written)\n");
+            log.push((Level::WARN, text.into_bytes()));
         }
         let last = shared.finish.load(Ordering::Acquire);
         if last {
@@ -549,19 +594,25 @@ fn run(
             log.extend(
                 messages
                     .try_iter()
-                    .filter_map(|m| if let Message::Log(l) = m { Some(l) } else { None })
-                    .flatten(),
+                    .filter_map(|m| if let Message::Log(level, l) = m { Some((level, l)) } else { None }),
             );
             screen.live.clear();
         }
-        if let Some(file) = &mut file {
-            // Nobody is left to tell when the disk is full, either.
-            let _ = file.write_all(&log);
-            log.clear();
+        let (at, other) = diverted.map_or((log.len(), None), |(at, other)| (at, Some(other)));
+        let mut shown = Vec::new();
+        for (level, event) in log.iter().take(at) {
+            match &mut sink {
+                Some(sink) => sink.take(*level, event),
+                None => shown.extend_from_slice(event),
+            }
         }
         // Nobody is left to tell when stderr is gone; the program works on without it.
-        let _ = out.write_all(&if is_tty { screen.render(&log, size()) } else { log });
+        let _ = out.write_all(&if is_tty { screen.render(&shown, size()) } else { shown });
         let _ = out.flush();
+        if let Some(mut other) = other {
+            log.iter().skip(at).for_each(|(level, event)| other.take(*level, event));
+            sink = Some(other);
+        }
         if last {
             return;
         }
@@ -586,6 +637,50 @@ pub fn size_of(terminal: &(impl AsRawFd + IsTerminal)) -> Option<Size> {
     } else {
         USUAL_SIZE
     })
+}
+
+/// For tests of others: what they log.
+#[cfg(test)]
+pub mod testing {
+    use std::io::{self, Write};
+    use std::sync::Arc;
+
+    use torrentfs_fs::lock::{Rank, RankedMutex};
+
+    /// Log lines of the thread that has subscribed.
+    #[derive(Clone)]
+    pub struct Captured(Arc<RankedMutex<Vec<u8>>>);
+
+    impl Default for Captured {
+        fn default() -> Self {
+            Self(Arc::new(RankedMutex::new(Rank::Leaf, "captured log", Vec::new())))
+        }
+    }
+
+    impl Captured {
+        /// Takes what this thread logs, until the answer is dropped.
+        pub fn subscribe(&self) -> tracing::subscriber::DefaultGuard {
+            let log = self.clone();
+            let all = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone());
+            tracing::subscriber::set_default(all.finish())
+        }
+
+        /// What was logged since this was last called.
+        pub fn take(&self) -> String {
+            String::from_utf8_lossy(&std::mem::take(&mut *self.0.lock())).into_owned()
+        }
+    }
+
+    impl Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
 }
 
 #[cfg(test)]
@@ -626,6 +721,11 @@ mod tests {
                 waits,
                 95,
                 "movie.mkv                         downloading  45%  12.3 MiB/s  12 peers  waits: movie.mkv @ 1…",
+            ),
+            (
+                TorrentLine { webseeds: 2, ..sample() },
+                120,
+                "movie.mkv                         downloading  45%  12.3 MiB/s  12 peers  2 webseeds",
             ),
             (
                 TorrentLine { state: "complete", have: 100 << 20, rate_up: 2048, peers: 1, ..sample() },
@@ -842,7 +942,7 @@ mod tests {
     fn a_stopped_terminal_stops_nobody() {
         let (open, go) = sync_channel(1);
         let (written, got) = sync_channel(16);
-        let mut display = Display::on(false, Gate { go, written }, None::<File>, || USUAL_SIZE);
+        let mut display = Display::on(false, Gate { go, written }, None, || USUAL_SIZE);
         let mut writer = display.writer();
         // Twice the channel, plus what the thread may have taken: none of these may wait.
         for _ in 0..3 * QUEUE {
@@ -862,7 +962,7 @@ mod tests {
         let (open, go) = sync_channel(0);
         drop(open);
         let (written, got) = sync_channel(16);
-        let mut display = Display::on(true, Gate { go, written }, None::<File>, || USUAL_SIZE);
+        let mut display = Display::on(true, Gate { go, written }, None, || USUAL_SIZE);
         display.update(vec![TorrentLine { name: "a".into(), ..sample() }]);
         display.writer().write_all(b"last words\n").unwrap();
         display.finish();

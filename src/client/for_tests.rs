@@ -106,6 +106,7 @@ impl Sample {
             hint: format!("hint of {}", self.info.name),
             info: None,
             trackers: Vec::new(),
+            webseeds: Vec::new(),
             peers,
             created: Some(1_500_000_000),
             trusted: false,

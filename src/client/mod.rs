@@ -34,6 +34,7 @@ use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::pool::{Class, Job, Workers};
 use crate::storage::quota::Quota;
 use crate::sync::tasks::TaskScope;
+use crate::sync::timeouts;
 use crate::torrent::background::Prefetch;
 use crate::torrent::memory::Memory;
 use crate::torrent::owner::{Environment, Plan};
@@ -43,6 +44,7 @@ use crate::torrent::room::Room;
 use crate::torrent::swarm::Settings;
 use crate::torrent::table::ReadClock;
 use crate::torrent::{Command, Torrent, owner};
+use crate::webseed::{Hub, HubOptions, Kind, Seed};
 use dormant::Dormant;
 use keeper::Keeper;
 use listen::Listener;
@@ -177,6 +179,7 @@ impl Client {
             true => Some(HttpClients::new().map_err(|e| ClientError::Http(e.to_string()))?),
             false => None,
         };
+        let hub = Hub::new(HubOptions::default()).map_err(|e| ClientError::Http(e.to_string()))?;
         let dht = options.use_dht.then(|| {
             let bind = match options.listen_addr {
                 Some(IpAddr::V4(addr)) => addr,
@@ -191,6 +194,7 @@ impl Client {
                 workers,
                 recent: Recent::new(recent::KEPT),
                 http,
+                hub,
                 dht,
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
@@ -294,7 +298,8 @@ impl Client {
         self.env.changed.notified().await;
     }
 
-    /// Adds a torrent, or returns the one that is there already. Waits for the disk, to make its folder, and while the
+    /// Adds a torrent, or returns the one that is there already, which gets the webseeds, trackers and peers that it
+    /// didn't have. Waits for the disk, to make its folder, and while the
     /// same torrent is just being removed ([`Client::remove`]).
     ///
     /// # Errors
@@ -321,16 +326,41 @@ impl Client {
         Some(known.clone())
     }
 
+    /// A torrent that is there was added once more: it gets what it didn't have. Waits for the resolver, where peers are
+    /// given by name, and for the owner to take its commands, both bounded.
+    async fn extend(&self, torrent: &Torrent, loaded: Loaded) {
+        let addrs = resolve(&loaded.peers).await;
+        let peers = if addrs.is_empty() {
+            Vec::new()
+        } else {
+            vec![FoundPeers { source: PeerSource::Magnet, addrs }]
+        };
+        let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
+        let reach = if loaded.trusted { Reach::Any } else { self.reach() };
+        let more = Command::Extend { trackers: loaded.trackers, reach, webseeds, peers };
+        if tokio::time::timeout(timeouts::CONTROL_ANSWER, torrent.command(more)).await.is_err() {
+            tracing::warn!("{} doesn't take its further webseeds and trackers; try again", torrent.name());
+        }
+    }
+
+    /// Webseeds, each with whether it may lead into the local network.
+    fn seeds(&self, webseeds: Vec<(Kind, String)>, trusted: bool) -> Vec<Seed> {
+        let trusted = trusted || self.options.allow_private_hosts;
+        webseeds.into_iter().map(|(kind, url)| Seed { url, kind, trusted }).collect()
+    }
+
     async fn add_for(&self, loaded: Loaded, named: bool) -> Result<Arc<Torrent>, ClientError> {
         let wire = loaded.info_hash.wire().0;
         let key = loaded.info_hash.to_string();
         let claim = loop {
             if let Some(known) = self.known(wire, named) {
+                self.extend(&known, loaded).await;
                 return Ok(known);
             }
             let claim = self.dormant.claim(&key).await;
             // Somebody may have added it meanwhile, and somebody may be about to remove that one.
             if let Some(known) = self.known(wire, named) {
+                self.extend(&known, loaded).await;
                 return Ok(known);
             }
             if !self.dormant.is_closing(&key) {
@@ -353,6 +383,7 @@ impl Client {
                 peers.push(FoundPeers { source, addrs });
             }
         }
+        let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
         let mut trackers = loaded.trackers;
         if !self.options.trackers.is_empty() {
             trackers.push(self.options.trackers.clone());
@@ -368,6 +399,7 @@ impl Client {
             trackers,
             named_trackers: self.options.trackers.clone(),
             reach: if loaded.trusted { Reach::Any } else { self.reach() },
+            webseeds,
             peers,
             charged: claim.charged(),
             home: Home::new(dir, key, self.cache.spare().clone()),
@@ -503,3 +535,6 @@ async fn resolve(hosts: &[(String, u16)]) -> Vec<SocketAddr> {
     let all = hosts.iter().map(|(host, port)| look(host, *port));
     futures_util::future::join_all(all).await.into_iter().flatten().collect()
 }
+
+#[cfg(test)]
+mod webseed_tests;

@@ -15,6 +15,7 @@ use crate::metainfo::source::Source;
 use crate::metainfo::{Metainfo, MetainfoError};
 use crate::net::hosts::{self, Reach};
 use crate::sync::timeouts;
+use crate::webseed::Kind;
 
 /// A `.torrent` of more bytes isn't read: it would describe over a hundred million pieces.
 pub const MAX_TORRENT: u64 = 128 << 20;
@@ -70,6 +71,8 @@ pub struct Loaded {
     pub info: Option<Arc<Info>>,
     /// Trackers by tier.
     pub trackers: Vec<Vec<String>>,
+    /// Webseeds, each with how it is asked.
+    pub webseeds: Vec<(Kind, String)>,
     /// Peers by name or address.
     pub peers: Vec<(String, u16)>,
     /// When the torrent was made, in seconds since the epoch, if it says so.
@@ -123,6 +126,7 @@ fn from_hash(hash: InfoHash) -> Result<Loaded, SourceError> {
         hint: hash.to_string(),
         info: None,
         trackers: Vec::new(),
+        webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
         trusted: false,
@@ -138,6 +142,7 @@ fn from_magnet(magnet: &Magnet) -> Result<Loaded, SourceError> {
         hint: magnet.name.clone().unwrap_or_else(|| magnet.info_hash.to_string()),
         info: None,
         trackers: magnet.trackers.iter().map(|t| vec![t.clone()]).collect(),
+        webseeds: seeds(&magnet.webseeds, Kind::Url).collect(),
         peers: magnet.peers.iter().filter_map(|p| host_port(p)).collect(),
         created: None,
         trusted: false,
@@ -154,7 +159,9 @@ pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
     for warning in &metainfo.warnings {
         tracing::warn!("{name}: {warning}");
     }
+    let webseeds = seeds(&metainfo.webseeds, Kind::Url).chain(seeds(&metainfo.http_seeds, Kind::Http));
     Ok(Loaded {
+        webseeds: webseeds.collect(),
         info_hash: metainfo.info.info_hash,
         hint: metainfo.info.name.clone(),
         info: Some(metainfo.info),
@@ -163,6 +170,10 @@ pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
         created: metainfo.creation_date,
         trusted: true,
     })
+}
+
+fn seeds(urls: &[String], kind: Kind) -> impl Iterator<Item = (Kind, String)> + '_ {
+    urls.iter().map(move |url| (kind, url.clone()))
 }
 
 /// Reads a `.torrent` file, bounded.
@@ -278,6 +289,23 @@ mod tests {
         let link = Source::parse(&format!("magnet:?xt=urn:btih:{}", "0".repeat(40))).unwrap();
         assert!(!load_link(&link).unwrap().unwrap().trusted);
         assert!(!load_link(&Source::parse(&"0".repeat(40)).unwrap()).unwrap().unwrap().trusted);
+    }
+
+    #[test]
+    fn only_a_local_file_may_name_hosts_of_a_private_network() -> Result<(), Box<dyn std::error::Error>> {
+        let mut builder = crate::metainfo::TorrentBuilder::new("t", 16384);
+        builder.single_file(3).data(b"abc").webseed("http://a/").webseed("http://b/x");
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("t.torrent");
+        std::fs::write(&path, builder.build()?)?;
+        let file = load_open(std::fs::File::open(&path)?, "t")?;
+        let magnet = "magnet:?xt=urn:btih:0101010101010101010101010101010101010101&ws=http%3A%2F%2Fa%2F";
+        let link = load_link(&Source::parse(magnet)?).ok_or("a link")??;
+        for (loaded, count, trusted) in [(file, 2, true), (link, 1, false)] {
+            assert_eq!((loaded.webseeds.len(), loaded.trusted), (count, trusted));
+            assert_eq!(loaded.webseeds.first(), Some(&(Kind::Url, "http://a/".to_owned())));
+        }
+        Ok(())
     }
 
     #[test]

@@ -181,6 +181,34 @@ async fn names_follow_those_who_are_there() {
 }
 
 #[tokio::test]
+async fn webseeds_are_told_in_an_attribute() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path(), options()).await;
+    let seed = |n: usize| {
+        let url = format!("http://me:secret@127.0.0.1:9/{n}/{}", "x".repeat(n * 1000));
+        (crate::webseed::Kind::Url, url)
+    };
+    let content = TorrentContent::new(running.client.clone());
+    content.watch(&running.scope);
+    for (n, count) in [0, 1, 20].into_iter().enumerate() {
+        let magnet = Sample::new(&format!("x{n}"), &[]).magnet(Vec::new());
+        let webseeds = (0..count).map(seed).collect();
+        let loaded = crate::client::sources::Loaded { webseeds, ..magnet };
+        running.client.add(loaded).await.unwrap();
+        let name = format!("hint of x{n}.resolving");
+        until("it shows", || names(&content).contains(&name)).await;
+        let node = find(&content, &name);
+        let told = text(&content, node, "webseeds");
+        assert_eq!(content.xattr_names(node).contains(&format!("{XATTR}webseeds")), count > 0);
+        let told = told.unwrap_or_default();
+        assert_eq!(told.lines().count(), count.min(17), "{told}");
+        assert!(told.len() < 65536 && !told.contains("secret"));
+        assert!(count == 0 || told.starts_with("http://127.0.0.1:9/0/ idle"), "{told}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_long_name_of_a_magnet_fits() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path(), options()).await;
@@ -258,7 +286,10 @@ async fn a_disk_that_hangs_holds_up_no_open_and_no_statfs() {
         .unzip();
     until("all workers hang", || look().running.len() == look().threads).await;
     let (tell, told) = sync_channel(1);
-    content.backing(file, Box::new(move |backing| tell.send(backing.is_some()).unwrap()));
+    // On a thread that knows no runtime, as the filesystem's.
+    let (asked, opened) =
+        (content.clone(), Box::new(move |b: Option<Backing>| tell.send(b.is_some()).unwrap()));
+    std::thread::spawn(move || asked.backing(file, opened)).join().unwrap();
     let mut answer = None;
     until("the open goes on", || {
         answer = told.try_recv().ok();

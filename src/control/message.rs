@@ -37,6 +37,8 @@ pub enum Request {
     },
     /// What the program is at, for who looks for what hangs: answered with [`Report`].
     Debug,
+    /// Whose socket this is: answered with [`Who`], also while all else hangs.
+    Who,
 }
 
 /// A torrent to be added.
@@ -213,6 +215,16 @@ pub struct Report {
     pub report: String,
 }
 
+/// Which mount it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Who {
+    /// Its process, as it sees itself.
+    pub pid: u32,
+    /// Where it is mounted.
+    pub mountpoint: String,
+}
+
 /// An answer that grants what was asked for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -229,6 +241,8 @@ pub enum Granted {
     Prefetched(Prefetched),
     /// Of [`Request::Debug`].
     Report(Report),
+    /// Of [`Request::Who`].
+    Who(Who),
 }
 
 /// What every request has.
@@ -311,6 +325,7 @@ impl Call {
             }
             "unmount" => Request::Unmount,
             "debug" => Request::Debug,
+            "who" => Request::Who,
             "prefetch" => {
                 let PrefetchPath { path, on } = serde_json::from_slice(line).map_err(wrong)?;
                 Request::Prefetch { path, on }
@@ -340,6 +355,7 @@ impl Call {
             }
             Request::Unmount => serde_json::json!({ "do": "unmount" }),
             Request::Debug => serde_json::json!({ "do": "debug" }),
+            Request::Who => serde_json::json!({ "do": "who" }),
             Request::Prefetch { path, on } => serde_json::json!({ "do": "prefetch", "path": path, "on": on }),
         };
         let mut line = body;
@@ -433,6 +449,7 @@ mod tests {
             Request::Remove { torrent: "x".into(), delete_data: false },
             Request::Unmount,
             Request::Debug,
+            Request::Who,
             Request::Prefetch { path: "film/part 1.mkv".into(), on: true },
             Request::Prefetch { path: String::new(), on: false },
         ];

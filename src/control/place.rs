@@ -38,6 +38,12 @@ pub fn names(pid: u32) -> impl Iterator<Item = String> {
     (0..NAMES).map(move |n| if n == 0 { format!("{pid}{SUFFIX}") } else { format!("{pid}-{n}{SUFFIX}") })
 }
 
+/// The process number that a socket is named after.
+pub fn process(name: &str) -> Option<u32> {
+    let stem = name.strip_suffix(SUFFIX)?;
+    stem.split('-').next()?.parse().ok()
+}
+
 /// Whether this is the name of a mount's socket.
 pub fn is_socket(name: &str) -> bool {
     name.strip_suffix(SUFFIX).is_some_and(|stem| {
@@ -75,7 +81,7 @@ mod tests {
     fn names_are_told_from_others() {
         let all: Vec<_> = names(123).collect();
         assert_eq!((all.len(), all[0].as_str(), all[1].as_str()), (10, "123.sock", "123-1.sock"));
-        assert!(all.iter().all(|name| is_socket(name)));
+        assert!(all.iter().all(|name| is_socket(name) && process(name) == Some(123)));
         for other in ["", ".sock", ".123.sock", "123", "x.sock", "-1.sock", "123.sock.new"] {
             assert!(!is_socket(other), "{other}");
         }

@@ -78,6 +78,10 @@ pub struct Torrent {
     pub connecting: u64,
     /// Peers that are kept out since they sent bad data.
     pub banned: u64,
+    /// Its trackers.
+    pub trackers: Vec<Tracker>,
+    /// Its webseeds, also those that aren't asked any more.
+    pub webseeds: Vec<Webseed>,
     /// Reads that wait, longest first; the first few of them.
     pub waiting: Vec<Waiting>,
     /// How many reads wait in all.
@@ -94,6 +98,38 @@ pub struct Metadata {
     pub here: u64,
     /// Bytes in all.
     pub size: u64,
+}
+
+/// A tracker of a torrent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tracker {
+    /// Its URL up to the port: what follows may be a secret of the user.
+    pub url: String,
+    /// `idle`, `announcing`, `working`, `failed` or `disabled`.
+    pub state: String,
+    /// Why the last announce failed, or why there is none.
+    pub reason: Option<String>,
+}
+
+/// A webseed of a torrent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Webseed {
+    /// Its URL, without a user's name and password.
+    pub url: String,
+    /// `idle`, `fetching`, `waiting` or `dropped`.
+    pub state: String,
+    /// When waiting: for how many seconds it isn't asked.
+    pub seconds: Option<u64>,
+    /// What was wrong last, if nothing went well since; for one that was dropped, why.
+    pub reason: Option<String>,
+    /// How many files it won't serve, or isn't believed about.
+    pub refused_files: u64,
+    /// Requests made of it.
+    pub requests: u64,
+    /// Payload bytes received from it.
+    pub downloaded: u64,
 }
 
 /// A read that waits.

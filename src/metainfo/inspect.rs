@@ -30,7 +30,7 @@ pub struct Inspection {
     pub private: bool,
     /// Tiers.
     pub trackers: Option<Vec<Vec<String>>>,
-    /// BEP 19.
+    /// BEP 19, then those of BEP 17.
     pub webseeds: Option<Vec<String>>,
     /// In the torrent's order.
     pub files: Vec<InspectedFile>,
@@ -64,7 +64,8 @@ impl Inspection {
             total_size: info.total_size(),
             private: info.private,
             trackers: Some(metainfo.trackers.clone()).filter(|list| !list.is_empty()),
-            webseeds: Some(metainfo.webseeds.clone()).filter(|list| !list.is_empty()),
+            webseeds: Some([&metainfo.webseeds[..], &metainfo.http_seeds].concat())
+                .filter(|list| !list.is_empty()),
             files: info.files.iter().map(InspectedFile::new).collect(),
         }
     }
@@ -171,6 +172,13 @@ mod tests {
                 ],
             })
         );
+    }
+
+    #[test]
+    fn both_kinds_of_webseeds_are_told() {
+        let torrent = [&b"d9:httpseeds8:http://h8:url-list8:http://u"[..], &TORRENT[1..]].concat();
+        let inspection = Inspection::new(&Metainfo::parse(&torrent).unwrap());
+        assert_eq!(inspection.webseeds.unwrap(), ["http://u", "http://h"]);
     }
 
     #[test]

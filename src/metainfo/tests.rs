@@ -471,7 +471,7 @@ fn what_stands_around_the_info_is_read_leniently() {
     assert!(parse("8:announcei5e").trackers.is_empty());
     let m = parse("8:url-list8:http://w");
     assert_eq!((m.webseeds, m.warnings.len()), (vec!["http://w".to_owned()], 0));
-    let m = parse("8:url-listl8:http://w0:1: 10: HTTPS://v 8:http://wi5ee9:httpseedsl8:http://he");
+    let m = parse("8:url-listl8:http://w0:1: 11: HTTPS://v 8:http://wi5ee9:httpseedsl8:http://he");
     assert_eq!(
         (m.webseeds, m.http_seeds),
         (vec!["http://w".to_owned(), "HTTPS://v".to_owned()], vec!["http://h".to_owned()])

@@ -42,7 +42,7 @@ use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 use crate::torrent::Torrent;
 use crate::torrent::reads::{ReadError, ReadTicket, Reader, Shared};
-use crate::torrent::status::State;
+use crate::torrent::status::{State, seed_words};
 
 /// The first read, and the step of all: what the kernel asks for at once of a mounted file that is read in order.
 const FIRST: u64 = 128 << 10;
@@ -118,7 +118,12 @@ async fn print(
             .ok_or_else(|| Failure::internal(&file.name, "the torrent has lost its file"))?;
         let output = Output::start(taken, told.clone())?;
         let copied = copy(&reader, range, output, config.client.read_timeout).await;
-        copied.map(|()| Exit::Ok).or_else(|fault| fault.explain(&file.name))
+        copied.map(|()| Exit::Ok).or_else(|fault| {
+            if matches!(fault, Fault::Read(..)) {
+                tell_webseeds(&torrent);
+            }
+            fault.explain(&file.name)
+        })
     };
     let line = || match goal.get() {
         Some((name, size)) => {
@@ -127,6 +132,13 @@ async fn print(
         None => line(&torrent),
     };
     shown(display, line, work).await
+}
+
+/// Says what is wrong with webseeds, when something came to nothing: there is no status to look at.
+fn tell_webseeds(torrent: &Torrent) {
+    for seed in torrent.webseeds().iter().filter(|seed| seed.reason.is_some()) {
+        tracing::warn!("webseed {}: {}", seed.url, seed_words(seed));
+    }
 }
 
 /// Does the work while the display, if there is one, shows how far it is.

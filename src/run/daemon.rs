@@ -13,7 +13,7 @@
 //! **Why a fork.** It comes before any thread, lock or buffer, so the child finds everything as it was. Executing
 //! the program anew would read the command line, and the files it names, a second time.
 //!
-//! **Not here.** Where log lines go afterwards: `--log-file`, or nowhere.
+//! **Not here.** Where log lines go afterwards: to `--log-file`, or as [`super::journal`] says.
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Write};

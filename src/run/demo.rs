@@ -79,13 +79,13 @@ async fn run_async(config: &Config, temporary: &Path, display: &mut Display) -> 
     watchdog.client(&client);
     let mounted = match add(&client, &magnet).await {
         Ok(torrent) => {
-            mount_client(&client, config, Vec::new(), &scope).await.map(|mounted| (torrent, mounted))
+            let mounted = mount_client(&client, config, Vec::new(), &scope, &signals, &watchdog).await;
+            mounted.map(|mounted| (torrent, mounted))
         }
         Err(failure) => Err(failure),
     };
     let torrent = match mounted {
         Ok((torrent, mounted)) => {
-            watchdog.mount(&mounted);
             running.mounted = Some(mounted);
             torrent
         }
@@ -139,6 +139,7 @@ async fn seed(
         hint: metainfo.info.name.clone(),
         info: Some(metainfo.info),
         trackers: Vec::new(),
+        webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
         trusted: true,

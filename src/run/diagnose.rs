@@ -3,17 +3,19 @@
 //! **Flow.** [`report`] asks each part in turn and writes down what it says: locks, tasks, parked readers, torrents,
 //! storage workers. It works while things hang: what could wait for a lock is looked at from a thread of its own, an owner is
 //! asked by a message, and neither is waited for longer than [`ANSWER`]. Who doesn't answer is named as such, with what
-//! can be seen of it from outside.
+//! can be seen of it from outside. What still hangs from an earlier report isn't looked at again ([`Parts`]), so asking
+//! often leaves no more threads behind than asking once. Every list has a bound, and says how many more there are.
 //!
 //! A parked reader is shown with all that it waits for: who it is, where it reads, each missing piece with its blocks,
 //! and the peers that have it. That is put together from two sides: the filesystem knows the reader, the torrent's
 //! owner the peers.
 //!
-//! **Not here.** When it is asked for: [`super::watchdog`] and the control socket.
+//! **Not here.** When it is asked for, and by whom: [`super::report`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -25,7 +27,7 @@ use crate::content::TorrentContent;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::storage::size::bytes;
 use crate::sync::tasks::TaskScope;
-use crate::torrent::describe::{Description, PieceView};
+use crate::torrent::describe::{Description, Holder, PieceView};
 use crate::torrent::table::PieceState;
 use crate::torrent::{Command, Torrent};
 
@@ -33,51 +35,118 @@ use crate::torrent::{Command, Torrent};
 const ANSWER: Duration = Duration::from_millis(500);
 /// Parked readers that are listed, the oldest first.
 const READERS_MAX: usize = 64;
+/// Torrents that are listed, those first whose readers are: no more readers than these are listed.
+const TORRENTS_MAX: usize = READERS_MAX;
+/// Tasks that are listed, those first that don't give way, then the oldest.
+const TASKS_MAX: usize = 256;
+/// Locks that are listed, and those who wait for each; a thread holds few, and there are few threads.
+const LOCKS_MAX: usize = 64;
+/// Peers that are listed of each torrent, and reads that its owner knows of.
+const OF_TORRENT_MAX: usize = 32;
 /// Pieces that are listed of one read: the kernel asks for 1 MiB at most, which is more only with tiny pieces.
 const READ_PIECES_MAX: usize = 8;
-/// Peers that are listed with a piece.
+/// Webseeds and peers that are listed with a piece.
 const HOLDERS_MAX: usize = 10;
 
 /// Why a part is missing from the report.
 const SILENT: &str = "no answer within 0.5 s";
+/// The same of what an earlier report waits for still.
+const HANGS: &str = "it hasn't answered an earlier report yet";
 /// The same of an owner that is gone.
 const ENDED: &str = "it has ended";
 
-/// All of it, as lines. Takes some seconds at most, and far less when nothing hangs; holds no lock while it waits.
-pub async fn report(client: &Client, mounted: Option<&Mounted>, scope: &TaskScope) -> String {
-    report_early(Some(client), mounted, scope).await
+/// What is looked at from threads of their own, since it may wait for a lock.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Tasks,
+    Torrents,
+    Counts,
+    Parked,
+    Workers,
+    Room,
 }
 
-/// As [`report`], also before there is a client, or after it has gone.
-pub(super) async fn report_early(
-    client: Option<&Client>,
+/// Which parts are being looked at; what hangs stays so.
+#[derive(Debug, Default)]
+pub struct Parts([AtomicBool; Part::Room as usize + 1]);
+
+/// Held while a part is looked at.
+struct Looking {
+    parts: Arc<Parts>,
+    part: Part,
+}
+
+impl Looking {
+    /// `None` when it is looked at already.
+    fn begin(parts: &Arc<Parts>, part: Part) -> Option<Self> {
+        let flag = parts.0.get(part as usize)?;
+        (!flag.swap(true, Ordering::AcqRel)).then(|| Self { parts: parts.clone(), part })
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        if let Some(flag) = self.parts.0.get(self.part as usize) {
+            flag.store(false, Ordering::Release);
+        }
+    }
+}
+
+/// All of it, as lines, as far as it is up. Takes some seconds at most, and far less when nothing hangs; holds no lock
+/// while it waits. `parts` is for all reports of the program.
+pub async fn report(
+    client: Option<&Arc<Client>>,
     mounted: Option<&Mounted>,
     scope: &TaskScope,
+    parts: &Arc<Parts>,
 ) -> String {
     // What is held from here to the end is held for as long at least, whether anybody looked before or not.
     holders::look();
     let mut text = String::new();
     heading(&mut text, "tasks");
-    tasks(&mut text, scope).await;
-    let view = client.map(|client| client.view(ANSWER));
-    let torrents = match &view {
-        Some(view) => ask_all(view).await,
-        None => Vec::new(),
+    tasks(&mut text, scope, parts).await;
+    let readers = match mounted {
+        Some(mounted) => {
+            let view = mounted.view();
+            Some(aside(parts, Part::Parked, move || view.parked(READERS_MAX)).await)
+        }
+        None => None,
     };
-    if let Some(mounted) = mounted {
+    let view = match client.cloned() {
+        Some(client) => Some(aside(parts, Part::Torrents, move || client.view(ANSWER / 2)).await),
+        None => None,
+    };
+    let mut torrents: Vec<Arc<Torrent>> = Vec::new();
+    if let Some(Ok(view)) = &view {
+        torrents.extend(view.torrents.iter().flatten().cloned());
+    }
+    if let Some(Ok((readers, _))) = &readers {
+        let waited: BTreeSet<u32> = readers.iter().map(|reader| reader.what.node.slot()).collect();
+        torrents.sort_by_key(|torrent| !waited.contains(&torrent.slot));
+    }
+    let more = torrents.len().saturating_sub(TORRENTS_MAX);
+    torrents.truncate(TORRENTS_MAX);
+    let torrents = ask_all(&torrents).await;
+    if let (Some(mounted), Some(readers)) = (mounted, &readers) {
         heading(&mut text, &format!("mount at {}", mounted.path().display()));
-        readers(&mut text, mounted, &torrents).await;
+        counts(&mut text, mounted, parts).await;
+        parked(&mut text, readers, &torrents);
     }
     if let Some(view) = &view {
         heading(&mut text, "torrents");
-        if view.torrents.is_none() {
-            line(&mut text, 1, format_args!("the table of torrents is locked; {SILENT}"));
+        match view {
+            Ok(View { torrents: Some(_), .. }) => {}
+            Ok(_) => line(&mut text, 1, format_args!("the table of torrents is locked")),
+            Err(why) => line(&mut text, 1, format_args!("the table of torrents: {why}")),
         }
         for (torrent, description) in &torrents {
             describe(&mut text, torrent, description);
         }
-        heading(&mut text, "storage");
-        storage(&mut text, view).await;
+        and_more(&mut text, 1, more);
+        if let Ok(view) = view {
+            heading(&mut text, "storage");
+            storage(&mut text, view, parts).await;
+        }
     }
     let mut first = String::new();
     heading(&mut first, "locks");
@@ -87,17 +156,22 @@ pub(super) async fn report_early(
 
 /// Who holds which lock, and who waits for it.
 fn locks(text: &mut String, look: &Look) {
-    for held in &look.held {
+    for held in look.held.iter().take(LOCKS_MAX) {
         line(text, 1, format_args!("{}", holder(held)));
-        for waits in look.waiting.iter().filter(|waits| waits.address == held.address) {
+        let mut waiting = look.waiting.iter().filter(|waits| waits.address == held.address);
+        for waits in waiting.by_ref().take(LOCKS_MAX) {
             line(text, 2, format_args!("{}", waiter(waits)));
         }
+        and_more(text, 2, waiting.count());
     }
+    and_more(text, 1, look.held.len().saturating_sub(LOCKS_MAX));
     // Given back between the looks at the one and the other, or held by what isn't followed.
     let known = |waits: &&Taking| !look.held.iter().any(|held| held.address == waits.address);
-    for waits in look.waiting.iter().filter(known) {
+    let mut others = look.waiting.iter().filter(known);
+    for waits in others.by_ref().take(LOCKS_MAX) {
         line(text, 1, format_args!("`{}`: {}", waits.lock, waiter(waits)));
     }
+    and_more(text, 1, others.count());
     if look.held.is_empty() && look.waiting.is_empty() {
         line(text, 1, format_args!("none is held"));
     }
@@ -131,7 +205,7 @@ pub(super) fn waiter(waits: &Taking) -> String {
 type Asked = (Arc<Torrent>, Result<Box<Description>, &'static str>);
 
 /// Asks all owners at once.
-async fn ask_all(view: &View) -> Vec<Asked> {
+async fn ask_all(torrents: &[Arc<Torrent>]) -> Vec<Asked> {
     let ask = async |torrent: &Arc<Torrent>| {
         let (done, answer) = oneshot::channel();
         let asked = async {
@@ -142,12 +216,24 @@ async fn ask_all(view: &View) -> Vec<Asked> {
         };
         (torrent.clone(), tokio::time::timeout(ANSWER, asked).await.unwrap_or(Err(SILENT)))
     };
-    futures_util::future::join_all(view.torrents.iter().flatten().map(ask)).await
+    futures_util::future::join_all(torrents.iter().map(ask)).await
 }
 
-/// Looks from a thread of its own, since it may wait for a lock; `None` when that takes too long.
-async fn aside<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::time::timeout(ANSWER, super::on_thread("report: aside", look)).await.ok()?
+/// Looks at a part from a thread of its own, since it may wait for a lock; why not, when that takes too long, or an
+/// earlier look at it does still.
+async fn aside<T: Send + 'static>(
+    parts: &Arc<Parts>,
+    part: Part,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, &'static str> {
+    let looking = Looking::begin(parts, part).ok_or(HANGS)?;
+    let look = move || {
+        // To the end of the look, whether anybody waits for it still or not.
+        let _looking = looking;
+        look()
+    };
+    let seen = tokio::time::timeout(ANSWER, super::on_thread("report: aside", look)).await;
+    seen.map_err(|_| SILENT)?.ok_or("it can't be looked at")
 }
 
 fn heading(text: &mut String, name: &str) {
@@ -157,6 +243,13 @@ fn heading(text: &mut String, name: &str) {
 fn line(text: &mut String, depth: usize, what: std::fmt::Arguments<'_>) {
     // A String takes everything.
     let _ = writeln!(text, "{:width$}{what}", "", width = 2 * depth);
+}
+
+/// How many more there are than were listed, if any.
+fn and_more(text: &mut String, depth: usize, more: usize) {
+    if more > 0 {
+        line(text, depth, format_args!("and {more} more"));
+    }
 }
 
 /// A time as people read it.
@@ -169,12 +262,14 @@ pub(super) fn time(duration: Duration) -> String {
     }
 }
 
-async fn tasks(text: &mut String, scope: &TaskScope) {
+async fn tasks(text: &mut String, scope: &TaskScope, parts: &Arc<Parts>) {
     let scope = scope.clone();
-    match aside(move || scope.look(Instant::now())).await {
-        None => line(text, 1, format_args!("the registry of tasks is locked; {SILENT}")),
-        Some(tasks) => {
-            for task in tasks {
+    match aside(parts, Part::Tasks, move || scope.look(Instant::now())).await {
+        Err(why) => line(text, 1, format_args!("the registry of tasks: {why}")),
+        Ok(mut tasks) => {
+            // Stable: the oldest stay in front.
+            tasks.sort_by_key(|task| std::cmp::Reverse(task.runs));
+            for task in tasks.iter().take(TASKS_MAX) {
                 let runs =
                     task.runs.map(|since| format!(", runs without a pause for {} at least", time(since)));
                 line(
@@ -183,19 +278,16 @@ async fn tasks(text: &mut String, scope: &TaskScope) {
                     format_args!("{}: {} old{}", task.name, time(task.age), runs.unwrap_or_default()),
                 );
             }
+            and_more(text, 1, tasks.len().saturating_sub(TASKS_MAX));
         }
     }
 }
 
-async fn readers(text: &mut String, mounted: &Mounted, torrents: &[Asked]) {
+async fn counts(text: &mut String, mounted: &Mounted, parts: &Arc<Parts>) {
     let view = mounted.view();
-    let counts = aside({
-        let view = view.clone();
-        move || view.counts()
-    });
-    match counts.await {
-        None => line(text, 1, format_args!("the tables of inodes and handles: {SILENT}")),
-        Some(counts) => line(
+    match aside(parts, Part::Counts, move || view.counts()).await {
+        Err(why) => line(text, 1, format_args!("the tables of inodes and handles: {why}")),
+        Ok(counts) => line(
             text,
             1,
             format_args!(
@@ -204,14 +296,20 @@ async fn readers(text: &mut String, mounted: &Mounted, torrents: &[Asked]) {
             ),
         ),
     }
-    let Some((readers, all)) = aside(move || view.parked(READERS_MAX)).await else {
-        return line(text, 1, format_args!("the parked reads: {SILENT}"));
-    };
-    for reader in &readers {
-        read(text, reader, torrents);
-    }
-    if readers.len() < all {
-        line(text, 1, format_args!("and {} more", all - readers.len()));
+}
+
+/// The parked reads that were found, of how many.
+type Parked = Result<(Vec<ParkedView>, usize), &'static str>;
+
+fn parked(text: &mut String, found: &Parked, torrents: &[Asked]) {
+    match found {
+        Err(why) => line(text, 1, format_args!("the parked reads: {why}")),
+        Ok((readers, all)) => {
+            for reader in readers {
+                read(text, reader, torrents);
+            }
+            and_more(text, 1, all.saturating_sub(readers.len()));
+        }
     }
 }
 
@@ -301,16 +399,26 @@ fn piece(text: &mut String, view: &PieceView) {
         let _ = write!(about, ", fails at once: {why}");
     }
     line(text, 2, format_args!("{about}"));
-    if view.peers.is_empty() {
-        line(text, 3, format_args!("no connected peer has it"));
+    if view.holders.is_empty() {
+        line(text, 3, format_args!("no connected peer has it, and no webseed"));
     }
-    for peer in view.peers.iter().take(HOLDERS_MAX) {
+    for holder in view.holders.iter().take(HOLDERS_MAX) {
+        let is_peer = matches!(holder.who, Holder::Peer(_));
         let words = [
-            if peer.has { "has it" } else { "was asked though it hasn't got it" },
-            if peer.chokes_us { "chokes us" } else { "lets us" },
-            if peer.interesting { "we are interested" } else { "we are not interested" },
-            if peer.snubbed { "silent for long" } else { "" },
-            if peer.has && !peer.chokes_us && !peer.serves { "refused it of late" } else { "" },
+            if holder.has { "has it" } else { "was asked though it hasn't got it" },
+            match (is_peer, holder.chokes_us) {
+                (true, true) => "chokes us",
+                (true, false) => "lets us",
+                (false, true) => "backs off",
+                (false, false) => "",
+            },
+            match (is_peer, holder.interesting) {
+                (true, true) => "we are interested",
+                (true, false) => "we are not interested",
+                (false, _) => "",
+            },
+            if holder.snubbed { "silent for long" } else { "" },
+            if holder.has && !holder.chokes_us && !holder.serves { "refused it of late" } else { "" },
         ];
         let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
         line(
@@ -318,15 +426,15 @@ fn piece(text: &mut String, view: &PieceView) {
             3,
             format_args!(
                 "{}: {}; {} of its blocks in flight, {} in all",
-                peer.addr,
+                holder.who,
                 words.join(", "),
-                peer.asked,
-                peer.in_flight
+                holder.asked,
+                holder.in_flight
             ),
         );
     }
-    if view.peers.len() > HOLDERS_MAX {
-        line(text, 3, format_args!("and {} peers more", view.peers.len() - HOLDERS_MAX));
+    if view.holders.len() > HOLDERS_MAX {
+        line(text, 3, format_args!("and {} more", view.holders.len() - HOLDERS_MAX));
     }
 }
 
@@ -376,7 +484,7 @@ fn describe(text: &mut String, torrent: &Torrent, said: &Result<Box<Description>
             swarm.last_block.map(|ago| format!("; last block {} ago", time(ago))).unwrap_or_default()
         ),
     );
-    for wait in &swarm.waits {
+    for wait in swarm.waits.iter().take(OF_TORRENT_MAX) {
         let pieces: Vec<String> = wait.pieces.iter().take(READ_PIECES_MAX).map(|p| p.0.to_string()).collect();
         line(
             text,
@@ -391,6 +499,7 @@ fn describe(text: &mut String, torrent: &Torrent, said: &Result<Box<Description>
             ),
         );
     }
+    and_more(text, 3, swarm.waits.len().saturating_sub(OF_TORRENT_MAX));
     line(
         text,
         2,
@@ -433,7 +542,7 @@ fn describe(text: &mut String, torrent: &Torrent, said: &Result<Box<Description>
             swarm.banned.len()
         ),
     );
-    for peer in &swarm.peers {
+    for peer in swarm.peers.iter().take(OF_TORRENT_MAX) {
         let words = [
             if peer.incoming { "incoming" } else { "outgoing" },
             if peer.chokes_us { "chokes us" } else { "lets us" },
@@ -458,13 +567,37 @@ fn describe(text: &mut String, torrent: &Torrent, said: &Result<Box<Description>
             ),
         );
     }
+    for seed in &swarm.webseeds {
+        let has = seed.has.map_or_else(|| "all pieces".to_owned(), |has| format!("{has} pieces"));
+        let words = [
+            seed.doing.as_str(),
+            if seed.waits { "backs off" } else { "" },
+            if seed.dropped { "not asked any more" } else { "" },
+            if seed.snubbed { "silent for long" } else { "" },
+        ];
+        let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        line(
+            text,
+            3,
+            format_args!(
+                "webseed {}: {}; has {has}; {} blocks in flight, {} of them not taken in hand yet; {}/s, {} delivered",
+                seed.url,
+                words.join(", "),
+                seed.in_flight,
+                seed.unsent,
+                bytes(seed.rate),
+                bytes(seed.delivered)
+            ),
+        );
+    }
+    and_more(text, 3, swarm.peers.len().saturating_sub(OF_TORRENT_MAX));
 }
 
-async fn storage(text: &mut String, view: &View) {
+async fn storage(text: &mut String, view: &View, parts: &Arc<Parts>) {
     let workers = view.workers.clone();
-    match aside(move || workers.view(Instant::now())).await {
-        None => line(text, 1, format_args!("the queue of the workers: {SILENT}")),
-        Some(workers) => {
+    match aside(parts, Part::Workers, move || workers.view(Instant::now())).await {
+        Err(why) => line(text, 1, format_args!("the queue of the workers: {why}")),
+        Ok(workers) => {
             let lanes: Vec<String> = workers
                 .lanes
                 .iter()
@@ -488,9 +621,9 @@ async fn storage(text: &mut String, view: &View) {
     let bound = quota.bound().map(|bound| format!(" of {}", bytes(bound))).unwrap_or_default();
     line(text, 1, format_args!("kept: {}{bound}", bytes(quota.used())));
     let room = view.room.clone();
-    match aside(move || (room.need(), room.stuck())).await {
-        None => line(text, 1, format_args!("needs of room: {SILENT}")),
-        Some((need, stuck)) => {
+    match aside(parts, Part::Room, move || (room.need(), room.stuck())).await {
+        Err(why) => line(text, 1, format_args!("needs of room: {why}")),
+        Ok((need, stuck)) => {
             if let Some(need) = need {
                 line(text, 1, format_args!("room is needed for {}", bytes(need.bytes)));
             }

@@ -48,6 +48,7 @@ fn torrent() -> Loaded {
         hint: info.name.clone(),
         info: Some(info),
         trackers: Vec::new(),
+        webseeds: Vec::new(),
         peers: Vec::new(),
         created: None,
         trusted: true,
@@ -69,11 +70,12 @@ async fn what_hangs_is_named_and_so_is_an_owner_that_has_ended() {
     tokio::time::timeout(LONG, torrent.settled()).await.unwrap();
     let shared = torrent.live().unwrap().clone();
     let reader = Reader::open(shared, FileIndex(0)).unwrap();
+    let parts = Arc::default();
     let _ticket = reader.read(u64::from(PIECE), PIECE as usize + 1, Box::new(|_| ()));
     // Once the owner has heard of it.
     let text = tokio::time::timeout(LONG, async {
         loop {
-            let text = sendable(report(&client, None, &scope)).await;
+            let text = sendable(report(Some(&client), None, &scope, &parts)).await;
             if text.contains("1 reads wait") {
                 return text;
             }
@@ -98,7 +100,7 @@ async fn what_hangs_is_named_and_so_is_an_owner_that_has_ended() {
     }
     scope.cancel();
     assert!(scope.join(LONG).await.is_empty());
-    let text = report(&client, None, &scope).await;
+    let text = report(Some(&client), None, &scope, &parts).await;
     assert!(text.contains("its owner says nothing: it has ended"), "{text}");
     client.stop_workers(LONG);
 }
@@ -138,13 +140,16 @@ async fn l5_a_planned_stall_is_reported_with_holder_and_waiter_and_the_owner_tha
     );
     tokio::time::timeout(LONG, is_taken).await.unwrap().unwrap();
     let own = lock.clone();
+    // As in the program, on a runtime of its own: a worker that hangs may be the one that looks after this one's timers.
+    let reporter = Arc::new(crate::run::report::Reporter::new(&scope));
+    reporter.client(&client);
     let waits =
         std::thread::Builder::new().name("the waiter".into()).spawn(move || drop(own.lock())).unwrap();
     let text = tokio::time::timeout(LONG, async {
         loop {
-            let text = report(&client, None, &scope).await;
+            let text = reporter.report().await.unwrap();
             if text.contains("the waiter") {
-                return text;
+                return text.to_string();
             }
         }
     });
@@ -159,7 +164,14 @@ async fn l5_a_planned_stall_is_reported_with_holder_and_waiter_and_the_owner_tha
     assert!(line("the waiter (tid ").contains("waits for it since "), "{text}");
     assert!(line("/owner: ").contains("runs without a pause"), "{text}");
     assert!(text.contains("its owner says nothing: no answer within 0.5 s"), "{text}");
-    // And unasked, by the watchdog.
+    // And unasked, by the watchdog: of the owner once, when it is overdue, and again when that is ten times as much.
+    let seconds = |n| Duration::from_secs(n);
+    let warned = crate::run::watchdog::warnings_of_owner(
+        &torrent,
+        &[seconds(100), seconds(200), seconds(300), seconds(3000)],
+    );
+    let of_owner = format!("the owner of torrent {} \"film.mkv\" should have turned its loop ", torrent.slot);
+    assert!(warned.len() == 2 && warned.iter().all(|line| line.starts_with(&of_owner)), "{warned:?}");
     let warned = crate::run::watchdog::warnings_of_locks(LONG);
     assert!(
         warned.iter().any(|line| line.contains("`planned stall`") && line.contains("the waiter")),
@@ -170,4 +182,47 @@ async fn l5_a_planned_stall_is_reported_with_holder_and_waiter_and_the_owner_tha
     scope.cancel();
     assert!(scope.join(LONG).await.is_empty());
     client.stop_workers(LONG);
+}
+
+#[tokio::test]
+async fn what_hangs_is_looked_at_by_one_thread_whoever_asks() {
+    let parts = Arc::new(Parts::default());
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let looks = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = looks.clone();
+    let hangs = move || {
+        count.fetch_add(1, Ordering::SeqCst);
+        let _ = ended.recv();
+    };
+    assert_eq!(aside(&parts, Part::Room, hangs).await, Err(SILENT));
+    for _ in 0..3 {
+        let count = looks.clone();
+        let again = aside(&parts, Part::Room, move || _ = count.fetch_add(1, Ordering::SeqCst)).await;
+        assert_eq!(again, Err(HANGS));
+    }
+    assert_eq!(looks.load(Ordering::SeqCst), 1);
+    assert_eq!(aside(&parts, Part::Tasks, || 7).await, Ok(7), "others are looked at");
+    drop(end);
+    let again = async {
+        loop {
+            if let Ok(seen) = aside(&parts, Part::Room, || 8).await {
+                return seen;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    assert_eq!(tokio::time::timeout(LONG, again).await, Ok(8));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_have_a_bound_and_say_how_many_more_there_are() {
+    let scope = TaskScope::root();
+    for n in 0..TASKS_MAX + 7 {
+        scope.spawn(&format!("task {n}"), std::future::pending());
+    }
+    let text = report(None, None, &scope, &Arc::default()).await;
+    assert_eq!(text.matches("  task ").count(), TASKS_MAX, "{text}");
+    assert!(text.contains("  and 7 more\n"), "{text}");
+    scope.cancel();
+    assert!(scope.join(LONG).await.is_empty());
 }

@@ -4,7 +4,8 @@
 //! seeds a sample with a second client and mounts it; [`watch`] follows a folder of torrents; [`verify`] checks what is here of a torrent; [`cache`] shows and
 //! trims the cache folder; [`start`] has what they share; [`signals`] is the one signal
 //! handler; [`daemon`] is the split into a waiting parent and a process in the background; [`notify`] is who else is
-//! told how the mount is; [`watchdog`] says what hangs, and [`diagnose`] all there is to say; [`control`] is the
+//! told how the mount is; [`watchdog`] says what hangs, and [`diagnose`] all there is to say, to whoever asks
+//! [`report`]; [`journal`] is where a process in the background logs; [`control`] is the
 //! socket over which a mount can be asked and told things, [`remote`] has the commands that do so, and [`reach`] how they
 //! find it; [`shutdown`] is the one sequence in which everything ends.
 
@@ -14,11 +15,13 @@ pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod diagnose;
+pub mod journal;
 pub mod locate;
 pub mod mount;
 pub mod notify;
 pub mod reach;
 pub mod remote;
+pub mod report;
 pub mod shutdown;
 pub mod signals;
 pub mod start;

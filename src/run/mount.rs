@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -12,9 +11,10 @@ use torrentfs_fs::content::Content;
 use torrentfs_fs::mount::{MountError, MountOptions, mount};
 use torrentfs_fs::session::Mounted;
 
-use super::control::socket::{Bound, Place};
+use super::control::socket::{Bound, Home};
 use super::control::{self, answers};
 use super::daemon::{self, Side};
+use super::journal::Journal;
 use super::notify::Service;
 use super::shutdown::{Running, end};
 use super::signals::{self, Signals};
@@ -26,7 +26,6 @@ use crate::cli::terminal::{self, Display};
 use crate::client::Client;
 use crate::config::{Config, UserRef};
 use crate::content::TorrentContent;
-use crate::control::place;
 use crate::net::hosts::Reach;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
@@ -117,7 +116,8 @@ async fn bring_up(
         Ok((add_sources(&adding, &settings).await?, watch))
     });
     let Some((torrents, watch)) = added.await? else { return Ok(None) };
-    let mut mounting = std::pin::pin!(mount_client(&client, config, offline, &running.scope));
+    let mut mounting =
+        std::pin::pin!(mount_client(&client, config, offline, &running.scope, signals, watchdog));
     tokio::select! {
         mounted = &mut mounting => running.mounted = Some(mounted?),
         () = signals.reached(1) => {
@@ -128,9 +128,6 @@ async fn bring_up(
             }
             return Ok(None);
         }
-    }
-    if let Some(mounted) = &running.mounted {
-        watchdog.mount(mounted);
     }
     if let Some(watch) = watch {
         watch.start();
@@ -200,6 +197,13 @@ pub async fn stay(
                     ready = true;
                     say_ready(mounted.len(), &late, config);
                     display.written().await;
+                    if let Some(client) = running.clients.first()
+                        && config.daemon
+                        && config.log_file.is_none()
+                    {
+                        // What a start says goes to whoever waits for it; then stderr is let go of.
+                        display.divert(Journal::new(client.cache().path()));
+                    }
                     if !running.service.ready() {
                         break;
                     }
@@ -319,8 +323,9 @@ fn users(users: &[UserRef]) -> Result<Vec<u32>, Failure> {
     users.iter().map(number).collect()
 }
 
-/// Mounts a client's torrents; for the users of these numbers nothing is fetched. Waits for as long as the system
-/// takes to answer about the mount point.
+/// Mounts a client's torrents; for the users of these numbers nothing is fetched. From then on the mount can be asked
+/// and told things over its socket, and the watchdog knows it. Waits for as long as the system takes to answer about
+/// the mount point.
 ///
 /// # Errors
 /// For the user.
@@ -329,10 +334,13 @@ pub async fn mount_client(
     config: &Config,
     offline: Vec<u32>,
     scope: &TaskScope,
+    signals: &Signals,
+    watchdog: &Watchdog,
 ) -> Result<Arc<Mounted>, Failure> {
     let content = TorrentContent::new(client.clone());
     content.watch(scope);
-    let socket = bind_socket();
+    let home = Home::own();
+    let socket = bind_socket(&home);
     if let Some(socket) = &socket {
         content.set_socket(socket.path().to_owned());
     }
@@ -358,20 +366,20 @@ pub async fn mount_client(
     let mounted = mounted.ok_or_else(|| Failure::internal("can't mount", "its thread is gone"))?;
     let mounted = Arc::new(mounted.map_err(|error| mount_failure(config, error))?);
     tracing::info!("mounted at {}", config.mountpoint.display());
+    watchdog.mount(&mounted);
     if let Some(socket) = socket {
         let answers = answers::Mounted {
             client: client.clone(),
             content,
-            mounted: Arc::downgrade(&mounted),
-            scope: scope.clone(),
+            reporter: watchdog.reporter().clone(),
             mountpoint: mounted.path().to_owned(),
-            socket: socket.path().to_owned(),
             since: Instant::now(),
             shutdown: config.client.shutdown_timeout,
-            ending: AtomicBool::new(false),
+            signals: signals.clone(),
         };
-        let allowed = control::Allowed { uid: nix::unistd::geteuid().as_raw() };
-        if let Err(error) = control::serve(socket, allowed, Arc::new(answers), &scope.child("control")) {
+        let allowed = control::Allowed { uid: home.uid };
+        let serving = control::serve(socket, home, allowed, Arc::new(answers), &scope.child("control"));
+        if let Err(error) = serving {
             tracing::warn!("there is no control socket: {error}");
         }
     }
@@ -379,11 +387,8 @@ pub async fn mount_client(
 }
 
 /// The mount's control socket. A mount without one is as good for readers, so it is no error not to have one.
-fn bind_socket() -> Option<Bound> {
-    let uid = nix::unistd::geteuid().as_raw();
-    let folders = place::folders(uid, |name| std::env::var_os(name));
-    let bound = Place::open(&folders, uid).and_then(|place| Bound::bind(&place, std::process::id()));
-    bound
+fn bind_socket(home: &Home) -> Option<Bound> {
+    home.bind()
         .inspect_err(|error| {
             tracing::warn!(
                 "there is no control socket, so status, add, remove, unmount, prefetch and debug don't work: {error}"
@@ -400,6 +405,7 @@ fn mount_failure(config: &Config, error: MountError) -> Failure {
         MountError::NotEmpty(_) => Failure::mountpoint_not_empty(at),
         MountError::AlreadyMounted(_) => Failure::mountpoint_in_use(at),
         MountError::DeadMount(_) => Failure::mountpoint_dead(at, "its program is gone"),
+        MountError::Silent(_) => Failure::mountpoint_silent(at),
         MountError::NoDevice => Failure::no_fuse_device(),
         MountError::NoHelper => Failure::no_fusermount(),
         MountError::AllowOther => Failure::allow_other_denied(),

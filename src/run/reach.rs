@@ -5,27 +5,31 @@
 //! is: no mount, somebody else's, a dead one, one that doesn't answer.
 //!
 //! **Flow.** A path is taken up to the root of its mount, whose attribute `user.torrentfs.socket` names the socket
-//! ([`find`], [`find_above`]); without a path, the sockets themselves are looked for ([`all`]). Then [`Connection::to`]
-//! and [`Connection::ask`].
+//! ([`find`], [`find_above`]); without a path, the sockets themselves are looked for ([`all`]). A mount that doesn't
+//! answer may have a socket that does: then all are asked whose they are. After that [`Connection::to`] and
+//! [`Connection::ask`].
 //!
 //! **Not here.** What is asked and shown ([`super::remote`]), the mount's side ([`super::control`]).
 
 use std::ffi::{CString, OsString};
+use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::de::DeserializeOwned;
 use torrentfs_fs::mountinfo::{self, MountEntry, OUR_KIND};
 
-use super::control::socket;
+use super::control::{LOOK, socket};
 use crate::cli::exit::{Exit, Failure};
 use crate::control::lines::{Lines, Next};
-use crate::control::message::{self, Call, Code, Refusal, Request};
+use crate::control::message::{self, Call, Code, Refusal, Request, Who};
 use crate::control::{ANSWER_MAX, place};
 use crate::sync::timeouts;
 
@@ -46,6 +50,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// The process that the socket is named after.
+    fn process(&self) -> Option<u32> {
+        place::process(self.socket.file_name()?.to_str()?)
+    }
+
     /// What to call it in messages.
     fn name(&self) -> String {
         match &self.mountpoint {
@@ -55,7 +64,8 @@ impl Found {
     }
 }
 
-/// The mount at a mount point. Waits up to [`timeouts::CONTROL_ANSWER`].
+/// The mount at a mount point. Waits up to [`timeouts::CONTROL_ANSWER`], and where the mount says nothing a little longer
+/// for the sockets.
 ///
 /// # Errors
 /// For the user: nothing of torrentfs is mounted there, it is dead, or another user's, or it doesn't answer.
@@ -67,7 +77,7 @@ pub fn find(mountpoint: &Path) -> Result<Found, Failure> {
         Ok((path, socket))
     });
     let (path, socket) = match found {
-        None => return Err(silent(mountpoint)),
+        None => return ask_around(mountpoint),
         Some(Err(error)) => return Err(unreachable_path(mountpoint, &error)),
         Some(Ok(found)) => found,
     };
@@ -88,7 +98,12 @@ pub fn find_above(path: &Path) -> Result<(Found, String), Failure> {
     let found = on_thread(move || {
         let whole = std::fs::canonicalize(&given)?;
         for above in whole.ancestors() {
-            if let Some(socket) = attribute(above)? {
+            let socket = match attribute(above) {
+                // A folder that may be passed through and not looked into says nothing of a mount.
+                Err(error) if is_forbidden(&error) && !is_mounted(above) => None,
+                other => other?,
+            };
+            if let Some(socket) = socket {
                 let below = whole.strip_prefix(above).map_err(io::Error::other)?.to_owned();
                 return Ok(Some((Found { mountpoint: Some(above.to_owned()), socket }, below)));
             }
@@ -96,7 +111,7 @@ pub fn find_above(path: &Path) -> Result<(Found, String), Failure> {
         Ok(None)
     });
     match found {
-        None => Err(silent(path)),
+        None => Err(silent(path, &[])),
         Some(Err(error)) if error.kind() == ErrorKind::NotFound => {
             Err(Failure::new(Exit::BadInput, path.display(), "there is no such file or folder")
                 .hint("name one as \"ls\" shows it in the mount"))
@@ -129,6 +144,60 @@ pub fn all() -> Vec<Found> {
     found
 }
 
+/// Asks each of these mounts, all at once: one that is stuck takes its time. Waits as long as the slowest.
+pub fn ask_each<T: Send>(
+    all: &[Found],
+    ask: impl Fn(&Found) -> Result<T, Silence> + Sync,
+) -> Vec<(&Found, Result<T, Silence>)> {
+    let ask = &ask;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = all
+            .iter()
+            .map(|found| {
+                let thread = std::thread::Builder::new().name("ask mount".into());
+                thread.spawn_scoped(scope, move || (found, ask(found)))
+            })
+            .collect();
+        threads.into_iter().filter_map(|thread| thread.ok()?.join().ok()).collect()
+    })
+}
+
+/// The mount at a mount point that doesn't answer, by its socket.
+///
+/// # Errors
+/// For the user: no socket says that it is that mount's.
+fn ask_around(mountpoint: &Path) -> Result<Found, Failure> {
+    let given = mountpoint.to_owned();
+    let place = on_thread(move || untouched(&given)).and_then(Result::ok);
+    let place = place.or_else(|| std::path::absolute(mountpoint).ok()).unwrap_or_default();
+    let all = all();
+    let mut mute = Vec::new();
+    for (found, said) in ask_each(&all, |found| who(found, timeouts::CONTROL_WHO)) {
+        match said {
+            Ok(who) if who.mountpoint == place.to_string_lossy() => {
+                return Ok(Found { mountpoint: Some(place), socket: found.socket.clone() });
+            }
+            Ok(_) | Err(Silence::Gone | Silence::Missing) => {}
+            Err(Silence::Other(_)) => mute.extend(found.process()),
+        }
+    }
+    Err(silent(mountpoint, &mute))
+}
+
+/// Which mount has this socket.
+fn who(found: &Found, limit: Duration) -> Result<Who, Silence> {
+    Connection::within(found, limit)?.ask(Request::Who, limit)?.map_err(|refusal| {
+        // One that is older than the question answers all the same.
+        Silence::Other(refused(found.socket.display(), refusal))
+    })
+}
+
+/// The path without links, of what is mounted there if it is a mount point: that isn't asked for anything.
+fn untouched(path: &Path) -> io::Result<PathBuf> {
+    let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path)?;
+    std::fs::read_link(format!("/proc/self/fd/{}", held.as_raw_fd()))
+}
+
 /// A connection to a mount.
 #[derive(Debug)]
 pub struct Connection {
@@ -143,6 +212,8 @@ pub struct Connection {
 pub enum Silence {
     /// The program behind the socket is gone.
     Gone,
+    /// The mount answered, and its socket isn't there.
+    Missing,
     /// Anything else, for the user.
     Other(Failure),
 }
@@ -151,7 +222,8 @@ impl Silence {
     /// For the user; `found` is whom it is about.
     pub fn failure(self, found: &Found) -> Failure {
         match self {
-            Self::Gone => {
+            Self::Missing if found.mountpoint.as_deref().is_some_and(is_mounted) => missing(found),
+            Self::Gone | Self::Missing => {
                 let failure = Failure::new(Exit::Control, found.name(), "its program isn't there any more");
                 match &found.mountpoint {
                     Some(path) => failure.hint(format!(
@@ -172,6 +244,10 @@ impl Connection {
     /// # Errors
     /// See [`Silence`].
     pub fn to(found: &Found) -> Result<Self, Silence> {
+        Self::within(found, timeouts::CONTROL_ANSWER)
+    }
+
+    fn within(found: &Found, limit: Duration) -> Result<Self, Silence> {
         let refuse = |why: String| {
             let failure = Failure::new(Exit::Control, found.name(), why);
             Silence::Other(failure.hint("run this as the user who mounted it, or as root"))
@@ -186,21 +262,50 @@ impl Connection {
                 return Err(refuse("it is another user's".into()));
             }
             Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::NotFound => return Err(Silence::Gone),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(if found.mountpoint.is_some() { Silence::Missing } else { Silence::Gone });
+            }
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 return Err(refuse("it is another user's".into()));
             }
             Err(error) => return Err(refuse(error.to_string())),
         }
-        match socket::connect(&found.socket, timeouts::CONTROL_ANSWER) {
-            Ok(stream) => Ok(Self { found: found.clone(), stream, lines: Lines::new(ANSWER_MAX), next: 1 }),
+        match socket::connect(&found.socket, limit) {
+            Ok(stream) => {
+                let connection =
+                    Self { found: found.clone(), stream, lines: Lines::new(ANSWER_MAX), next: 1 };
+                // The path may mean another socket than a moment ago; who listens can't be feigned.
+                match connection.peer() {
+                    Some((_, owner)) if uid == 0 || [uid, 0].contains(&owner) => Ok(connection),
+                    Some(_) => Err(refuse("it is another user's".into())),
+                    None => Err(refuse("who listens there can't be told".into())),
+                }
+            }
             Err(error) => Err(match error.kind() {
                 ErrorKind::ConnectionRefused | ErrorKind::NotFound => Silence::Gone,
                 ErrorKind::PermissionDenied => refuse("it is another user's".into()),
-                ErrorKind::WouldBlock | ErrorKind::TimedOut => Silence::Other(no_answer(found)),
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                    Silence::Other(no_answer(found, limit, found.process()))
+                }
                 _ => refuse(error.to_string()),
             }),
         }
+    }
+
+    /// The process and the user who listen at the other end, as the kernel knows them.
+    fn peer(&self) -> Option<(u32, u32)> {
+        let peer = getsockopt(&self.stream, PeerCredentials).ok()?;
+        Some((u32::try_from(peer.pid()).ok()?, peer.uid()))
+    }
+
+    /// The process that has the mount, as it is called here: in another namespace it has another number. `None` when
+    /// it has none here.
+    pub fn process(&self) -> Option<u32> {
+        self.peer().map(|(process, _)| process).filter(|process| *process != 0)
+    }
+
+    fn no_answer(&self) -> Failure {
+        no_answer(&self.found, timeouts::CONTROL_ANSWER, self.process())
     }
 
     /// Asks, and waits for the answer up to `limit`.
@@ -219,7 +324,7 @@ impl Connection {
         let sent = self.stream.set_write_timeout(Some(limit)).and_then(|()| self.stream.write_all(&line));
         // One that doesn't take it may have said why before it closed.
         if sent.is_err_and(|error| is_late(&error)) {
-            return Err(Silence::Other(no_answer(&self.found)));
+            return Err(Silence::Other(self.no_answer()));
         }
         match self.line(until)? {
             Some(line) => message::heard(&line).map_err(|bad| {
@@ -256,7 +361,7 @@ impl Connection {
             match self.read(until) {
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
-                Err(error) if is_late(&error) => return Err(Silence::Other(no_answer(&self.found))),
+                Err(error) if is_late(&error) => return Err(Silence::Other(self.no_answer())),
                 // As a program that was killed leaves it.
                 Err(_) => return Ok(None),
             }
@@ -288,11 +393,24 @@ fn is_late(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-fn no_answer(found: &Found) -> Failure {
-    let why = format!("it didn't answer within {} s", timeouts::CONTROL_ANSWER.as_secs());
-    Failure::new(Exit::Control, found.name(), why).hint(
-        "its program may be stopped or stuck; what it logs says more, and \"kill\" and \"umount -l\" end it",
-    )
+fn no_answer(found: &Found, limit: Duration, process: Option<u32>) -> Failure {
+    let why = format!("it didn't answer within {} s", limit.as_secs());
+    let process = process.map_or_else(|| "PID".to_owned(), |process| process.to_string());
+    Failure::new(Exit::Control, found.name(), why).hint(format!(
+        "its program may be stopped or stuck; \"kill -USR1 {process}\" has it log what it is at, \"kill {process}\" and \
+         \"umount -l\" end it"
+    ))
+}
+
+/// The mount answers, and its socket has vanished.
+fn missing(found: &Found) -> Failure {
+    let process = found.process().map_or_else(|| "PID".to_owned(), |process| process.to_string());
+    let place = found.mountpoint.as_deref().unwrap_or(Path::new("DIR")).display().to_string();
+    let why = format!("its control socket {} isn't there any more", found.socket.display());
+    Failure::new(Exit::Control, found.name(), why).hint(format!(
+        "it makes another within {} s: try again; \"umount {place}\" or \"kill {process}\" ends it without",
+        LOOK.as_secs()
+    ))
 }
 
 /// What a mount refused, for the user; `what` is what was asked for.
@@ -345,15 +463,37 @@ fn attribute(path: &Path) -> io::Result<Option<PathBuf>> {
     }
 }
 
+/// Whether a path lies in a mount of torrentfs, as far as that can be told without looking.
+fn lies_in_ours(given: &Path) -> bool {
+    let absolute = std::path::absolute(given).unwrap_or_default();
+    // As far as it can be followed.
+    let place = absolute.ancestors().find_map(|above| {
+        let real = untouched(above).ok()?;
+        Some(real.join(absolute.strip_prefix(above).ok()?))
+    });
+    listed(&place.unwrap_or(absolute)).is_some_and(|entry| entry.kind == OUR_KIND)
+}
+
 /// The mount in the system's list at this path, or above it.
 fn listed(path: &Path) -> Option<MountEntry> {
     path.ancestors().find_map(mountinfo::at)
 }
 
-fn silent(path: &Path) -> Failure {
+/// A mount says nothing; `mute` are the processes whose sockets say nothing either.
+fn silent(path: &Path, mute: &[u32]) -> Failure {
     let why = format!("it didn't answer within {} s", timeouts::CONTROL_ANSWER.as_secs());
-    Failure::new(Exit::Control, path.display(), why)
-        .hint("the program behind that mount may be stopped or stuck; \"umount -l\" takes the mount away")
+    let process = match mute {
+        [one] => one.to_string(),
+        _ => "PID".to_owned(),
+    };
+    Failure::new(Exit::Control, path.display(), why).hint(format!(
+        "the program behind that mount may be stopped or stuck; \"kill -USR1 {process}\" has it log what it is at, \
+         \"umount -l\" takes the mount away"
+    ))
+}
+
+fn is_forbidden(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM))
 }
 
 fn unreachable_path(given: &Path, error: &io::Error) -> Failure {
@@ -370,7 +510,7 @@ fn refused_attribute(given: &Path, error: &io::Error) -> Failure {
             Failure::new(Exit::MountPoint, given.display(), "a dead mount is there: its program is gone")
                 .hint(format!("mount there again, or clear it with \"umount -l {}\"", given.display()))
         }
-        Some(libc::EACCES | libc::EPERM) => {
+        _ if is_forbidden(error) && lies_in_ours(given) => {
             Failure::new(Exit::Control, given.display(), "the mount is another user's").hint(
                 "run this as the user who mounted it; even root can't look into it without --allow-other",
             )

@@ -121,6 +121,32 @@ impl Talk {
         let answer = self.connection.ask(request, limit + timeouts::CONTROL_ANSWER);
         answer.map_err(|silence| silence.failure(&self.found))?.map_err(|refusal| refused(what, refusal))
     }
+
+    /// Its status; `None` when it was there `before` and has ended since. A connection that was closed tells nothing:
+    /// the mount closes those that are silent for long, as that of who was stopped for a while.
+    ///
+    /// # Errors
+    /// For the user.
+    fn status(&mut self, before: bool) -> Result<Option<Status>, Failure> {
+        let mut again = before;
+        loop {
+            let silence = match self.connection.ask::<Status>(Request::Status, timeouts::CONTROL_ANSWER) {
+                Ok(answer) => return answer.map(Some).map_err(|refusal| refused("status", refusal)),
+                Err(Silence::Gone) if std::mem::take(&mut again) => match Connection::to(&self.found) {
+                    Ok(connection) => {
+                        self.connection = connection;
+                        continue;
+                    }
+                    Err(silence) => silence,
+                },
+                Err(silence) => silence,
+            };
+            return match silence {
+                Silence::Gone | Silence::Missing if before => Ok(None),
+                silence => Err(silence.failure(&self.found)),
+            };
+        }
+    }
 }
 
 /// Ends a mount and waits until its process is gone.
@@ -133,6 +159,7 @@ fn unmount(mountpoint: &Path) -> Result<Exit, Failure> {
     let ending: Ending = talk.ask(&what, Request::Unmount, timeouts::CONTROL_ANSWER)?;
     let limit = Duration::from_millis(ending.within_ms).saturating_add(timeouts::CONTROL_END);
     let process = ending.pid;
+    let process = talk.connection.process().unwrap_or(process);
     if !talk.connection.wait_end(limit) {
         let why = format!("process {process} hasn't ended within {} s", limit.as_secs());
         return Err(Failure::new(Exit::Shutdown, at.display(), why).hint(format!(
@@ -157,13 +184,12 @@ fn show(mountpoint: Option<&Path>, json: bool, watch: bool) -> Result<Exit, Fail
     let mut first = true;
     loop {
         let mounts = match &mut one {
-            Some(talk) => match talk.connection.ask(Request::Status, timeouts::CONTROL_ANSWER) {
-                Ok(status) => vec![status.map_err(|refusal| refused("status", refusal))?],
-                Err(Silence::Gone) if !first => {
+            Some(talk) => match talk.status(!first)? {
+                Some(status) => vec![status],
+                None => {
                     let _ = writeln!(io::stderr(), "torrentfs: the mount has ended");
                     return Ok(Exit::Ok);
                 }
-                Err(silence) => return Err(silence.failure(&talk.found)),
             },
             None => ask_all(),
         };
@@ -198,21 +224,12 @@ fn ask_all() -> Vec<Status> {
         let answer = Connection::to(found)?.ask::<Status>(Request::Status, timeouts::CONTROL_ANSWER)?;
         answer.map_err(|refusal| Silence::Other(refused("status", refusal)))
     };
-    // All at once: one that is stuck takes its time.
-    let answers: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = all
-            .iter()
-            .map(|found| {
-                std::thread::Builder::new().name("ask mount".into()).spawn_scoped(scope, || ask(found))
-            })
-            .collect();
-        threads.into_iter().filter_map(|thread| thread.ok()?.join().ok()).collect()
-    });
+    let answers = reach::ask_each(&all, ask);
     let mut mounts = Vec::new();
-    for answer in answers {
+    for (_, answer) in answers {
         match answer {
             Ok(status) => mounts.push(status),
-            Err(Silence::Gone) => {}
+            Err(Silence::Gone | Silence::Missing) => {}
             Err(Silence::Other(failure)) => _ = writeln!(io::stderr(), "{failure}"),
         }
     }
@@ -230,5 +247,49 @@ fn write(bytes: &[u8]) -> Result<bool, Failure> {
         Ok(()) => Ok(true),
         Err(why) if why.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(why) => Err(Failure::new(Exit::Internal, "can't write the output", why)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::control::message::{Granted, answer};
+
+    /// Answers once on each of so many connections, and closes it; then it ends.
+    fn mount(path: &Path, connections: u32) -> std::thread::JoinHandle<()> {
+        let listener = UnixListener::bind(path).unwrap();
+        let path = path.to_owned();
+        std::thread::spawn(move || {
+            for pid in 1..=connections {
+                let (mut stream, _) = listener.accept().unwrap();
+                if pid == connections {
+                    std::fs::remove_file(&path).unwrap();
+                }
+                BufReader::new(&stream).read_line(&mut String::new()).unwrap();
+                let status = Status { pid, ..Status::default() };
+                stream.write_all(&answer(None, &Ok(Granted::Status(Box::new(status))))).unwrap();
+            }
+        })
+    }
+
+    #[test]
+    fn who_watches_is_not_told_of_an_end_that_was_none() {
+        let folder = tempfile::tempdir().unwrap();
+        for mountpoint in [None, Some(folder.path().to_owned())] {
+            let socket = folder.path().join("1.sock");
+            let mount = mount(&socket, 3);
+            let mut talk = Talk::to(Found { mountpoint, socket }).unwrap();
+            for pid in 1..=3 {
+                // Each finds the connection of the one before closed.
+                assert_eq!(talk.status(pid > 1).unwrap().unwrap().pid, pid);
+            }
+            mount.join().unwrap();
+            assert!(talk.status(true).unwrap().is_none());
+            assert!(talk.status(false).is_err(), "and who hasn't seen it is told why");
+        }
     }
 }

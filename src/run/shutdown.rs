@@ -39,6 +39,8 @@ impl Running {
 /// Takes everything down within `limit`, or at once when a second signal comes.
 pub async fn end(running: Running, signals: &Signals, limit: Duration) -> Exit {
     let mounted = running.mounted.clone();
+    // Whatever began it: nothing is added any more.
+    signals.end();
     tokio::select! {
         exit = shut_down(running, limit) => exit,
         () = signals.reached(2) => {
@@ -122,4 +124,88 @@ async fn within<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     tokio::time::timeout(limit, on_thread(name, work)).await.ok()?
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::fs::File;
+    use std::io::{Read, Seek};
+
+    use super::*;
+
+    /// Far beyond what a test may take: only the paused clock gets there.
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Runs an end on a paused clock: what came of it, how long it took by that clock, and what was logged.
+    fn of<T>(main: impl Future<Output = T>) -> (T, Duration, String) {
+        let mut file = tempfile::tempfile().unwrap();
+        let sink: Arc<File> = Arc::new(file.try_clone().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(sink).finish();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let (outcome, took) = tracing::subscriber::with_default(subscriber, || {
+            runtime.block_on(async {
+                let began = tokio::time::Instant::now();
+                (main.await, began.elapsed())
+            })
+        });
+        let mut log = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut log).unwrap();
+        (outcome, took, log)
+    }
+
+    /// A scope with a task that ends when it is told to, and two that never do.
+    fn hung() -> TaskScope {
+        let scope = TaskScope::root();
+        assert!(scope.spawn("good", std::future::pending()));
+        assert!(scope.spawn_graceful("hung", std::future::pending()));
+        assert!(scope.child("torrent").spawn_graceful("hung as well", std::future::pending()));
+        scope
+    }
+
+    #[test]
+    fn o6_what_hangs_is_named_and_has_one_deadline_together() {
+        let limit = Duration::from_secs(10);
+        let (exits, took, log) = of(async {
+            let scope = hung();
+            let first = shut_down(Running::nothing(scope.clone()), limit).await;
+            (first, shut_down(Running::nothing(scope), limit).await)
+        });
+        // Nothing was mounted, so nothing is left mounted.
+        assert_eq!(exits, (Exit::Ok, Exit::Ok));
+        // Twice, each within its deadline and what a phase has at least.
+        assert!(took >= limit && took <= 2 * (limit + Duration::from_millis(100)), "{took:?}");
+        let named: Vec<&str> = log.lines().filter(|line| line.contains("did not stop within 10s")).collect();
+        assert_eq!(named.len(), 2, "{log}");
+        for line in named {
+            assert!(line.ends_with(": hung, torrent/hung as well"), "{line}");
+        }
+    }
+
+    #[test]
+    fn o7_a_second_signal_leaves_at_once_whatever_hangs() {
+        let (exit, took, log) = of(async {
+            let scope = hung();
+            let signals = Signals::of(1);
+            let second = signals.clone();
+            scope.spawn_graceful("signals", async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                second.come();
+                std::future::pending().await
+            });
+            end(Running::nothing(scope), &signals, HOUR).await
+        });
+        assert_eq!(exit, Exit::Forced);
+        assert_eq!(took, Duration::from_secs(1), "when it came");
+        assert!(log.contains("a second signal: leaving at once") && !log.contains("did not stop"), "{log}");
+    }
+
+    #[test]
+    fn one_signal_is_given_all_of_the_deadline() {
+        let (exit, took, log) = of(async { end(Running::nothing(hung()), &Signals::of(1), HOUR).await });
+        assert_eq!(exit, Exit::Ok);
+        assert!(took > HOUR / 2 && log.contains("did not stop within 3600s: hung"), "{took:?}: {log}");
+    }
 }

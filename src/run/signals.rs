@@ -1,4 +1,5 @@
-//! The one signal handler. The first SIGTERM, SIGINT or SIGHUP begins the shutdown; a second forces the exit.
+//! The one signal handler. The first SIGTERM, SIGINT or SIGHUP begins the shutdown; a second forces the exit. Whoever
+//! asks for the end in another way ([`Signals::end`]) begins it as well, and never forces anything.
 //!
 //! [`hold`] keeps them back until [`Signals::install`] has the handler in place, so that none ends the program in
 //! between. Where somebody else held them before us, they are let through then as well.
@@ -51,9 +52,23 @@ impl Asked {
     }
 }
 
-/// How many signals that ask for the end have come.
+/// What has come that asks for the end.
 #[derive(Clone)]
-pub struct Signals(watch::Receiver<usize>);
+pub struct Signals(watch::Sender<Came>);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Came {
+    signals: usize,
+    /// In another way than by a signal, however often.
+    asked: bool,
+}
+
+impl Came {
+    /// As many signals: to be asked counts as a first one.
+    fn count(self) -> usize {
+        self.signals.max(self.asked.into())
+    }
+}
 
 impl Signals {
     /// Installs the handler, in a task of `scope`, and lets through to this thread what [`hold`] kept back. SIGHUP
@@ -70,7 +85,8 @@ impl Signals {
             false => Some(signal(SignalKind::hangup()).map_err(failed)?),
         };
         SigSet::from_iter(ENDING).thread_unblock().map_err(|e| failed(e.into()))?;
-        let (count, receiver) = watch::channel(0);
+        let count = watch::Sender::new(Came::default());
+        let signals = Self(count.clone());
         scope.spawn("signals", async move {
             loop {
                 let name = tokio::select! {
@@ -82,19 +98,44 @@ impl Signals {
                     } } => "SIGHUP",
                 };
                 tracing::info!("{name}: ending; a second signal forces the exit");
-                count.send_modify(|n| *n += 1);
+                count.send_modify(|came| came.signals += 1);
             }
         });
-        Ok(Self(receiver))
+        Ok(signals)
+    }
+
+    /// Those that a test gives; so many have come.
+    #[cfg(test)]
+    pub(super) fn of(signals: usize) -> Self {
+        Self(watch::Sender::new(Came { signals, asked: false }))
+    }
+
+    /// One more comes.
+    #[cfg(test)]
+    pub(super) fn come(&self) {
+        self.0.send_modify(|came| came.signals += 1);
     }
 
     /// Waits until at least `n` signals have come. Cancel-safe.
     pub async fn reached(&self, n: usize) {
-        let mut receiver = self.0.clone();
-        if receiver.wait_for(|count| *count >= n).await.is_err() {
-            // The handler has ended with its scope: no more signals.
-            std::future::pending::<()>().await;
-        }
+        // Its sender is this one, so it doesn't end before.
+        let _ = self.0.subscribe().wait_for(|came| came.count() >= n).await;
+    }
+
+    /// Asks for the end, as a first signal would; with an end under way that does nothing, and never counts as a
+    /// second one. True if this began it.
+    pub fn end(&self) -> bool {
+        let mut began = false;
+        self.0.send_modify(|came| {
+            began = came.count() == 0;
+            came.asked = true;
+        });
+        began
+    }
+
+    /// Whether the end was asked for, in whatever way.
+    pub fn is_ending(&self) -> bool {
+        self.0.borrow().count() > 0
     }
 }
 
@@ -104,4 +145,30 @@ fn is_ignored(signal: Signal) -> bool {
     let mask = text.lines().find_map(|l| l.strip_prefix("SigIgn:")).map(str::trim);
     let mask = mask.and_then(|m| u64::from_str_radix(m, 16).ok()).unwrap_or(0);
     mask & (1 << (signal as i32 - 1)) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn only_two_signals_force() {
+        // Signals that came and whether it was asked for besides, in whatever order; and how many that is.
+        for (signals, asked, count) in [(0, 0, 0), (1, 0, 1), (0, 3, 1), (1, 2, 1), (2, 0, 2), (2, 1, 2)] {
+            for asked_first in [false, true] {
+                let all = Signals(watch::Sender::new(Came::default()));
+                let ask = || (0..asked).filter(|_| all.end()).count();
+                let mut began = if asked_first { ask() } else { 0 };
+                all.0.send_modify(|came| came.signals += signals);
+                began += if asked_first { 0 } else { ask() };
+                assert_eq!(began, usize::from(asked > 0 && (asked_first || signals == 0)));
+                assert_eq!(all.is_ending(), count > 0);
+                for n in 1..=2 {
+                    let reached = futures_util::FutureExt::now_or_never(all.reached(n)).is_some();
+                    assert_eq!(reached, n <= count, "{signals} {asked} {asked_first} {n}");
+                }
+            }
+        }
+    }
 }

@@ -20,6 +20,7 @@ use crate::net::hosts::Reach;
 use crate::storage::cache::{CacheDir, CacheError, default_path};
 use crate::sync::tasks::TaskScope;
 use crate::torrent::Torrent;
+use crate::webseed::SeedState;
 
 /// How often the live lines are drawn.
 pub const DRAW: Duration = Duration::from_millis(250);
@@ -161,5 +162,6 @@ pub fn line(torrent: &Torrent) -> TorrentLine {
         connecting: status.connecting as u32,
         waiting,
         error: status.error.clone(),
+        webseeds: torrent.webseeds().iter().filter(|seed| seed.state != SeedState::Dropped).count() as u32,
     }
 }

@@ -4,30 +4,31 @@
 //! log the first time it happens. SIGUSR1 prints the whole [report](super::diagnose) there, and disturbs nothing.
 //!
 //! **Why a thread.** What hangs may be the runtime itself. The watchdog shares nothing with it: it looks at what
-//! others write down for it without waiting for them, and the report is made on a thread and a runtime of its own.
+//! others write down for it without waiting for them, and the [`Reporter`] shares nothing with it either.
 //!
 //! **Flow.** It looks every [`LOOK`] at the locks and for SIGUSR1, twice as often while any is held, and every [`SLOW`]
 //! at tasks and owners. What goes on
 //! for too long is said once, and again when it has gone on for ten times as long ([`Alarms`]); all together no more
-//! than some lines a minute ([`Pace`]). One report is made at a time: SIGUSR1 while one is under way adds nothing.
+//! than some lines a minute ([`Pace`]). SIGUSR1 while a report is under way has that one printed, too.
 //!
 //! **Not here.** Doing anything about it.
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use torrentfs_fs::lock::holders::{self, Look};
 use torrentfs_fs::session::Mounted;
 
 use super::diagnose;
+use super::report::{Awaited, Reporter};
 use super::signals::Asked;
 use crate::cli::exit::Failure;
 use crate::client::Client;
 use crate::sync::tasks::TaskScope;
+use crate::torrent::Torrent;
 
 /// Between two looks at the locks, as a rule: that costs a thousandth of a core. A lock that is held when it looks is
 /// looked at again in half of that: so one that is held for twice [`LOCK`] is always seen.
@@ -46,15 +47,8 @@ const LINES: u32 = 20;
 
 /// The running watchdog. Dropping it ends the thread, within a look; a report under way goes on.
 pub struct Watchdog {
-    subjects: Arc<Subjects>,
+    reporter: Arc<Reporter>,
     _end: SyncSender<()>,
-}
-
-/// What is watched, as far as it is up.
-struct Subjects {
-    scope: TaskScope,
-    client: OnceLock<Weak<Client>>,
-    mounted: OnceLock<Weak<Mounted>>,
 }
 
 impl Watchdog {
@@ -65,35 +59,38 @@ impl Watchdog {
     /// [`crate::cli::exit::Exit::Internal`] when the system refuses a thread.
     pub fn start(scope: &TaskScope) -> Result<Self, Failure> {
         let asked = Asked::new()?;
-        let subjects =
-            Arc::new(Subjects { scope: scope.clone(), client: OnceLock::new(), mounted: OnceLock::new() });
+        let reporter = Arc::new(Reporter::new(scope));
         let (end, ended) = sync_channel(0);
-        let watched = subjects.clone();
+        let watched = reporter.clone();
         // Not joined: it ends within a look, or with the process.
         std::thread::Builder::new()
             .name("watchdog".into())
             .spawn(move || watch(&watched, &asked, &ended))
             .map_err(|error| Failure::internal("can't start the watchdog", error))?;
-        Ok(Self { subjects, _end: end })
+        Ok(Self { reporter, _end: end })
     }
 
     /// Watches this client's torrents as well.
     pub fn client(&self, client: &Arc<Client>) {
-        // The first one stays: there is one behind the mount.
-        let _ = self.subjects.client.set(Arc::downgrade(client));
+        self.reporter.client(client);
     }
 
     /// Tells of this mount as well.
     pub fn mount(&self, mounted: &Arc<Mounted>) {
-        let _ = self.subjects.mounted.set(Arc::downgrade(mounted));
+        self.reporter.mount(mounted);
+    }
+
+    /// Who tells what the program is at.
+    pub fn reporter(&self) -> &Arc<Reporter> {
+        &self.reporter
     }
 }
 
-fn watch(subjects: &Arc<Subjects>, asked: &Asked, ended: &Receiver<()>) {
+fn watch(reporter: &Arc<Reporter>, asked: &Asked, ended: &Receiver<()>) {
     let mut alarms = (Alarms::new(LOCK), Alarms::new(TURN), Alarms::new(TURN));
     let mut pace = Pace::new(Instant::now());
     let mut slow = Instant::now();
-    let mut report: Option<JoinHandle<()>> = None;
+    let mut report: Option<Awaited> = None;
     let mut pause = LOOK;
     while ended.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
         let now = Instant::now();
@@ -102,22 +99,30 @@ fn watch(subjects: &Arc<Subjects>, asked: &Asked, ended: &Receiver<()>) {
         let mut lines = locks(&mut alarms.0, &look);
         if now >= slow {
             slow = now + SLOW;
-            if let Some(tasks) = subjects.scope.unyielding(TURN, now) {
+            if let Some(tasks) = reporter.scope().unyielding(TURN, now) {
                 let due = alarms.1.due(tasks, |task| (task.name.clone(), task.runs.unwrap_or_default()));
                 lines.extend(due.into_iter().map(|task| {
                     let runs = diagnose::time(task.runs.unwrap_or_default());
                     format!("task {} has run without giving way for {runs} at least", task.name)
                 }));
             }
-            lines.extend(owners(&mut alarms.2, subjects, now));
+            let torrents = reporter.watched().and_then(|client| client.view(TABLE).torrents);
+            lines.extend(owners(&mut alarms.2, torrents.into_iter().flatten(), now));
         }
         for line in pace.pass(lines, now) {
             tracing::warn!("{line}");
         }
-        if asked.take() {
-            match &report {
-                Some(running) if !running.is_finished() => tracing::debug!("a report is under way"),
-                _ => report = begin_report(subjects.clone()),
+        if asked.take() && report.is_none() {
+            report = Some(reporter.ask());
+        }
+        if let Some(made) = report.as_ref().and_then(Awaited::now) {
+            report = None;
+            match made {
+                // Of a target that every verbosity shows: somebody asked for it.
+                Some(text) => {
+                    tracing::info!(target: crate::cli::log::REPORT, "what the program is at:\n{text}");
+                }
+                None => tracing::error!("no report could be made"),
             }
         }
     }
@@ -142,11 +147,13 @@ fn locks(alarms: &mut Alarms<(u32, usize, usize)>, look: &Look) -> Vec<String> {
 }
 
 /// Owners that should have turned their loop, in words.
-fn owners(alarms: &mut Alarms<u32>, subjects: &Subjects, now: Instant) -> Vec<String> {
-    let client = subjects.client.get().and_then(Weak::upgrade);
-    let torrents = client.and_then(|client| client.view(TABLE).torrents);
-    let overdue = torrents.into_iter().flatten().map(|torrent| (torrent.overdue(now), torrent));
-    let due = alarms.due(overdue.collect(), |(overdue, torrent)| (torrent.slot, *overdue));
+fn owners(
+    alarms: &mut Alarms<u32>,
+    torrents: impl IntoIterator<Item = Arc<Torrent>>,
+    now: Instant,
+) -> Vec<String> {
+    let all = torrents.into_iter().map(|torrent| (torrent.overdue(now), torrent));
+    let due = alarms.due(all.collect(), |(overdue, torrent)| (torrent.slot, *overdue));
     due.into_iter()
         .map(|(overdue, torrent)| {
             let (name, overdue) = (torrent.name(), diagnose::time(overdue));
@@ -156,29 +163,6 @@ fn owners(alarms: &mut Alarms<u32>, subjects: &Subjects, now: Instant) -> Vec<St
             )
         })
         .collect()
-}
-
-/// Makes the report on a thread of its own, and puts it into the log.
-fn begin_report(subjects: Arc<Subjects>) -> Option<JoinHandle<()>> {
-    let make = move || {
-        // A runtime of its own, for time-outs that go on when the program's runtime hangs.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        let (client, mounted) =
-            (subjects.client.get().and_then(Weak::upgrade), subjects.mounted.get().and_then(Weak::upgrade));
-        let report = runtime.map(|runtime| {
-            runtime.block_on(diagnose::report_early(client.as_deref(), mounted.as_deref(), &subjects.scope))
-        });
-        match report {
-            // Of a target that every verbosity shows: somebody asked for it.
-            Ok(report) => {
-                tracing::info!(target: crate::cli::log::REPORT, "what the program is at:\n{report}")
-            }
-            Err(error) => tracing::error!("no report can be made: {error}"),
-        }
-    };
-    // Not joined: its waits are bounded, and it ends with the process.
-    let thread = std::thread::Builder::new().name("report".into()).spawn(make);
-    thread.map_err(|error| tracing::error!("no report can be made: {error}")).ok()
 }
 
 /// What of all that goes on is to be said now: what has passed the limit, and later what has gone on ten times as long
@@ -251,6 +235,13 @@ pub(super) fn warnings_of_locks(limit: Duration) -> Vec<String> {
         }
         std::thread::sleep(LOOK);
     }
+}
+
+/// For tests: what the watchdog says of a torrent's owner, at each of these times after now.
+#[cfg(test)]
+pub(super) fn warnings_of_owner(torrent: &Arc<Torrent>, after: &[Duration]) -> Vec<String> {
+    let (mut alarms, now) = (Alarms::new(TURN), Instant::now());
+    after.iter().flat_map(|after| owners(&mut alarms, [torrent.clone()], now + *after)).collect()
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ use crate::metainfo::geometry::PieceIndex;
 
 /// The files of the folder itself. What is written aside for them begins with [`ASIDE`].
 const OWN: [&str; 3] = ["lock", "listen-port", super::spare::NAME];
+/// Log lines of a mount in the background that have nowhere else to go: the file written to, and the one before it.
+pub const LOGS: [&str; 2] = ["log", "log.1"];
 const ASIDE: &str = ".value.new-";
 /// In a torrent's folder: what says which pieces are here, in all its forms.
 const RECORD: [&str; 3] = ["resume", "resume.bad", ".resume.new-"];
@@ -141,7 +143,8 @@ pub fn scan(cache: &Path) -> Result<Catalog, CacheError> {
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         match name.to_str() {
             Some(key) if is_folder && is_key(key) => catalog.entries.push(look(entry.path(), key, &marks)),
-            Some(own) if !is_folder && (OWN.contains(&own) || own.starts_with(ASIDE)) => {}
+            Some(own)
+                if !is_folder && (OWN.contains(&own) || LOGS.contains(&own) || own.starts_with(ASIDE)) => {}
             _ => catalog.unknown.push(name),
         }
     }

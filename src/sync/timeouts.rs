@@ -83,6 +83,8 @@ pub const CONTROL_IDLE: Duration = Duration::from_secs(60);
 pub const CONTROL_WRITE: Duration = Duration::from_secs(10);
 /// For a running mount to answer what takes no network and next to no disk: well under a second, but machines are busy.
 pub const CONTROL_ANSWER: Duration = Duration::from_secs(10);
+/// For a mount to say which one it is: that waits for nothing.
+pub const CONTROL_WHO: Duration = Duration::from_secs(3);
 /// For a torrent to be added to a running mount: [`TORRENT_URL`], [`RESOLVE`] and [`SETTLE`], with room.
 pub const CONTROL_ADD: Duration = Duration::from_secs(90);
 /// For a torrent to be removed from a running mount: many files may have to go.

@@ -63,6 +63,8 @@ struct Cursor {
     next: u32,
     looked: u32,
     version: u64,
+    /// The piece that it got last.
+    last: Option<u32>,
 }
 
 impl Background {
@@ -231,13 +233,16 @@ impl Background {
     }
 
     /// The next piece to fetch from a peer that has nothing better to do; `None` if it has none of what is wanted,
-    /// as far as looked.
-    pub fn pick(&mut self, peer: PeerKey, has: &Has, now: Instant) -> Option<PieceIndex> {
+    /// as far as looked. With `runs` the one after its last, if that is wanted: a webseed sends both in one response.
+    pub fn pick(&mut self, peer: PeerKey, has: &Has, runs: bool, now: Instant) -> Option<PieceIndex> {
         if self.paused.is_some_and(|until| now < until) {
             return None;
         }
         let order = self.order.as_mut()?;
-        let found = order.rarest().take(LOOK).find(|p| has.has(PieceIndex(*p)));
+        let last = if runs { self.cursors.get(&peer).and_then(|cursor| cursor.last) } else { None };
+        let after = last.and_then(|last| last.checked_add(1));
+        let after = after.filter(|next| order.is_wanted(*next) && has.has(PieceIndex(*next)));
+        let found = after.or_else(|| order.rarest().take(LOOK).find(|p| has.has(PieceIndex(*p))));
         let found = found.or_else(|| {
             if matches!(has, Has::All | Has::None) {
                 return None;
@@ -260,6 +265,9 @@ impl Background {
             None
         });
         let piece = found?;
+        if runs {
+            self.cursors.entry(peer).or_default().last = Some(piece);
+        }
         order.park(piece);
         self.taken.insert(PieceIndex(piece));
         Some(PieceIndex(piece))
@@ -434,7 +442,21 @@ mod tests {
     }
 
     fn drain(background: &mut Background, has: &Has, now: Instant) -> Vec<u32> {
-        std::iter::from_fn(|| background.pick(PeerKey(1), has, now)).map(|p| p.0).collect()
+        std::iter::from_fn(|| background.pick(PeerKey(1), has, false, now)).map(|p| p.0).collect()
+    }
+
+    #[test]
+    fn a_webseed_gets_pieces_that_follow_each_other() {
+        let now = Instant::now();
+        let mut background = all(100, 7, &[bits(&[40])]);
+        let pick = |background: &mut Background| background.pick(PeerKey(1), &Has::All, true, now).unwrap().0;
+        let first = pick(&mut background);
+        let rest: Vec<u32> = (0..4.min(99 - first)).map(|_| pick(&mut background)).collect();
+        assert!(rest.into_iter().eq((first + 1..).take(4.min(99 - first) as usize)), "after {first}");
+        // Until it comes upon one that isn't wanted any more, or the end.
+        let all: BTreeSet<u32> =
+            std::iter::from_fn(|| background.pick(PeerKey(1), &Has::All, true, now)).map(|p| p.0).collect();
+        assert_eq!(all.len() as u32, 99 - 4.min(99 - first));
     }
 
     #[test]
@@ -477,15 +499,15 @@ mod tests {
         let has = bits(&[77, 99_998]);
         let mut found = BTreeSet::new();
         for _ in 0..2000 {
-            found.extend(background.pick(PeerKey(5), &has, now));
+            found.extend(background.pick(PeerKey(5), &has, false, now));
         }
         assert_eq!(found, BTreeSet::from([PieceIndex(77), PieceIndex(99_998)]));
         // It isn't looked through for ever: something has to change first.
         let looked = background.cursors[&PeerKey(5)].looked;
-        assert!(background.pick(PeerKey(5), &has, now).is_none());
+        assert!(background.pick(PeerKey(5), &has, false, now).is_none());
         assert_eq!(background.cursors[&PeerKey(5)].looked, looked);
         background.put_back(PieceIndex(77));
-        let again = (0..2000).find_map(|_| background.pick(PeerKey(5), &has, now));
+        let again = (0..2000).find_map(|_| background.pick(PeerKey(5), &has, false, now));
         assert_eq!(again, Some(PieceIndex(77)));
     }
 
@@ -520,7 +542,7 @@ mod tests {
             background.add(FileIndex(file), file..file + 2, &table, std::iter::empty());
         }
         let picked: Vec<PieceIndex> =
-            (0..10).filter_map(|_| background.pick(PeerKey(1), &Has::All, now)).collect();
+            (0..10).filter_map(|_| background.pick(PeerKey(1), &Has::All, false, now)).collect();
         assert!(background.remove(&[whole]).is_empty(), "the files have all of it");
         let all_but_two: Vec<FileIndex> =
             background.files().filter(|file| ![7, 70_000].contains(&file.0)).collect();
@@ -546,7 +568,7 @@ mod tests {
             let mut background = all(pieces, 1, &[]);
             for n in 0..20_000u32 {
                 background.have(PieceIndex(n % 500));
-                if let Some(piece) = background.pick(PeerKey(1), &Has::All, now) {
+                if let Some(piece) = background.pick(PeerKey(1), &Has::All, false, now) {
                     background.put_back(piece);
                 }
             }
@@ -558,11 +580,11 @@ mod tests {
     fn what_cannot_be_written_or_sent_goes_back() {
         let now = Instant::now();
         let mut background = all(4, 1, &[]);
-        let first = background.pick(PeerKey(1), &Has::All, now).unwrap();
+        let first = background.pick(PeerKey(1), &Has::All, false, now).unwrap();
         background.failed(first, now);
-        assert!(background.pick(PeerKey(1), &Has::All, now).is_none());
+        assert!(background.pick(PeerKey(1), &Has::All, false, now).is_none());
         let later = now + PAUSE;
-        let again = background.pick(PeerKey(1), &Has::All, later).unwrap();
+        let again = background.pick(PeerKey(1), &Has::All, false, later).unwrap();
         assert_eq!(background.recall(|_| true), []);
         assert_eq!(background.recall(|_| false), [again]);
         assert!(background.taken().is_empty());
@@ -584,7 +606,7 @@ mod tests {
                     1 => _ = background.remove(&[FileIndex(n % 4)]),
                     2 => background.have(piece),
                     3 => background.count(&bits(&[n, (n * 7) % 30]), n % 2 == 0),
-                    4 => _ = background.pick(PeerKey(u64::from(n % 3)), &Has::All, now),
+                    4 => _ = background.pick(PeerKey(u64::from(n % 3)), &Has::All, false, now),
                     5 => background.completed(piece),
                     _ => background.put_back(piece),
                 }

@@ -14,7 +14,7 @@ use super::inbox::Demand;
 use super::picker::{DemandId, Picker};
 use super::reads::ReadError;
 use super::streams::{Change, Streams};
-use super::swarm::{timed_out, waiter};
+use super::swarm::waiter;
 use super::table::{PieceState, PieceTable};
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 
@@ -70,6 +70,8 @@ pub struct Demands {
     checks: HashMap<PieceIndex, Vec<Wish>>,
     failing: HashMap<PieceIndex, (Instant, ReadError)>,
     last_block: Option<Instant>,
+    /// Why the read failed that was given up last, until something comes.
+    gave_up: Option<ReadError>,
     /// Why nothing can be fetched any more.
     broken: Option<ReadError>,
 }
@@ -86,6 +88,7 @@ impl Demands {
             checks: HashMap::new(),
             failing: HashMap::new(),
             last_block: None,
+            gave_up: None,
             broken: None,
         }
     }
@@ -265,6 +268,7 @@ impl Demands {
     /// A piece is complete.
     pub fn completed(&mut self, piece: PieceIndex, now: Instant) {
         self.failing.remove(&piece);
+        self.gave_up = None;
         let streams = &mut self.streams;
         self.waits.retain(|_, wait| {
             let before = wait.pieces.len();
@@ -282,6 +286,7 @@ impl Demands {
     /// A block of a piece came.
     pub fn block_came(&mut self, piece: PieceIndex, now: Instant) {
         self.failing.remove(&piece);
+        self.gave_up = None;
         self.last_block = Some(now);
     }
 
@@ -290,10 +295,10 @@ impl Demands {
         self.failing.retain(|piece, _| !has(*piece));
     }
 
-    /// Gives up reads that have waited too long; `why` is the reason, if it isn't that no peer sent the data.
+    /// Gives up reads that have waited too long; `why` gives the reason.
     pub fn time_out(
         &mut self,
-        why: Option<&ReadError>,
+        why: impl FnOnce() -> ReadError,
         table: &PieceTable,
         picker: &mut Picker,
         now: Instant,
@@ -310,17 +315,19 @@ impl Demands {
             })
             .map(|(id, _)| *id)
             .collect();
+        if late.is_empty() {
+            return;
+        }
+        let error = why();
+        self.gave_up = Some(error.clone());
         for id in late {
-            let error = why.cloned();
-            let error =
-                error.unwrap_or_else(|| timed_out("no peer sent the data; see the state of the torrent"));
             if let Some(wait) = self.waits.get(&id) {
                 for piece in &wait.pieces {
                     self.failing.insert(*piece, (now + FAILING, error.clone()));
                 }
             }
             self.withdraw(id, table, picker, fx);
-            fx.push(Effect::Fail(id, error));
+            fx.push(Effect::Fail(id, error.clone()));
         }
     }
 
@@ -405,6 +412,11 @@ impl Demands {
     pub fn failing(&self, piece: PieceIndex, now: Instant) -> Option<String> {
         let (until, error) = self.failing.get(&piece)?;
         (*until > now).then(|| error.to_string())
+    }
+
+    /// Why the read failed that was given up last; `None` once a block or a piece has come since.
+    pub fn gave_up(&self) -> Option<&ReadError> {
+        self.gave_up.as_ref()
     }
 
     /// When the last block came.

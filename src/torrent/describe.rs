@@ -8,10 +8,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::load::Has;
+use super::load::{Has, PeerLoad};
 use super::picker::PartsView;
 use super::swarm::{Live, Swarm};
 use super::table::PieceState;
+use super::webseeds::Webseed;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::peer::PeerKey;
 
@@ -34,6 +35,8 @@ pub struct Description {
 pub struct SwarmView {
     /// The connected peers, in the order in which they came.
     pub peers: Vec<PeerView>,
+    /// The webseeds, in the same order.
+    pub webseeds: Vec<WebseedView>,
     /// Connections being made.
     pub dialing: usize,
     /// Addresses known.
@@ -99,6 +102,49 @@ pub struct PeerView {
     pub snubbed: bool,
 }
 
+/// A webseed.
+#[derive(Debug, Clone)]
+pub struct WebseedView {
+    /// Where it is, as people may see it.
+    pub url: String,
+    /// What it does and why, in words: its own word for it.
+    pub doing: String,
+    /// Pieces that it has; `None` for all.
+    pub has: Option<u32>,
+    /// It backs off.
+    pub waits: bool,
+    /// Nothing is asked of it any more.
+    pub dropped: bool,
+    /// Blocks asked of it and not here yet.
+    pub in_flight: usize,
+    /// Of these, what it hasn't taken in hand yet.
+    pub unsent: usize,
+    /// Bytes per second, as last measured.
+    pub rate: u64,
+    /// Bytes of blocks that it delivered.
+    pub delivered: u64,
+    /// It owed blocks for long and sent none.
+    pub snubbed: bool,
+}
+
+/// Who may have a piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// A peer at this address.
+    Peer(SocketAddr),
+    /// A webseed, by its URL as people may see it.
+    Webseed(String),
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Peer(addr) => addr.fmt(f),
+            Self::Webseed(url) => write!(f, "webseed {url}"),
+        }
+    }
+}
+
 /// A read that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WaitView {
@@ -125,22 +171,22 @@ pub struct PieceView {
     pub last_block: Option<Duration>,
     /// Why it fails at once, if so.
     pub failing: Option<String>,
-    /// The peers that have it, or were asked for some of it.
-    pub peers: Vec<HolderView>,
+    /// The webseeds and peers that have it, or were asked for some of it.
+    pub holders: Vec<HolderView>,
 }
 
-/// A peer, as far as one piece is concerned.
+/// A peer or webseed, as far as one piece is concerned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HolderView {
-    /// Where it is.
-    pub addr: SocketAddr,
+    /// Who it is.
+    pub who: Holder,
     /// It has the piece.
     pub has: bool,
     /// It would send it now, if asked.
     pub serves: bool,
-    /// It chokes us.
+    /// It chokes us; a webseed backs off.
     pub chokes_us: bool,
-    /// We told it that we are interested.
+    /// We told it that we are interested, or needn't.
     pub interesting: bool,
     /// It owed blocks for long and sent none.
     pub snubbed: bool,
@@ -184,6 +230,7 @@ impl Swarm {
     pub fn describe(&self, now: Instant) -> SwarmView {
         let mut view = SwarmView {
             peers: self.peers.keys().filter_map(|key| self.peer_view(*key)).collect(),
+            webseeds: self.webseeds.iter().map(|(key, seed)| self.webseed_view(*key, seed)).collect(),
             dialing: self.dialing(),
             addresses: self.book.len(),
             next_dial: self.book.next_wakeup(now),
@@ -228,15 +275,10 @@ impl Swarm {
     fn peer_view(&self, key: PeerKey) -> Option<PeerView> {
         let peer = self.peers.get(&key)?;
         let load = self.live.as_ref().and_then(|live| live.picker.load(key));
-        let has = load.map_or(Some(0), |load| match load.has() {
-            Has::None => Some(0),
-            Has::All => None,
-            Has::Bits(bits) => Some(bits.iter().map(|byte| byte.count_ones()).sum()),
-        });
         Some(PeerView {
             addr: peer.who.addr,
             incoming: peer.who.incoming,
-            has,
+            has: load.map_or(Some(0), pieces_of),
             chokes_us: load.map_or_else(|| self.resolve.is_choked(key), |load| load.is_choked()),
             interesting: peer.interested,
             choked: peer.choking,
@@ -249,34 +291,65 @@ impl Swarm {
         })
     }
 
+    fn webseed_view(&self, key: PeerKey, seed: &Webseed) -> WebseedView {
+        let load = self.live.as_ref().and_then(|live| live.picker.load(key));
+        WebseedView {
+            url: seed.url.clone(),
+            doing: String::new(),
+            has: load.map_or(Some(0), pieces_of),
+            waits: load.is_some_and(|load| load.is_choked()),
+            dropped: seed.dropped,
+            in_flight: load.map_or(0, |load| load.in_flight().count()),
+            unsent: 0,
+            rate: load.map_or(0, |load| load.last_rate()),
+            delivered: load.map_or(0, |load| load.delivered_total()),
+            snubbed: load.is_some_and(|load| load.is_snubbed()),
+        }
+    }
+
     fn piece_view(&self, live: &Live, piece: PieceIndex, now: Instant) -> PieceView {
         let parts = live.picker.parts_view(piece);
         let asked = |key| {
             let asked = parts.as_ref().map(|p| p.asked.iter().filter(|(peer, _)| *peer == key));
             asked.into_iter().flatten().map(|(_, blocks)| blocks).sum::<usize>()
         };
-        let holder = |(key, peer): (&PeerKey, &super::swarm::Peer)| {
-            let load = live.picker.load(*key)?;
-            let (has, asked) = (load.has().has(piece), asked(*key));
+        let holder = |key: PeerKey, who: Holder, interesting: bool| {
+            let load = live.picker.load(key)?;
+            let (has, asked) = (load.has().has(piece), asked(key));
             (has || asked > 0).then(|| HolderView {
-                addr: peer.who.addr,
+                who,
                 has,
                 serves: load.can_serve(piece),
                 chokes_us: load.is_choked(),
-                interesting: peer.interested,
+                interesting,
                 snubbed: load.is_snubbed(),
                 asked,
                 in_flight: load.in_flight().count(),
             })
         };
+        let webseeds = self.webseeds.iter();
+        let webseeds =
+            webseeds.filter_map(|(key, seed)| holder(*key, Holder::Webseed(seed.url.clone()), true));
+        let peers = self.peers.iter();
+        let peers =
+            peers.filter_map(|(key, peer)| holder(*key, Holder::Peer(peer.who.addr), peer.interested));
         PieceView {
             piece,
             state: live.table.state(piece),
-            peers: self.peers.iter().filter_map(holder).collect(),
+            holders: webseeds.chain(peers).collect(),
             last_block: live.picker.last_block(piece).map(|at| now.saturating_duration_since(at)),
             failing: live.demands.failing(piece, now),
             parts,
         }
+    }
+}
+
+/// How many pieces it has; `None` for all.
+fn pieces_of(load: &PeerLoad) -> Option<u32> {
+    match load.has() {
+        Has::None => Some(0),
+        Has::All => None,
+        Has::Bits(bits) => Some(bits.iter().map(|byte| byte.count_ones()).sum()),
     }
 }
 

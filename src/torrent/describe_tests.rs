@@ -108,7 +108,7 @@ fn l5_each_piece_that_is_waited_for_tells_which_peers_have_it() {
     let parts = piece.parts.as_ref().unwrap();
     assert_eq!((parts.blocks, parts.here, parts.requested), (BLOCKS as usize, 1, BLOCKS as usize - 1));
     let holder = HolderView {
-        addr: addr(1),
+        who: Holder::Peer(addr(1)),
         has: true,
         serves: true,
         chokes_us: false,
@@ -118,16 +118,35 @@ fn l5_each_piece_that_is_waited_for_tells_which_peers_have_it() {
         in_flight: BLOCKS as usize - 1,
     };
     let choking = HolderView {
-        addr: addr(2),
+        who: Holder::Peer(addr(2)),
         serves: false,
         chokes_us: true,
         asked: 0,
         in_flight: 0,
         ..holder.clone()
     };
-    assert_eq!(piece.peers, [holder, choking], "and not the third, which hasn't got it");
+    assert_eq!(piece.holders, [holder, choking], "and not the third, which hasn't got it");
     assert_eq!(view.peers.iter().map(|p| p.has).collect::<Vec<_>>(), [None, None, Some(1)]);
     assert_eq!(view.states, Some([0, PIECES - 1, 1, 0, 0]));
+}
+
+#[test]
+fn webseeds_are_told_of_as_sources() {
+    let now = Instant::now();
+    let mut swarm = swarm(now);
+    swarm.apply(Event::Webseed { key: PeerKey(9), url: "http://seed/".into() }, now);
+    want(&mut swarm, 5, 2..3, now);
+    let view = swarm.describe(now);
+    let [piece] = &view.pieces[..] else { panic!("{:?}", view.pieces) };
+    let [holder] = &piece.holders[..] else { panic!("{:?}", piece.holders) };
+    assert_eq!((holder.who.to_string(), holder.serves), ("webseed http://seed/".to_owned(), true));
+    assert_eq!((holder.asked, holder.in_flight), (BLOCKS as usize, BLOCKS as usize));
+    swarm.apply(Event::Said { key: PeerKey(9), items: vec![Item::Choked(true)] }, now);
+    swarm.apply(Event::Refuses { key: PeerKey(9), files: vec![FileIndex(0)] }, now);
+    let view = swarm.describe(now);
+    assert!(view.peers.is_empty() && view.pieces[0].holders.is_empty());
+    let [seed] = &view.webseeds[..] else { panic!("{:?}", view.webseeds) };
+    assert_eq!((seed.url.as_str(), seed.has, seed.waits, seed.in_flight), ("http://seed/", Some(0), true, 0));
 }
 
 #[test]
@@ -139,5 +158,5 @@ fn what_is_listed_is_bounded() {
     }
     let view = swarm.describe(now);
     assert_eq!((view.waiting, view.waits.len(), view.pieces.len()), (1_000, WAITS_MAX, PIECES as usize));
-    assert!(view.pieces.iter().all(|piece| piece.peers.is_empty() && piece.parts.is_none()));
+    assert!(view.pieces.iter().all(|piece| piece.holders.is_empty() && piece.parts.is_none()));
 }

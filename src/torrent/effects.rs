@@ -35,19 +35,33 @@ pub enum Event {
         /// Who it is.
         peer: Connected,
     },
-    /// A peer said something.
+    /// A peer or webseed said something.
     Said {
         /// Its key.
         key: PeerKey,
         /// What, in order.
         items: Vec<Item>,
     },
-    /// A peer is gone.
+    /// A peer or webseed is gone.
     Gone {
         /// Its key.
         key: PeerKey,
         /// Why.
         reason: String,
+    },
+    /// A webseed takes part.
+    Webseed {
+        /// Its key: one as peers have.
+        key: PeerKey,
+        /// What it is called, for people.
+        url: String,
+    },
+    /// A webseed won't serve these files.
+    Refuses {
+        /// Its key.
+        key: PeerKey,
+        /// The files.
+        files: Vec<FileIndex>,
     },
     /// A peer could not be reached.
     Unreachable {
@@ -148,7 +162,9 @@ pub enum Effect {
     Extended(PeerKey, u8, Bytes),
     /// Tell every peer that doesn't have it that we have a piece.
     Have(Vec<PeerKey>, PieceIndex),
-    /// Close a connection.
+    /// A file isn't asked of a webseed any more: what it sent of it was bad.
+    Distrust(PeerKey, FileIndex),
+    /// Close a connection, or end a webseed.
     Disconnect(PeerKey, String),
     /// Connect to a peer.
     Dial(SocketAddr),

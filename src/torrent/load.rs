@@ -14,6 +14,21 @@ const DEPTH_FIRST: usize = 16;
 const DEPTH_MIN: usize = 2;
 /// Most requests to one peer, whatever it allows: 8 MiB on their way.
 const DEPTH_MAX: usize = 512;
+/// The same for a webseed: a request of 1 MiB for each of the four connections it may have. A request is a round trip
+/// there, with nothing on its way meanwhile, so the first ones aren't small.
+const WEBSEED_FIRST: usize = 256;
+/// Fewest blocks asked of a webseed that delivers: two requests that are worth their round trip.
+const WEBSEED_MIN: usize = 32;
+/// Most blocks asked of a webseed: four requests of 4 MiB, two thirds of what pieces in the making may take.
+const WEBSEED_MAX: usize = 1024;
+/// A webseed is asked for more when so many blocks fit (1 MiB), so that they come in one request.
+const WEBSEED_STEP: usize = 64;
+/// Least work kept queued at a webseed beyond the round trip: requests of some size for all its connections.
+const WEBSEED_QUEUE: Duration = Duration::from_secs(1);
+/// Requests that a webseed answers side by side: what was asked for first may come as the last of so much.
+const WEBSEED_ABREAST: u32 = 4;
+/// What is in the buffers between a webseed and us when a response is cut.
+const WEBSEED_SENT: u64 = 256 * 1024;
 /// Least work kept queued at a peer beyond the round trip: what a busy machine of ours may take to ask for more.
 const QUEUE_MIN: Duration = Duration::from_millis(100);
 /// Most work kept queued, however unevenly a peer delivers.
@@ -123,9 +138,22 @@ struct Request {
 }
 
 impl Request {
-    fn is_late(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.at) > (self.expected * LATE_FACTOR).max(LATE_MIN)
+    fn is_late(&self, manner: Manner, now: Instant) -> bool {
+        let factor = match manner {
+            Manner::InOrder => LATE_FACTOR,
+            Manner::Abreast => LATE_FACTOR * WEBSEED_ABREAST,
+        };
+        now.saturating_duration_since(self.at) > (self.expected * factor).max(LATE_MIN)
     }
+}
+
+/// How requests are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// By a peer: one block after the other.
+    InOrder,
+    /// By a webseed: several HTTP requests side by side, each for a run of blocks.
+    Abreast,
 }
 
 /// What a peer owes, as needed to see what of it is late.
@@ -166,6 +194,7 @@ impl Lateness {
 /// The load of one peer.
 #[derive(Debug)]
 pub struct PeerLoad {
+    manner: Manner,
     has: Has,
     choked: bool,
     allowed_fast: HashSet<PieceIndex>,
@@ -203,6 +232,7 @@ impl PeerLoad {
     /// A peer that has nothing and chokes us.
     pub fn new(now: Instant) -> Self {
         Self {
+            manner: Manner::InOrder,
             has: Has::None,
             choked: true,
             allowed_fast: HashSet::new(),
@@ -224,6 +254,23 @@ impl PeerLoad {
             refused: HashSet::new(),
             refused_since: None,
         }
+    }
+
+    /// A webseed: it has everything and chokes nobody.
+    pub fn webseed(now: Instant) -> Self {
+        Self {
+            manner: Manner::Abreast,
+            has: Has::All,
+            choked: false,
+            limit: WEBSEED_MAX,
+            ramp: Some(WEBSEED_FIRST),
+            ..Self::new(now)
+        }
+    }
+
+    /// Whether it is a webseed: blocks that follow each other cost it one request.
+    pub fn is_webseed(&self) -> bool {
+        self.manner == Manner::Abreast
     }
 
     /// What it has.
@@ -309,19 +356,35 @@ impl PeerLoad {
             return 0;
         }
         let rate = self.rate(now);
+        let (least, first, shortest) = match self.manner {
+            Manner::InOrder => (DEPTH_MIN, DEPTH_FIRST, QUEUE_MIN),
+            Manner::Abreast => (WEBSEED_MIN, WEBSEED_FIRST, WEBSEED_QUEUE),
+        };
         let depth = if self.snubbed || self.is_doubtful(now) {
             1
         } else if rate == 0 {
-            if self.is_quiet(now) { DEPTH_MIN } else { DEPTH_FIRST }
+            if self.is_quiet(now) { least } else { first }
         } else {
-            let queue = (self.gap * 2).clamp(QUEUE_MIN, QUEUE_MAX);
+            let queue = (self.gap * 2).clamp(shortest, QUEUE_MAX);
             let seconds = (self.delay.unwrap_or(DELAY_GUESS) + queue).as_secs_f64();
             let product = (rate as f64 * seconds / f64::from(BLOCK_LEN)) as usize;
             // More on its way no longer brings more.
             self.ramp = self.ramp.filter(|ramp| *ramp <= 2 * product);
-            self.ramp.unwrap_or(0).max(product).clamp(DEPTH_MIN, DEPTH_MAX)
+            self.ramp.unwrap_or(0).max(product).clamp(least, self.most())
         };
-        depth.min(self.limit).saturating_sub(self.in_flight.len())
+        let room = depth.min(self.limit).saturating_sub(self.in_flight.len());
+        // A webseed gets nothing rather than a block at a time.
+        let worth = self.manner == Manner::InOrder
+            || self.in_flight.is_empty()
+            || room >= (depth / 2).min(WEBSEED_STEP);
+        if worth { room } else { 0 }
+    }
+
+    fn most(&self) -> usize {
+        match self.manner {
+            Manner::InOrder => DEPTH_MAX,
+            Manner::Abreast => WEBSEED_MAX,
+        }
     }
 
     /// Whether it owes blocks and has sent none for a while.
@@ -383,7 +446,11 @@ impl PeerLoad {
     pub fn cancellable(&self) -> Vec<BlockRef> {
         let rate = self.rate.last();
         let line = self.delay.unwrap_or(DELAY_GUESS).as_secs_f64() * rate as f64;
-        let sent = ((line as u64 + SENT) / u64::from(BLOCK_LEN)) as usize;
+        let buffered = match self.manner {
+            Manner::InOrder => SENT,
+            Manner::Abreast => WEBSEED_SENT,
+        };
+        let sent = ((line as u64 + buffered) / u64::from(BLOCK_LEN)) as usize;
         if self.in_flight.len() <= sent {
             return Vec::new();
         }
@@ -458,8 +525,9 @@ impl PeerLoad {
         if self.delivering {
             self.paused(pause);
         }
+        let most = self.most();
         if let Some(ramp) = &mut self.ramp {
-            *ramp = (*ramp + 1).min(DEPTH_MAX);
+            *ramp = (*ramp + 1).min(most);
         }
         self.delivering = true;
         self.last_progress = now;
@@ -499,7 +567,7 @@ impl PeerLoad {
         if choked || self.snubbed || self.is_doubtful(now) || self.rate.last() == 0 {
             return 0;
         }
-        self.limit.min(DEPTH_MAX).saturating_sub(self.in_flight.len())
+        self.limit.min(self.most()).saturating_sub(self.in_flight.len())
     }
 
     fn paused(&mut self, pause: Duration) {
@@ -515,11 +583,23 @@ impl PeerLoad {
         blocks
     }
 
+    /// Takes what was asked of it, recalled or not, of pieces that it doesn't have.
+    pub fn take_lacking(&mut self) -> Vec<BlockRef> {
+        let mut blocks: Vec<BlockRef> = self.in_flight.keys().chain(self.recalled.keys()).copied().collect();
+        blocks.retain(|block| !self.has.has(block.piece));
+        for block in &blocks {
+            self.in_flight.remove(block);
+            self.recalled.remove(block);
+        }
+        blocks.sort_unstable();
+        blocks
+    }
+
     /// How late a block asked of it is; `None` if it wasn't asked. `queue` is [`PeerLoad::queue`].
     pub fn lateness(&self, block: BlockRef, queue: &Queue, now: Instant) -> Option<Lateness> {
         let request = self.in_flight.get(&block)?;
         let elapsed = now.saturating_duration_since(request.at);
-        if queue.stuck || request.is_late(now) {
+        if queue.stuck || request.is_late(self.manner, now) {
             return Some(Lateness::Late);
         }
         // As it looked then, or as it looks now that more is known.
@@ -536,7 +616,8 @@ impl PeerLoad {
         let oldest = self.in_flight.values().min_by_key(|r| r.number);
         // One that nobody knows yet may be far away.
         let patience = if self.delay.is_some() { Duration::ZERO } else { UNKNOWN };
-        let owed = |r: &Request| r.is_late(now) && now.saturating_duration_since(r.at) >= patience;
+        let owed =
+            |r: &Request| r.is_late(self.manner, now) && now.saturating_duration_since(r.at) >= patience;
         let never = !self.delivering && oldest.is_some_and(owed);
         Queue { numbers, stuck: self.is_silent(now) || never }
     }
@@ -597,6 +678,57 @@ mod tests {
             load.set_choked(true);
             assert_eq!(load.room(now), 0);
         }
+    }
+
+    #[test]
+    fn a_webseed_is_asked_for_runs_of_blocks() {
+        let start = Instant::now();
+        let mut load = PeerLoad::webseed(start);
+        assert!(load.can_serve(PieceIndex(7)) && load.is_webseed());
+        assert_eq!(load.room(start), WEBSEED_FIRST, "four requests of 1 MiB before anything was measured");
+        // Bytes per second, and blocks: a second's work, within bounds.
+        for (rate, depth) in [(1_000, WEBSEED_MIN), (1 << 20, 70), (8 << 20, 563), (100 << 20, WEBSEED_MAX)] {
+            let mut load = PeerLoad::webseed(start);
+            let now = deliver(&mut load, start, rate);
+            let room = load.room(now);
+            assert!((depth - 1..=depth * 2).contains(&room), "{rate}: {room}");
+            // It gets more when a run of some length fits, not with each block that comes.
+            (0..room as u32).for_each(|n| load.request(block(n), now));
+            let step = (room / 2).min(WEBSEED_STEP);
+            for n in 1..=step as u32 {
+                assert_eq!(load.room(now), 0, "{rate}: after {n} of {step}");
+                load.finish(block(n));
+            }
+            assert!(load.room(now) >= step, "{rate}");
+        }
+    }
+
+    #[test]
+    fn what_comes_side_by_side_is_not_late_for_being_the_last() {
+        let start = Instant::now();
+        let mut load = PeerLoad::webseed(start);
+        let now = deliver(&mut load, start, 1 << 20);
+        // Four requests of 16 blocks: the last block of the first comes with the last of all, after a second.
+        (0..64).for_each(|n| load.request(block(n), now));
+        for came in 0..60 {
+            let at = now + S / 64 * (came + 1);
+            load.delivered(block(came % 4 * 16 + came / 4), BLOCK_LEN, at);
+            let lateness = load.lateness(block(15), &load.queue(at), at);
+            assert_ne!(lateness, Some(Lateness::Late), "after {came}");
+        }
+        assert_eq!(load.lateness(block(15), &load.queue(now + 9 * S), now + 9 * S), Some(Lateness::Late));
+    }
+
+    #[test]
+    fn what_it_was_asked_of_pieces_that_it_lacks_is_taken_back() {
+        let now = Instant::now();
+        let mut load = PeerLoad::webseed(now);
+        (0..4).for_each(|n| load.request(block(n), now));
+        load.recall(block(3), now);
+        (2..4).for_each(|n| load.has_mut().remove(PieceIndex(n), 9));
+        assert_eq!(load.take_lacking(), [block(2), block(3)]);
+        assert!(load.owes(block(1)) && !load.owes(block(2)) && !load.is_recalled(block(3)));
+        assert!(load.can_serve(PieceIndex(8)) && !load.can_serve(PieceIndex(2)));
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub mod table;
 pub mod track;
 mod verdicts;
 mod wants;
+mod webseeds;
 mod work;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,9 +49,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use torrentfs_fs::lock::RankedMutex;
 
+use crate::discovery::FoundPeers;
+use crate::discovery::tracker::{TrackerStatus, TrackersView};
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::metainfo::id::InfoHash;
+use crate::net::hosts::Reach;
 use crate::sync::tasks::TaskScope;
+use crate::webseed::{Health, Seed, SeedState, SeedStatus};
 use describe::Description;
 use reads::Shared;
 use sessions::Sessions;
@@ -64,6 +69,17 @@ pub enum Command {
         clean: bool,
         /// Answered when it is on disk, or could not be put there.
         done: oneshot::Sender<()>,
+    },
+    /// It was added once more, by somebody who knows other sources of it.
+    Extend {
+        /// Trackers by tier. Those of a private torrent stay as they are.
+        trackers: Vec<Vec<String>>,
+        /// How far those may be.
+        reach: Reach,
+        /// Webseeds.
+        webseeds: Vec<Seed>,
+        /// Addresses.
+        peers: Vec<FoundPeers>,
     },
     /// Fetch files whole in the background, or no longer. Before the metadata is known only the whole torrent can be
     /// meant, and is fetched when it is.
@@ -121,6 +137,10 @@ pub struct Torrent {
     changed: Arc<Notify>,
     commands: mpsc::Sender<Command>,
     settled: watch::Sender<bool>,
+    /// Its webseeds, also those that have ended.
+    webseeds: RankedMutex<Vec<Listed>>,
+    /// Its trackers; `None` while none were asked.
+    trackers: RankedMutex<Option<TrackersView>>,
     /// Somebody named it, on the command line or to the running program; not only a file in a watched folder.
     pub(crate) named: AtomicBool,
     /// All its tasks.
@@ -128,6 +148,14 @@ pub struct Torrent {
     /// Bytes that are charged for what is kept of it, until it is live.
     charged: u64,
     turns: Turns,
+}
+
+/// A webseed, for who looks at it.
+#[derive(Clone)]
+struct Listed {
+    health: Arc<Health>,
+    /// Why it isn't asked any more, if it isn't.
+    ended: Option<String>,
 }
 
 /// By when the owner's loop turns again, as it said itself: whoever finds it long past that looks at an owner that
@@ -180,6 +208,35 @@ impl Torrent {
     /// The state as last published: at most a quarter of a second old while anything goes on.
     pub fn status(&self) -> Arc<Status> {
         self.status.lock().clone()
+    }
+
+    /// Its trackers as they are doing now, in the order in which they became known.
+    pub fn trackers(&self) -> Vec<TrackerStatus> {
+        let view = self.trackers.lock().clone();
+        view.map(|view| view.status()).unwrap_or_default()
+    }
+
+    /// Its webseeds as they are doing now, in the order in which they became known; also those that have ended.
+    pub fn webseeds(&self) -> Vec<SeedStatus> {
+        let listed = self.webseeds.lock().clone();
+        let now = |listed: Listed| {
+            let status = listed.health.snapshot();
+            match listed.ended {
+                Some(reason) => SeedStatus { state: SeedState::Dropped, reason: Some(reason), ..status },
+                None => status,
+            }
+        };
+        listed.into_iter().map(now).collect()
+    }
+
+    /// Whether it has any.
+    pub fn has_webseeds(&self) -> bool {
+        !self.webseeds.lock().is_empty()
+    }
+
+    fn list_webseeds(&self, listed: Vec<Listed>) {
+        let old = std::mem::replace(&mut *self.webseeds.lock(), listed);
+        drop(old);
     }
 
     /// Tells the owner to do something. False when it has ended. May wait while eight commands are queued.

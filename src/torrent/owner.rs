@@ -6,6 +6,7 @@
 //! All its channels are bounded; what fills them up is said where they are made ([`start`]).
 
 mod keeping;
+mod seeds;
 mod telling;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -46,6 +47,7 @@ use crate::peer::outbox::{Outbox, Wanted};
 use crate::peer::wire::BlockRequest;
 use crate::storage::pool::Workers;
 use crate::sync::tasks::TaskScope;
+use crate::webseed::{Hub, Seed};
 
 /// Written data that isn't synced and recorded yet is bounded by these two, so that persisting at the end is
 /// quick and a crash costs little.
@@ -81,6 +83,8 @@ pub struct Plan {
     pub named_trackers: Vec<String>,
     /// How far the hosts may be that the torrent names.
     pub reach: Reach,
+    /// Its webseeds.
+    pub webseeds: Vec<Seed>,
     /// Addresses known from the start.
     pub peers: Vec<FoundPeers>,
     /// Bytes that are charged for what is kept of it, until that is known.
@@ -102,6 +106,8 @@ pub struct Environment {
     pub recent: Arc<Recent>,
     /// For HTTP trackers; `None` when trackers are off.
     pub http: Option<HttpClients>,
+    /// For webseeds.
+    pub hub: Arc<Hub>,
     /// `None` when it is off.
     pub dht: Option<Arc<Dht>>,
     /// Wakes whoever watches the set of torrents.
@@ -141,7 +147,9 @@ struct Owner {
     /// The storage is being opened, or is open.
     preparing: bool,
     inbox: Arc<Inbox>,
+    /// To peers and webseeds.
     links: HashMap<PeerKey, Link>,
+    seeds: seeds::Seeds,
     work: mpsc::Sender<Work>,
     /// Blocking work that the workers had no room for; tried again when something ends.
     backlog: VecDeque<Effect>,
@@ -213,7 +221,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         plan.settings.info_hash,
         plan.settings.peer_id,
         known,
-        peer_events,
+        peer_events.clone(),
         env.limits.clone(),
     ));
     let now = Instant::now();
@@ -229,11 +237,13 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         commands,
         settled: watch::Sender::new(false),
         turns: Turns::new(now),
+        webseeds: RankedMutex::new(Rank::Leaf, "webseeds of a torrent", Vec::new()),
+        trackers: RankedMutex::new(Rank::Leaf, "trackers of a torrent", None),
         named: AtomicBool::new(false),
         scope: scope.clone(),
         charged: plan.charged,
     });
-    let owner = Owner {
+    let mut owner = Owner {
         torrent: torrent.clone(),
         swarm: Swarm::new(plan.settings.clone()),
         scope: scope.clone(),
@@ -244,6 +254,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         preparing: false,
         inbox: Arc::default(),
         links: HashMap::new(),
+        seeds: seeds::Seeds::new(scope.child("webseeds"), peer_events),
         work,
         backlog: VecDeque::new(),
         found,
@@ -281,6 +292,8 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         env,
     };
     owner.totals.left.store(u64::MAX >> 1, Ordering::Relaxed);
+    // Listed at once, started when there is something to ask for.
+    owner.plant(plan.webseeds);
     scope.spawn_graceful("owner", owner.run(plan.info, plan.peers, peer_inbox, done, finds, orders));
     torrent
 }
@@ -364,17 +377,16 @@ impl Owner {
             }
             PeerEvent::Said { key, items } => self.apply(Event::Said { key, items }),
             PeerEvent::Gone { key, reason } => {
-                if let Some(link) = self.links.remove(&key) {
-                    self.past.0 += link.counters.down.load(Ordering::Relaxed);
-                    self.past.1 += link.counters.up.load(Ordering::Relaxed);
-                }
+                self.unlink(key);
+                self.seed_gone(key, &reason);
                 self.apply(Event::Gone { key, reason });
             }
+            PeerEvent::Webseed { key, outbox, counters } => self.seed_joins(key, outbox, counters),
+            PeerEvent::Refuses { key, files } => self.seed_refuses(key, files),
             PeerEvent::Unreachable { addr, reason } => {
                 tracing::debug!(peer = %addr, "unreachable: {reason}");
                 self.apply(Event::Unreachable { addr });
             }
-            PeerEvent::Webseed { .. } | PeerEvent::Refuses { .. } => {}
         }
     }
 
@@ -406,7 +418,12 @@ impl Owner {
             Effect::Choke(peer, yes) => self.tell(peer, |o| o.choke(yes)),
             Effect::First(peer, message) => self.tell(peer, |o| o.first(message)),
             Effect::Extended(peer, id, payload) => self.tell(peer, |o| o.extended(id, payload)),
-            Effect::Disconnect(peer, reason) => self.tell(peer, |o| o.disconnect(reason)),
+            Effect::Distrust(peer, file) => self.tell(peer, |o| o.distrust(file)),
+            Effect::Disconnect(peer, reason) => {
+                if !self.seed_goes(peer, &reason) {
+                    self.tell(peer, |o| o.disconnect(reason));
+                }
+            }
             Effect::Have(peers, piece) => {
                 for peer in peers {
                     self.tell(peer, |o| o.have(piece));
@@ -580,6 +597,7 @@ impl Owner {
             self.discover(true);
         }
         self.apply(Event::Metadata { info: shared.info.clone(), table: shared.table.clone() });
+        self.start_seeds();
         // What a clean end left has to be taken back before anything is written.
         self.record();
         let end = shared.info.geometry.end();
@@ -608,8 +626,10 @@ impl Owner {
             options.reach = self.reach;
             options.named.clone_from(&self.named_trackers);
             let tiers = self.tiers.clone();
-            self.trackers =
-                Some(Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options));
+            let trackers =
+                Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options);
+            *self.torrent.trackers.lock() = Some(trackers.view());
+            self.trackers = Some(trackers);
         }
         if let Some(dht) = self.env.dht.as_ref().filter(|_| !private) {
             let following = dht.follow(&self.scope, announce, self.found.clone());
@@ -627,6 +647,9 @@ impl Owner {
                 self.close_if_may();
             }
             Command::Evict { pieces, younger_than, done } => self.evict(pieces, younger_than, done),
+            Command::Extend { trackers, reach, webseeds, peers } => {
+                self.extend(trackers, reach, webseeds, peers);
+            }
             Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
             Command::Describe { done } => {
                 // Whoever asked may have stopped waiting.
@@ -675,6 +698,7 @@ impl Owner {
             error: self.failed.clone().or_else(|| self.swarm.error().map(str::to_owned)),
             ..Status::default()
         };
+        let can_go_on = status.error.is_none();
         if let Some(shared) = self.torrent.live() {
             let complete = shared.table.complete_count() == shared.table.len();
             status.size = shared.size();
@@ -688,7 +712,7 @@ impl Owner {
                     .take(Status::WAITING_MAX)
                     .map(|w| Waiting { file: w.file, offset: w.offset, since: w.since })
                     .collect();
-                status.state = if status.error.is_some() {
+                status.state = if !can_go_on {
                     State::Error
                 } else if complete {
                     State::Complete
@@ -701,9 +725,12 @@ impl Owner {
                 } else {
                     State::Idle
                 };
+                // Not the torrent's trouble, but what a reader was told, who asks why.
+                let gave_up = || demands.gave_up().map(ToString::to_string);
+                status.error = status.error.take().or_else(gave_up);
             }
             debug_assert!(status.have <= status.size);
-        } else if status.error.is_some() {
+        } else if !can_go_on {
             status.state = State::Error;
         }
         let few = self.swarm.peer_count() < PEERS_FEW && status.state != State::Complete;

@@ -56,6 +56,11 @@ impl Sessions {
         self.events.max_capacity() - self.events.capacity()
     }
 
+    /// A key that nobody had: for a webseed, too.
+    pub fn new_key(&self) -> PeerKey {
+        PeerKey(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// The torrent, once known.
     pub fn known(&self) -> &KnownCell {
         &self.known
@@ -87,7 +92,7 @@ impl Sessions {
     }
 
     async fn run(&self, stream: TcpStream, addr: SocketAddr, incoming: bool, theirs: Handshake) {
-        let key = PeerKey(self.next.fetch_add(1, Ordering::Relaxed));
+        let key = self.new_key();
         let outbox = Arc::new(Outbox::default());
         let counters = Arc::new(Counters::default());
         let fast = theirs.reserved.supports_fast();

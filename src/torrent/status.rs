@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::metainfo::geometry::FileIndex;
+use crate::webseed::{SeedState, SeedStatus};
 
 /// What a torrent is doing (the values of the xattr `user.torrentfs.state`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,6 +39,34 @@ impl State {
             Self::Error => "error",
         }
     }
+}
+
+/// What a webseed does, in a word.
+pub fn seed_word(state: SeedState) -> &'static str {
+    match state {
+        SeedState::Idle => "idle",
+        SeedState::Fetching => "fetching",
+        SeedState::Waiting { .. } => "waiting",
+        SeedState::Dropped => "dropped",
+    }
+}
+
+/// What a webseed does, and why, in words: `waiting 12 s: the server answered 503`.
+pub fn seed_words(seed: &SeedStatus) -> String {
+    let mut words = seed_word(seed.state).to_owned();
+    if let SeedState::Waiting { seconds } = seed.state {
+        words += &format!(" {seconds} s");
+    }
+    match seed.refused_files {
+        0 => {}
+        1 => words += ", without one file",
+        files => words += &format!(", without {files} files"),
+    }
+    if let Some(reason) = &seed.reason {
+        words += ": ";
+        words += reason;
+    }
+    words
 }
 
 /// A read that waits.
@@ -80,11 +109,36 @@ pub struct Status {
     pub waiting: Vec<Waiting>,
     /// How many reads wait in all.
     pub waiting_count: usize,
-    /// Why it can't go on.
+    /// Why it can't go on, or why the last read failed that was given up, until something comes.
     pub error: Option<String>,
 }
 
 impl Status {
     /// Waiting reads named in a status: thousands may wait.
     pub const WAITING_MAX: usize = 16;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_webseed_does_in_words() {
+        let seed = |state, reason: Option<&str>, refused_files| SeedStatus {
+            url: "http://a/".into(),
+            state,
+            reason: reason.map(str::to_owned),
+            refused_files,
+            requests: 1,
+            bytes: 2,
+        };
+        for (seed, words) in [
+            (seed(SeedState::Idle, None, 0), "idle"),
+            (seed(SeedState::Fetching, Some("it was slow"), 1), "fetching, without one file: it was slow"),
+            (seed(SeedState::Waiting { seconds: 12 }, Some("503"), 3), "waiting 12 s, without 3 files: 503"),
+            (seed(SeedState::Dropped, Some("bad data"), 0), "dropped: bad data"),
+        ] {
+            assert_eq!(seed_words(&seed), words);
+        }
+    }
 }

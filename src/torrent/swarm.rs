@@ -1,7 +1,7 @@
 //! The state of one torrent and what every event does to it: `apply(event, now)` and the effects. Pure.
 //!
 //! The owner's task calls [`Swarm::apply`] and carries the effects out after it has returned; nothing else
-//! changes a torrent. Parts: the peers; what readers want ([`super::demands`]); what is fetched beyond that
+//! changes a torrent. Parts: the peers, and the webseeds ([`super::webseeds`]); what readers want ([`super::demands`]); what is fetched beyond that
 //! ([`super::background`]); the [`Picker`]; who is to blame for bad pieces; the addresses to connect to; the metadata while it is still being fetched
 //! ([`super::resolve`]); and the [`super::relations`] with peers.
 
@@ -25,10 +25,12 @@ use super::reads::ReadError;
 use super::resolve::Resolve;
 use super::table::{PieceState, PieceTable};
 use super::verdicts::Sweep;
+use super::webseeds::Webseed;
 use crate::discovery::PeerSource;
-use crate::metainfo::geometry::{FileIndex, PieceIndex};
+use crate::metainfo::geometry::{BlockRef, FileIndex, PieceIndex};
 use crate::metainfo::info::Info;
 use crate::peer::PeerKey;
+use crate::peer::buffer::PieceBuffer;
 use crate::peer::event::{Connected, Item};
 use crate::peer::extension::{self, ExtHandshake};
 use crate::peer::pex::{PexMessage, PexState};
@@ -126,9 +128,12 @@ pub(super) struct Live {
 /// See the module's text.
 pub struct Swarm {
     pub(super) settings: Settings,
+    /// Everything is to be fetched when the metadata is here: somebody asked for it, beside the settings.
+    pub(super) whole: bool,
     pub(super) live: Option<Live>,
     pub(super) resolve: Resolve,
     pub(super) peers: BTreeMap<PeerKey, Peer>,
+    pub(super) webseeds: BTreeMap<PeerKey, Webseed>,
     pub(super) book: PeerBook,
     /// Peers that are gone, the oldest first.
     pub(super) departed: VecDeque<(PeerKey, SocketAddr)>,
@@ -165,6 +170,7 @@ impl Swarm {
             resolve: Resolve::new(settings.info_hash),
             live: None,
             peers: BTreeMap::new(),
+            webseeds: BTreeMap::new(),
             book: PeerBook::default(),
             departed: VecDeque::new(),
             dialing: 0,
@@ -183,6 +189,7 @@ impl Swarm {
             scheduled: 0,
             invariants_checked: 0,
             settings,
+            whole: false,
         }
     }
 
@@ -200,6 +207,8 @@ impl Swarm {
             Event::Connected { key, peer } => self.connected(key, peer, now, &mut fx),
             Event::Said { key, items } => self.said(key, items, now, &mut fx),
             Event::Gone { key, reason } => self.gone(key, &reason, now, &mut fx),
+            Event::Webseed { key, url } => self.webseed(key, url, now),
+            Event::Refuses { key, files } => self.refuses(key, &files, &mut fx),
             Event::Unreachable { addr } => {
                 self.dialing = self.dialing.saturating_sub(1);
                 self.book.failed(addr, now);
@@ -278,6 +287,9 @@ impl Swarm {
             sweep: Sweep::new(self.settings.check_all),
             tainted: HashSet::new(),
         });
+        if let Some(live) = &mut self.live {
+            self.webseeds.keys().for_each(|key| live.webseed(*key, now));
+        }
         self.sweep(now, fx);
         for (key, peer) in self.peers.iter().filter(|(_, p)| p.who.extensions) {
             // Now we have the metadata too, for who lacks it (BEP 10 allows a further handshake).
@@ -286,7 +298,7 @@ impl Swarm {
         if self.live.as_ref().is_some_and(|l| l.info.private) {
             self.leave_strangers(fx);
         }
-        if self.settings.prefetch == Prefetch::All {
+        if self.whole || self.settings.prefetch == Prefetch::All {
             self.prefetch(&[EVERYTHING], true, now, fx);
         }
         self.all_interests(now, fx);
@@ -362,7 +374,7 @@ impl Swarm {
     }
 
     fn gone(&mut self, key: PeerKey, reason: &str, now: Instant, fx: &mut Vec<Effect>) {
-        let Some(peer) = self.peers.remove(&key) else { return };
+        let Some(peer) = self.peers.remove(&key) else { return self.webseed_gone(key, reason, fx) };
         if self.departed.len() >= DEPARTED_MAX {
             self.departed.pop_front();
         }
@@ -383,21 +395,15 @@ impl Swarm {
     }
 
     fn said(&mut self, key: PeerKey, items: Vec<Item>, now: Instant, fx: &mut Vec<Effect>) {
+        if self.webseeds.contains_key(&key) {
+            return self.webseed_said(key, items, now, fx);
+        }
         let mut interests = false;
         let mut came = false;
         for item in items {
             let Some(peer) = self.peers.get_mut(&key) else { return };
             match item {
-                Item::Block { block, buffer } => {
-                    let Some(live) = &mut self.live else { continue };
-                    let arrival = live.picker.received(key, block, &buffer, now);
-                    fx.extend(arrival.losers.into_iter().map(|p| Effect::Cancel(p, block)));
-                    if let Some(buffer) = arrival.whole {
-                        live.table.set(block.piece, PieceState::Verifying);
-                        fx.push(Effect::Verify { digests: live.blame.wants_digests(block.piece), buffer });
-                    }
-                    live.demands.block_came(block.piece, now);
-                }
+                Item::Block { block, buffer } => self.block_came(key, block, &buffer, now, fx),
                 Item::Have(piece) => {
                     let Some(live) = &mut self.live else {
                         peer.early.add(piece, EARLY_PIECES);
@@ -444,14 +450,10 @@ impl Swarm {
                 Item::Choked(choked) => match &mut self.live {
                     None => self.resolve.set_choked(key, choked),
                     Some(live) => {
-                        if let Some(load) = live.picker.peer(key) {
-                            load.set_choked(choked);
-                        }
+                        live.choked(key, choked);
                         // With the fast extension each request is rejected by name (BEP 6).
                         if choked && !peer.who.fast {
-                            // Those that were not sent yet mustn't be sent any more.
-                            let released = live.picker.release_all(key);
-                            fx.extend(released.into_iter().map(|b| Effect::Cancel(key, b)));
+                            live.release(key, fx);
                         }
                     }
                 },
@@ -459,16 +461,8 @@ impl Swarm {
                     peer.interested_in_us = interested;
                     came |= interested;
                 }
-                Item::Rejected(block) => {
-                    if let Some(live) = &mut self.live {
-                        live.picker.rejected(key, block, now);
-                    }
-                }
-                Item::Recalled(block) => {
-                    if let Some(live) = &mut self.live {
-                        live.picker.settled(key, block);
-                    }
-                }
+                Item::Rejected(block) => self.rejected(key, block, now),
+                Item::Recalled(block) => self.recalled(key, block),
                 Item::AllowedFast(piece) => {
                     if let Some(load) = self.live.as_mut().and_then(|l| l.picker.peer(key)) {
                         load.allow_fast(piece);
@@ -482,6 +476,39 @@ impl Swarm {
         }
         if came {
             self.let_in(key, now, fx);
+        }
+    }
+
+    /// A block came from a peer or a webseed.
+    pub(super) fn block_came(
+        &mut self,
+        key: PeerKey,
+        block: BlockRef,
+        buffer: &Arc<PieceBuffer>,
+        now: Instant,
+        fx: &mut Vec<Effect>,
+    ) {
+        let Some(live) = &mut self.live else { return };
+        let arrival = live.picker.received(key, block, buffer, now);
+        fx.extend(arrival.losers.into_iter().map(|p| Effect::Cancel(p, block)));
+        if let Some(buffer) = arrival.whole {
+            live.table.set(block.piece, PieceState::Verifying);
+            fx.push(Effect::Verify { digests: live.blame.wants_digests(block.piece), buffer });
+        }
+        live.demands.block_came(block.piece, now);
+    }
+
+    /// A block that was asked for won't come.
+    pub(super) fn rejected(&mut self, key: PeerKey, block: BlockRef, now: Instant) {
+        if let Some(live) = &mut self.live {
+            live.picker.rejected(key, block, now);
+        }
+    }
+
+    /// A block that was taken back won't come.
+    pub(super) fn recalled(&mut self, key: PeerKey, block: BlockRef) {
+        if let Some(live) = &mut self.live {
+            live.picker.settled(key, block);
         }
     }
 
@@ -578,11 +605,16 @@ impl Swarm {
             live.recall_background(fx);
             live.picker.drop_orphans();
             live.demands.idle(&live.table, &mut live.picker, now, fx);
-            let why = self.blocked.as_ref().map(|blocked| match blocked.disk {
-                true => ReadError::Full,
-                false => timed_out(&blocked.reason),
-            });
-            live.demands.time_out(why.as_ref(), &live.table, &mut live.picker, now, fx);
+            let why = || match (&self.blocked, self.peers.len(), self.webseeds.len()) {
+                (Some(Blocked { disk: true, .. }), ..) => ReadError::Full,
+                (Some(blocked), ..) => timed_out(&blocked.reason),
+                (None, 0, 0) => timed_out("no peer is connected to send the data"),
+                (None, 1, 0) => timed_out("the peer that is connected sent nothing of the data"),
+                (None, peers, 0) => timed_out(&format!("none of the {peers} connected peers sent the data")),
+                (None, 0, _) => timed_out("no webseed sent the data, and no peer is connected"),
+                (None, ..) => timed_out("no webseed and none of the connected peers sent the data"),
+            };
+            live.demands.time_out(why, &live.table, &mut live.picker, now, fx);
         }
         self.sweep(now, fx);
         if self.resolve.is_wanted() {
@@ -638,6 +670,11 @@ impl Swarm {
     /// Their numbers, in order.
     pub fn keys(&self) -> impl Iterator<Item = PeerKey> + '_ {
         self.peers.keys().copied()
+    }
+
+    /// The webseeds, in the same way.
+    pub fn webseed_keys(&self) -> impl Iterator<Item = PeerKey> + '_ {
+        self.webseeds.keys().copied()
     }
 
     /// Connections being made.

@@ -4,7 +4,11 @@ use super::*;
 
 /// A torrent of three files, each with pieces of its own: 0–1, 2–4, 5. Nothing of it is here.
 fn resolving() -> World {
-    let mut world = World::resolving(6, settings());
+    resolving_with(settings())
+}
+
+fn resolving_with(settings: Settings) -> World {
+    let mut world = World::resolving(6, settings);
     let mut builder = TorrentBuilder::new("t", PIECE);
     for (name, pieces) in [("a", 2), ("b", 3), ("c", 1)] {
         builder.file(name, u64::from(pieces * PIECE));
@@ -94,5 +98,28 @@ fn before_the_metadata_it_is_all_or_nothing() {
         world.go_live();
         world.seed(1);
         assert_eq!(fetched(&mut world).len(), want, "{orders:?}");
+    }
+}
+
+#[test]
+fn what_is_called_off_before_the_metadata_leaves_the_setting() {
+    // The setting, what is asked for before the metadata comes, and what is here when a piece of "a" was read.
+    let rows: [(Prefetch, &[bool], &[u32]); 6] = [
+        (Prefetch::File, &[true, false], &[0, 1]),
+        (Prefetch::File, &[false], &[0, 1]),
+        (Prefetch::File, &[true], &[0, 1, 2, 3, 4, 5]),
+        (Prefetch::None, &[true, false], &[0]),
+        (Prefetch::All, &[false], &[0]),
+        (Prefetch::All, &[false, true], &[0, 1, 2, 3, 4, 5]),
+    ];
+    for (setting, orders, want) in rows {
+        let mut world = resolving_with(Settings { prefetch: setting, ..settings() });
+        for on in orders {
+            prefetch(&mut world, &[EVERYTHING], *on);
+        }
+        world.go_live();
+        world.seed(1);
+        world.want(1, &[0]);
+        assert_eq!(fetched(&mut world), want, "{setting:?} {orders:?}");
     }
 }

@@ -11,6 +11,11 @@ enum Step {
         has: u8,
         early: bool,
     },
+    Webseed {
+        liar: bool,
+    },
+    /// A webseed won't serve the file with these numbers.
+    Refuses(usize, u32),
     Leave(usize),
     Choke(usize, bool),
     Have(usize, u32),
@@ -48,6 +53,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (any::<bool>(), prop::bool::weighted(0.3), any::<u8>(), any::<bool>())
             .prop_map(|(fast, liar, has, early)| Step::Join { fast, liar, has, early }),
+        1 => prop::bool::weighted(0.3).prop_map(|liar| Step::Webseed { liar }),
+        1 => (n(), 0..4u32).prop_map(|(n, file)| Step::Refuses(n, file)),
         1 => n().prop_map(Step::Leave),
         3 => (n(), prop::bool::weighted(0.3)).prop_map(|(n, choke)| Step::Choke(n, choke)),
         1 => (n(), 0..6u32).prop_map(|(n, piece)| Step::Have(n, piece)),
@@ -67,10 +74,19 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// So many bytes as `pieces` pieces have, but for a part of the last, in so many files of which none ends with a piece.
+fn sizes(pieces: u32, files: u64) -> Vec<u64> {
+    let all = u64::from(pieces * PIECE - 1000);
+    let one = all / files + 77;
+    (0..files).map(|n| if n + 1 == files { all - one * n } else { one }).collect()
+}
+
 struct History {
     world: World,
     liars: BTreeSet<u64>,
     peers: Vec<(u64, bool)>,
+    /// Those of them that are webseeds.
+    webseeds: BTreeSet<u64>,
     next: u64,
     /// Reads that wait, and the pieces they need.
     reads: HashMap<u64, Vec<PieceIndex>>,
@@ -96,6 +112,23 @@ impl History {
                         items.push(Item::Choked(false));
                     }
                     world.say(key, items);
+                }
+            }
+            Step::Webseed { liar } => {
+                if self.peers.len() < 6 {
+                    let key = self.next;
+                    self.next += 1;
+                    world.apply(Event::Webseed { key: PeerKey(key), url: format!("http://{key}/") });
+                    // It rejects by name, as a peer with the fast extension.
+                    self.peers.push((key, true));
+                    self.webseeds.insert(key);
+                    self.liars.extend(liar.then_some(key));
+                }
+            }
+            Step::Refuses(n, file) => {
+                let key = self.webseeds.iter().nth(n.checked_rem(self.webseeds.len()).unwrap_or(0));
+                if let Some(key) = key.map(|key| PeerKey(*key)) {
+                    world.apply(Event::Refuses { key, files: vec![FileIndex(file)] });
                 }
             }
             Step::Leave(n) => self.leave(n),
@@ -184,6 +217,7 @@ impl History {
     fn leave(&mut self, n: usize) {
         if let Some(at) = n.checked_rem(self.peers.len()) {
             let (key, _) = self.peers.swap_remove(at);
+            self.webseeds.remove(&key);
             self.world.gone(key);
         }
     }
@@ -203,7 +237,12 @@ impl History {
                             "read {id} failed twice, or after it was withdrawn"
                         );
                     }
+                    Effect::Distrust(key, _) => {
+                        assert!(self.liars.contains(&key.0), "webseed {} is honest", key.0);
+                    }
                     Effect::Disconnect(key, _) => {
+                        let honest = self.webseeds.contains(&key.0) && !self.liars.contains(&key.0);
+                        assert!(!honest, "webseed {} is honest", key.0);
                         if let Some(at) = self.peers.iter().position(|(k, _)| *k == key.0) {
                             self.leave(at);
                         }
@@ -252,16 +291,21 @@ proptest! {
         states in prop::collection::vec(0..3u8, 6),
         steps in prop::collection::vec(step(), 0..150),
         check_all in prop::bool::weighted(0.2),
+        files in 1..4u64,
     ) {
         let mut world = World::resolving(6, Settings { read_timeout: None, check_all, ..settings() });
         for (piece, state) in (0..).zip(states) {
             let state = [PieceState::Unknown, PieceState::Missing, PieceState::Complete][state as usize];
             world.table.set(PieceIndex(piece), state);
         }
+        if files > 1 {
+            world.info = torrent_of(&sizes(6, files));
+        }
         world.go_live();
         let mut history = History {
             world,
             liars: BTreeSet::new(),
+            webseeds: BTreeSet::new(),
             peers: Vec::new(),
             next: 1,
             reads: HashMap::new(),

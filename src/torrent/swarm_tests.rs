@@ -47,6 +47,16 @@ fn torrent(pieces: u32) -> Arc<Info> {
     Arc::new(Info::parse(&builder.info().unwrap(), None).unwrap())
 }
 
+/// A torrent of several files.
+fn torrent_of(sizes: &[u64]) -> Arc<Info> {
+    let mut builder = TorrentBuilder::new("t", PIECE);
+    for (n, size) in sizes.iter().enumerate() {
+        builder.file(format!("{n}"), *size);
+    }
+    builder.data(&vec![7; sizes.iter().sum::<u64>() as usize]);
+    Arc::new(Info::parse(&builder.info().unwrap(), None).unwrap())
+}
+
 fn addr(n: u64) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 10_000 + n as u16))
 }
@@ -515,6 +525,36 @@ fn a_read_times_out_sticks_and_is_lifted() {
 }
 
 #[test]
+fn o3_why_a_read_was_given_up_is_told_until_something_comes() {
+    let why = |world: &World| world.swarm.demands().unwrap().gave_up().map(ToString::to_string);
+    for (peers, words) in [
+        (0, "no peer is connected"),
+        (1, "the peer that is connected sent nothing"),
+        (2, "none of the 2 connected peers sent"),
+    ] {
+        let mut world = World::live(4);
+        // They have nothing of what is wanted.
+        for peer in 1..=peers {
+            world.connect(peer, true);
+            world.say(peer, vec![Item::HaveNone]);
+        }
+        world.want(7, &[0]);
+        world.tick(299 * S);
+        assert_eq!(why(&world), None, "{peers} peers: it waits");
+        world.tick(S);
+        assert_eq!(world.failed(), [7]);
+        assert!(why(&world).unwrap().contains(words), "{:?}", why(&world));
+        // A peer alone doesn't take it away, a block does.
+        world.seed(9);
+        world.want(8, &[0]);
+        assert!(why(&world).is_some());
+        let asked = std::mem::take(&mut world.asked);
+        world.hand_over(&asked[0], true);
+        assert_eq!(why(&world), None, "{peers} peers");
+    }
+}
+
+#[test]
 fn the_time_of_a_read_counts_from_the_last_block_of_its_pieces() {
     // A block of a piece that later fails its hash, a piece that is completed: both show that it goes on.
     for bad in [false, true] {
@@ -745,3 +785,6 @@ mod prefetching;
 
 #[path = "swarm_cost_tests.rs"]
 mod costs;
+
+#[path = "swarm_webseed_tests.rs"]
+mod webseeds;

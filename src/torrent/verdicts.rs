@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::blame::Digest;
+use super::blame::{Digest, Sender};
 use super::effects::{Effect, Looked, Verdict};
 use super::reads::ReadError;
 use super::swarm::Swarm;
@@ -95,25 +95,29 @@ impl Swarm {
                     self.error = None;
                 }
                 self.faults = 0;
-                for addr in live.blame.passed(piece, digests) {
-                    self.ban(addr, fx);
+                for (sender, blocks) in live.blame.passed(piece, digests) {
+                    self.convict(sender, piece, Some(&blocks), fx);
                 }
                 self.complete(piece, now, fx);
             }
             Verdict::Bad => {
                 let from = live.picker.failed(piece, true);
                 live.table.set(piece, PieceState::Missing);
-                let address = |key: PeerKey| {
+                let sender = |key: PeerKey| {
+                    if self.webseeds.contains_key(&key) {
+                        return Some(Sender::Webseed(key));
+                    }
                     let here = self.peers.get(&key).map(|p| p.who.addr);
-                    here.or_else(|| self.departed.iter().find(|(k, _)| *k == key).map(|(_, addr)| *addr))
+                    let gone = || self.departed.iter().find(|(k, _)| *k == key).map(|(_, addr)| *addr);
+                    here.or_else(gone).map(Sender::Peer)
                 };
-                let from: Vec<Option<SocketAddr>> = from.iter().map(|k| k.and_then(address)).collect();
+                let from: Vec<Option<Sender>> = from.iter().map(|k| k.and_then(sender)).collect();
                 tracing::warn!(torrent = %live.info.name, piece = piece.0, "a piece failed its hash; fetching it again");
                 if !live.background.taken().contains(&piece) {
                     live.background.put_back(piece);
                 }
-                if let Some(addr) = live.blame.failed(piece, &from, digests) {
-                    self.ban(addr, fx);
+                if let Some(sender) = live.blame.failed(piece, &from, digests) {
+                    self.convict(sender, piece, None, fx);
                 }
             }
             Verdict::Unwritten(_) | Verdict::Harmed => {
@@ -314,6 +318,14 @@ impl Swarm {
                 peer.useful = false;
             }
             self.all_interests(now, fx);
+        }
+    }
+
+    /// Somebody sent bad data: in these blocks of a piece, or somewhere in it.
+    fn convict(&mut self, sender: Sender, piece: PieceIndex, blocks: Option<&[usize]>, fx: &mut Vec<Effect>) {
+        match sender {
+            Sender::Peer(addr) => self.ban(addr, fx),
+            Sender::Webseed(key) => self.webseed_sent_bad(key, piece, blocks, fx),
         }
     }
 

@@ -84,11 +84,15 @@ impl Swarm {
         let whole = files.contains(&EVERYTHING);
         let Some(live) = &mut self.live else {
             match (whole, on) {
-                (true, true) => self.settings.prefetch = Prefetch::All,
-                (true, false) if self.settings.prefetch == Prefetch::All => {
-                    self.settings.prefetch = Prefetch::None;
+                (true, true) => self.whole = true,
+                (true, false) => {
+                    self.whole = false;
+                    // Of the setting only what is called off: files that are read are fetched whole all the same.
+                    if self.settings.prefetch == Prefetch::All {
+                        self.settings.prefetch = Prefetch::None;
+                    }
                 }
-                _ => {}
+                (false, _) => {}
             }
             return;
         };
@@ -116,8 +120,7 @@ impl Swarm {
         if add.is_empty() && gone.is_empty() {
             return;
         }
-        let peers: Vec<&Has> =
-            self.peers.keys().filter_map(|key| live.picker.load(*key)).map(PeerLoad::has).collect();
+        let peers: Vec<&Has> = live.picker.loads().map(PeerLoad::has).collect();
         for file in add {
             live.background.add(file, of(file), &live.table, peers.iter().copied());
         }
@@ -146,7 +149,7 @@ impl Live {
                 break;
             }
             let Some(load) = self.picker.load(key) else { continue };
-            if let Some(piece) = self.background.pick(key, load.has(), now) {
+            if let Some(piece) = self.background.pick(key, load.has(), load.is_webseed(), now) {
                 picked += 1;
                 let due = Background::due(now);
                 self.demands.want(piece, DemandId::Background, due, &self.table, &mut self.picker, fx);
@@ -155,7 +158,20 @@ impl Live {
         picked > 0
     }
 
-    /// A peer is gone, or nothing more of it counts.
+    /// A peer or webseed chokes us, or no longer.
+    pub(super) fn choked(&mut self, key: PeerKey, choked: bool) {
+        if let Some(load) = self.picker.peer(key) {
+            load.set_choked(choked);
+        }
+    }
+
+    /// Nothing of what a peer or webseed was asked for comes; what wasn't sent yet mustn't be sent any more.
+    pub(super) fn release(&mut self, key: PeerKey, fx: &mut Vec<Effect>) {
+        let released = self.picker.release_all(key);
+        fx.extend(released.into_iter().map(|block| Effect::Cancel(key, block)));
+    }
+
+    /// A peer or webseed is gone, or nothing more of it counts.
     pub(super) fn forget(&mut self, key: PeerKey, fx: &mut Vec<Effect>) {
         if let Some(load) = self.picker.load(key) {
             self.background.count(load.has(), false);

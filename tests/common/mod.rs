@@ -38,8 +38,7 @@ pub use process::{Proc, Reader};
 pub use random::{Random, seed};
 pub use sample::{Made, Sample, bytes_at};
 pub use scripted::{Behaviour, ScriptedPeer};
-use support::wait_for;
-pub use support::{Need, has_tool, missing, skip, wait_until};
+pub use support::{Need, Stops, has_tool, missing, skip, wait_for, wait_until};
 pub use tracker::{DeadTracker, Tracker};
 pub use usage::{Peak, bytes_read, cpu, cpu_of, memory, threads_named, wake_ups};
 

@@ -49,6 +49,8 @@ pub struct MountBuilder {
     listen: String,
     log: Option<String>,
     dht: bool,
+    env: Vec<(&'static str, OsString)>,
+    net: Option<u32>,
 }
 
 impl MountBuilder {
@@ -92,6 +94,18 @@ impl MountBuilder {
         self
     }
 
+    /// A variable of its environment.
+    pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name, value.as_ref().to_owned()));
+        self
+    }
+
+    /// In the network namespace of a process.
+    pub fn net_of(mut self, pid: u32) -> Self {
+        self.net = Some(pid);
+        self
+    }
+
     /// With the DHT, bootstrapped from this node only.
     pub fn dht(mut self, bootstrap: SocketAddr) -> Self {
         self.dht = true;
@@ -121,6 +135,17 @@ impl MountBuilder {
         let cache = self.cache.unwrap_or_else(|| base.join("cache"));
         let log = base.join("log");
         let mut command = torrentfs(["mount".as_ref(), "--cache-dir".as_ref(), cache.as_os_str()]);
+        if let Some(pid) = self.net {
+            // It executes the rest in its own place, as setpriv does.
+            let mut inside = Command::new("nsenter");
+            inside
+                .arg(format!("--net=/proc/{pid}/ns/net"))
+                .arg(command.get_program())
+                .args(command.get_args());
+            command = inside;
+            command.stdin(Stdio::null());
+        }
+        command.envs(self.env);
         command.args(["--listen", &self.listen, "--no-lsd", "--no-port-mapping"]);
         if !self.dht {
             command.arg("--no-dht");
@@ -173,7 +198,16 @@ impl Mount {
     /// A mount without a source yet.
     pub fn empty() -> MountBuilder {
         let listen = "127.0.0.1:0".to_owned();
-        MountBuilder { sources: Vec::new(), args: Vec::new(), cache: None, listen, log: None, dht: false }
+        MountBuilder {
+            sources: Vec::new(),
+            args: Vec::new(),
+            cache: None,
+            listen,
+            log: None,
+            dht: false,
+            env: Vec::new(),
+            net: None,
+        }
     }
 
     /// The mount point.
@@ -199,6 +233,11 @@ impl Mount {
     /// The program's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether the program has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_some()
     }
 
     /// Since the program was started.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -140,13 +140,23 @@ impl Proc {
         wait_for(&name, limit, || self.child.try_wait().expect("wait"))
     }
 
-    /// Waits until a thread of it sleeps in a read of a file: the reader is parked.
+    /// Waits until a thread of it sleeps in a read of a file of a mount of ours: the reader is parked.
     #[track_caller]
     pub fn wait_parked(&mut self) {
         self.wait_all_parked(1);
     }
 
-    /// Waits until so many of its threads sleep in a read.
+    /// Waits until it sleeps in running a program: it waits for its beginning. To be called when it has said that it is about
+    /// to.
+    #[track_caller]
+    pub fn wait_executing(&mut self) {
+        wait_until("a reader waiting for its program", Duration::from_secs(60), || {
+            assert!(self.is_running(), "the reader ended: {}", self.output());
+            threads_that(self.pid(), Asleep::Executing) >= 1
+        });
+    }
+
+    /// Waits until so many of its threads sleep in such a read.
     #[track_caller]
     pub fn wait_all_parked(&mut self, threads: usize) {
         wait_until(&format!("{threads} parked readers"), Duration::from_secs(60), || {
@@ -202,39 +212,61 @@ impl Drop for Proc {
 /// How a thread sleeps, by what `/proc` says of its system call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Asleep {
-    /// In a call that reads a file.
+    /// In a call that reads a file of a mount of ours.
     Reading,
+    /// In running a program.
+    Executing,
     /// In no call, as a thread that waits for a page of a mapping.
     Faulting,
     /// Otherwise, or not at all.
     No,
 }
 
-fn asleep(folder: &Path) -> Asleep {
-    // read, pread64, readv, sendfile, copy_file_range, splice, preadv, execve: names that the libc crate
-    // knows per machine.
-    const READS: [libc::c_long; 8] = [
-        libc::SYS_read,
-        libc::SYS_pread64,
-        libc::SYS_readv,
-        libc::SYS_sendfile,
-        libc::SYS_copy_file_range,
-        libc::SYS_splice,
-        libc::SYS_preadv,
-        libc::SYS_execve,
+fn asleep(folder: &Path, mounts: &[PathBuf]) -> Asleep {
+    // Calls that read, and which of their arguments is the file that is read: numbers that the libc crate knows per machine.
+    const READS: [(libc::c_long, usize); 8] = [
+        (libc::SYS_read, 0),
+        (libc::SYS_pread64, 0),
+        (libc::SYS_readv, 0),
+        (libc::SYS_preadv, 0),
+        (libc::SYS_preadv2, 0),
+        (libc::SYS_sendfile, 1),
+        (libc::SYS_copy_file_range, 0),
+        (libc::SYS_splice, 0),
     ];
     let syscall = std::fs::read_to_string(folder.join("syscall")).unwrap_or_default();
-    match syscall.split(' ').next().and_then(|number| number.trim().parse().ok()) {
-        Some(-1) => Asleep::Faulting,
-        Some(number) if READS.contains(&number) => Asleep::Reading,
-        _ => Asleep::No,
+    let mut words = syscall.split_whitespace();
+    let Some(number) = words.next().and_then(|number| number.parse::<libc::c_long>().ok()) else {
+        return Asleep::No;
+    };
+    match READS.iter().find(|(read, _)| *read == number) {
+        _ if number == -1 => Asleep::Faulting,
+        _ if number == libc::SYS_execve => Asleep::Executing,
+        Some((_, place)) => {
+            let fd = words.nth(*place).and_then(|word| word.strip_prefix("0x"));
+            let fd = fd.and_then(|fd| u64::from_str_radix(fd, 16).ok());
+            let file = fd.and_then(|fd| std::fs::read_link(folder.join(format!("fd/{fd}"))).ok());
+            match file.is_some_and(|file| mounts.iter().any(|mount| file.starts_with(mount))) {
+                true => Asleep::Reading,
+                false => Asleep::No,
+            }
+        }
+        None => Asleep::No,
     }
+}
+
+/// Where a process sees mounts of ours.
+fn mounts(pid: u32) -> Vec<PathBuf> {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let ours = table.lines().filter(|line| line.contains(" - fuse.torrentfs "));
+    ours.filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect()
 }
 
 /// How many threads of a process sleep so.
 fn threads_that(pid: u32, how: Asleep) -> usize {
+    let mounts = mounts(pid);
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    tasks.filter(|task| asleep(&task.path()) == how).count()
+    tasks.filter(|task| asleep(&task.path(), &mounts) == how).count()
 }
 
 /// `reader.py`: readers that ordinary tools don't offer.

@@ -4,7 +4,11 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Between two looks at a state: short beside what a test measures, long beside what a look costs.
 const LOOK: Duration = Duration::from_millis(5);
@@ -25,6 +29,30 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option
         }
         assert!(start.elapsed() < limit, "waited {limit:?} in vain for: {what}");
         std::thread::sleep(LOOK);
+    }
+}
+
+/// Tells threads of a scope to stop when the test is through with them, or has failed; then it also kills the program,
+/// since they may wait for it. Without it a failure would wait for threads that nobody has told to end.
+pub struct Stops<'a> {
+    stop: &'a AtomicBool,
+    program: u32,
+}
+
+impl<'a> Stops<'a> {
+    /// Raises `stop` when it is dropped; a panic kills the process `program`, which must be a child not waited for.
+    pub fn new(stop: &'a AtomicBool, program: u32) -> Self {
+        Self { stop, program }
+    }
+}
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Gone already and waited for, it isn't there any more, and nobody else has its number so soon.
+        if std::thread::panicking() {
+            let _ = kill(Pid::from_raw(self.program.cast_signed()), Signal::SIGKILL);
+        }
     }
 }
 
@@ -59,6 +87,10 @@ pub enum Need {
     Zip,
     /// `fio`.
     Fio,
+    /// `nginx`.
+    Nginx,
+    /// `openssl`.
+    Openssl,
     /// `mksquashfs`, and root to mount what it makes through a loop device.
     Squashfs,
 }
@@ -85,6 +117,8 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::Sqlite => tool_missing("sqlite3", "sqlite3"),
         Need::Zip => tool_missing("zip", "zip").or_else(|| tool_missing("unzip", "unzip")),
         Need::Fio => tool_missing("fio", "fio"),
+        Need::Nginx => tool_missing("nginx", "nginx"),
+        Need::Openssl => tool_missing("openssl", "openssl"),
         Need::Squashfs => tool_missing("mksquashfs", "squashfs-tools").or_else(loop_missing),
     })
 }

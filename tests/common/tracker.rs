@@ -32,6 +32,9 @@ pub struct Announce {
 struct Shared {
     peers: Vec<SocketAddr>,
     announces: Mutex<Vec<Announce>>,
+    /// HTTP announces from now on aren't answered; their connections stay.
+    silent: AtomicBool,
+    unanswered: Mutex<Vec<TcpStream>>,
     stop: AtomicBool,
 }
 
@@ -52,6 +55,8 @@ impl Tracker {
         let shared = Arc::new(Shared {
             peers: peers.to_vec(),
             announces: Mutex::default(),
+            silent: AtomicBool::new(false),
+            unanswered: Mutex::default(),
             stop: AtomicBool::new(false),
         });
         let (first, second) = (shared.clone(), shared.clone());
@@ -70,6 +75,11 @@ impl Tracker {
     /// Its UDP address.
     pub fn udp_url(&self) -> String {
         format!("udp://{}/announce", self.udp)
+    }
+
+    /// From now on it takes HTTP announces down, and doesn't answer.
+    pub fn fall_silent(&self) {
+        self.shared.silent.store(true, Ordering::Relaxed);
     }
 
     /// The announces so far.
@@ -120,6 +130,10 @@ fn answer_http(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         event: value("event").to_owned(),
         udp: false,
     });
+    if shared.silent.load(Ordering::Relaxed) {
+        shared.unanswered.lock().expect("connections").push(stream);
+        return Ok(());
+    }
     let (four, six): (Vec<_>, Vec<_>) = shared.peers.iter().partition(|peer| peer.is_ipv4());
     let mut body = format!("d8:intervali{INTERVAL}e").into_bytes();
     for (key, peers) in [("5:peers", four), ("6:peers6", six)] {

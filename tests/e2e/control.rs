@@ -257,6 +257,19 @@ fn another_user_is_kept_out() {
         }
         let file = mount.path(&sample.name);
         as_nobody(folder.path(), &["prefetch", file.to_str().expect("UTF-8")]).said(10, &["another user's"]);
+        // A folder that says nothing to strangers is no mount of anybody's.
+        let (shut, passed) = (folder.path().join("shut"), folder.path().join("passed/open"));
+        std::fs::create_dir_all(&shut).and_then(|()| std::fs::create_dir_all(&passed)).expect("folders");
+        for (path, mode) in [(&shut, 0o700), (&folder.path().join("passed"), 0o711), (&passed, 0o755)] {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("our own folder");
+        }
+        let inside = shut.join("x");
+        as_nobody(folder.path(), &["prefetch", inside.to_str().expect("UTF-8")])
+            .said(4, &["Permission denied"]);
+        as_nobody(folder.path(), &["status", inside.to_str().expect("UTF-8")])
+            .said(4, &["Permission denied"]);
+        as_nobody(folder.path(), &["prefetch", passed.to_str().expect("UTF-8")])
+            .said(4, &["in no mount of torrentfs"]);
         as_nobody(folder.path(), &["status"]).said(0, &["Nothing of yours is mounted"]);
         assert_eq!(as_nobody(folder.path(), &["status", "--json"]).json()["mounts"], serde_json::json!([]));
         if reaches {

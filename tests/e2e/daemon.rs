@@ -10,10 +10,10 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 use crate::common::{
-    Behaviour, Mount, Place, Proc, STOP, Sample, ScriptedPeer, is_gone, is_mounted, magnet, torrentfs,
+    Behaviour, Mount, Place, Proc, STOP, Sample, ScriptedPeer, is_gone, is_mounted, magnet, skip, torrentfs,
     wait_until,
 };
-use crate::lifecycle::has_in_hand;
+use crate::lifecycle::wait_in_hand;
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -66,6 +66,36 @@ fn it_returns_when_ready_and_is_detached() {
     place.gone(pid);
     assert!(!is_mounted(&place.point));
     assert!(log().contains("SIGTERM: ending") && log().contains("unmounted"), "{}", log());
+}
+
+#[test]
+fn without_a_log_file_nothing_of_its_log_is_lost() {
+    needs!(Fuse, Libtorrent);
+    if Path::new("/dev/log").exists() {
+        return skip("the machine has a system log, which isn't to be written to");
+    }
+    let sample = Sample::small();
+    let place = Place::new();
+    let torrent = sample.torrent.to_str().expect("UTF-8");
+    let mut command = daemon(&place, &[torrent, place.point.to_str().expect("UTF-8")]);
+    // Not even a quiet one keeps a report to itself.
+    command.env("TORRENTFS_LOG", "torrentfs=warn");
+    let said = Proc::spawn(command).success(MINUTE);
+    assert!(!said.contains("the program is at"), "{said}");
+    let log = || std::fs::read_to_string(place.cache.join("log")).unwrap_or_default();
+    place.signal(Signal::SIGUSR1);
+    wait_until("a report", MINUTE, || {
+        log().contains("what the program is at:") && log().contains("storage:")
+    });
+    let pid = place.pid();
+    place.signal(Signal::SIGTERM);
+    place.gone(pid);
+    assert!(!log().contains("SIGTERM"), "a report and no more, as was asked for: {}", log());
+    // It is no stranger in the cache folder.
+    let mut command = torrentfs(["cache", "list", "--cache-dir"]);
+    command.arg(&place.cache);
+    let said = Proc::spawn(command).success(MINUTE);
+    assert!(!said.contains("log"), "{said}");
 }
 
 #[test]
@@ -148,9 +178,7 @@ fn sigterm_at_any_moment_of_the_start() {
     for pause in 0..24 {
         let place = Place::new();
         let mut parent = Proc::spawn(daemon(&place, &[torrent, place.point.to_str().expect("UTF-8")]));
-        while !has_in_hand(parent.pid(), Signal::SIGTERM) {
-            std::thread::yield_now();
-        }
+        wait_in_hand(parent.pid(), || !parent.is_running());
         std::thread::sleep(Duration::from_millis(pause * pause));
         parent.signal(Signal::SIGTERM);
         match parent.finish(STOP) {

@@ -5,21 +5,33 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 use crate::common::{
-    Behaviour, Mount, Place, Proc, STOP, Sample, ScriptedPeer, is_mounted, magnet, mount_line, program,
-    wait_until,
+    Behaviour, Mount, Place, Proc, STOP, Sample, ScriptedPeer, Tracker, is_mounted, magnet, mount_line,
+    program, wait_until,
 };
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// Waits, without a pause, until a process that was just started has SIGTERM in hand. Panics at a minute, or when `has_ended`
+/// tells that it is gone.
+#[track_caller]
+pub fn wait_in_hand(pid: u32, mut has_ended: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !has_in_hand(pid, Signal::SIGTERM) {
+        assert!(!has_ended(), "it ended at its start");
+        assert!(begun.elapsed() < MINUTE, "it never had SIGTERM in hand");
+        std::thread::yield_now();
+    }
+}
+
 /// Whether a process has taken a signal in hand: it keeps it back, or has a handler.
-pub fn has_in_hand(pid: u32, signal: Signal) -> bool {
+fn has_in_hand(pid: u32, signal: Signal) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let is_in = |set: &str| {
         let mask = status.lines().find_map(|line| line.strip_prefix(set)).unwrap_or("0").trim();
@@ -67,9 +79,7 @@ fn sigterm_right_at_the_start_is_not_lost() {
     for pause in 0..20 {
         let mut mount = Mount::sample(&sample).launch();
         let pid = mount.pid();
-        while !has_in_hand(pid, Signal::SIGTERM) {
-            assert!(Command::new("true").status().is_ok());
-        }
+        wait_in_hand(pid, || mount.has_ended());
         std::thread::sleep(Duration::from_millis(pause));
         mount.signal(Signal::SIGTERM);
         mount.clean_end(STOP);
@@ -98,17 +108,19 @@ fn what_is_inherited_of_signals() {
 fn o7_a_second_signal_forces_an_end_that_hangs() {
     needs!(Fuse, Libtorrent);
     let sample = Sample::small();
-    // A tracker that never answers is told that we leave: two seconds in which the second signal comes.
-    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let tracker = format!("http://{}/announce", silent.local_addr().expect("bound"));
-    let mut mount = Mount::sample(&sample).arg("--tracker").arg(&tracker).start();
+    // A tracker that knows us doesn't answer when it is told that we leave: two seconds in which the second signal comes.
+    let tracker = Tracker::start(&[]);
+    let mut mount = Mount::sample(&sample).arg("--tracker").arg(tracker.http_url()).start();
+    let told = |event: &str| tracker.announces().iter().any(|announce| announce.event == event);
+    wait_until("the tracker to be told", MINUTE, || told("started"));
+    // Its answer came with that; the program has it a moment later.
     mount.wait_log(&["ready"], MINUTE);
+    tracker.fall_silent();
     mount.signal(Signal::SIGTERM);
-    mount.wait_log(&["SIGTERM: ending"], MINUTE);
+    wait_until("the tracker to be told again", MINUTE, || told("stopped"));
     mount.signal(Signal::SIGINT);
-    let status = mount.exited(STOP);
-    // Unless it was done before the second one came.
-    assert!([Some(0), Some(130)].contains(&status.code()), "{status}: {}", mount.log());
+    assert_eq!(mount.exited(STOP).code(), Some(130), "{}", mount.log());
+    assert!(mount.log().contains("a second signal: leaving at once"), "{}", mount.log());
     assert!(!is_mounted(mount.point()));
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::common::{DeadTracker, Mount, Sample, Seeder, Tracker, magnet, wait_until};
+use crate::common::{DeadTracker, Mount, Sample, Seeder, Tracker, magnet, ran, wait_until};
 use crate::needs;
 use crate::whole::check_tree;
 
@@ -66,10 +66,10 @@ fn a_magnet_makes_us_call_nobody_in_the_local_network_unless_the_user_says_so() 
     for url in [tracker.http_url(), tracker.udp_url(), tracker.http_url().replace("127.0.0.1", "localhost")] {
         let link = magnet(&sample, &[format!("tr={url}")]);
         let mut mount = Mount::of(&link).arg("--peer").arg(seeder.addr.to_string()).start();
-        mount.wait_log(
-            &["its host has a private address; use --allow-private-hosts if that is meant"],
-            MINUTE,
-        );
+        let why = "its host has a private address; use --allow-private-hosts if that is meant";
+        mount.wait_log(&[why], MINUTE);
+        let status = ran(["status", "--json", mount.point().to_str().expect("UTF-8")]).json();
+        assert_eq!(status["torrents"][0]["trackers"][0]["reason"], why);
         mount.wait_entry(&sample.name, MINUTE);
         mount.check_sums(&sample);
         mount.stop();

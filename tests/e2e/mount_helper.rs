@@ -84,6 +84,34 @@ fn lines_of_fstab() {
 }
 
 #[test]
+fn a_folder_with_a_blank_in_fstab() {
+    needs!(Fuse, Libtorrent, Namespace);
+    let sample = Sample::small();
+    let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
+    let space = Namespace::new();
+    let place = Place::new();
+    let point = place.base.join("my films");
+    std::fs::create_dir(&point).expect("a folder");
+    let point = point.to_str().expect("UTF-8");
+    // As such lists have it.
+    let written = point.replace(' ', "\\040");
+    let torrent = sample.torrent.display();
+    space.write("fstab", &format!("{torrent} {written} torrentfs {} 0 0\n", options(&place, peer.addr())));
+    space.success(["mount", point]);
+    assert!(space.mounted(Path::new(&written)).is_some());
+    let got = std::fs::read(space.path(&Path::new(point).join(&sample.name))).expect("it reads");
+    assert!(got == std::fs::read(sample.data.join(&sample.name)).expect("the source"));
+    let said = space.success(["/sbin/torrentfs", "status", point]);
+    assert!(said.contains(point) && said.contains(&sample.name), "{said}");
+    let pid = place.pid();
+    space.success(["umount", point]);
+    assert_eq!(space.mounted(Path::new(&written)), None);
+    place.gone(pid);
+    // How the helper is called, by whoever asks.
+    assert!(space.success(["/sbin/mount.torrentfs", "--help"]).starts_with("mount.torrentfs SOURCE DIR "));
+}
+
+#[test]
 fn what_mount_is_told_when_it_fails() {
     needs!(Fuse, Libtorrent, Namespace);
     let sample = Sample::small();

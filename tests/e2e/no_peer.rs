@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::common::{Mount, Proc, Reader, Sample, Seeder};
+use crate::common::{
+    Behaviour, Mount, Proc, Reader, Sample, ScriptedPeer, Seeder, forget_pages, ran, wait_until,
+};
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -73,6 +75,39 @@ fn the_state_is_shown_in_attributes() {
     assert_eq!(mount.xattr(&path, "state").as_deref(), Some("complete"));
     assert_eq!(mount.xattr(&path, "progress"), Some(format!("{0}/{0}", sample.total)));
     assert_eq!(mount.xattr(&path, "ranges"), Some(format!("0-{}", sample.total)));
+    mount.stop();
+}
+
+#[test]
+fn o3_with_the_peers_gone_what_is_here_reads_and_the_rest_says_why() {
+    needs!(Fuse, Libtorrent, Attr);
+    let sample = Sample::small();
+    let piece = sample.piece_length;
+    let here = 8 * piece;
+    let peer = ScriptedPeer::start(sample.clone(), Behaviour { has: Some(0..8), ..Behaviour::default() });
+    let mount = Mount::sample(&sample).peer(peer.addr()).arg("--read-timeout=1s").start();
+    let path = mount.path(&sample.name);
+    let point = mount.point().to_str().expect("UTF-8");
+    let status = || ran(["status", "--json", point]).json()["torrents"][0].clone();
+    let head = || Reader::pread(&path, 0, here as usize).success(MINUTE);
+    let expected = Reader::pread(&sample.source(), 0, here as usize).success(MINUTE);
+    assert_eq!(head(), expected);
+    assert_eq!((mount.xattr(&path, "error"), &status()["error"]), (None, &serde_json::Value::Null));
+    drop(peer);
+    wait_until("the peer to be gone", MINUTE, || status()["peers"] == 0);
+    let missing = || Reader::pread(&path, 12 * piece, 4096).success(MINUTE);
+    assert!(missing().contains("error EIO"));
+    // What is here is read from the program, not from pages that the kernel has.
+    forget_pages(&path);
+    assert_eq!(head(), expected);
+    wait_until("the reason", MINUTE, || mount.xattr(&path, "error").is_some());
+    let reason = mount.xattr(&path, "error").expect("a reason");
+    assert!(reason.contains("read time-out") && reason.contains("no peer is connected"), "{reason}");
+    assert_eq!(status()["error"], reason.as_str());
+    assert_eq!(mount.xattr(&path, "progress"), Some(format!("{here}/{}", sample.total)));
+    // It isn't the end: the next who asks learns it, too, and nothing else has become of the torrent.
+    assert!(missing().contains("error EIO"));
+    assert_ne!(status()["state"], "error");
     mount.stop();
 }
 

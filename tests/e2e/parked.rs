@@ -64,7 +64,7 @@ fn f8_a_second_process_at_a_page_that_is_awaited_can_be_killed() {
     let mut second = Reader::fault(&path, 0);
     second.wait_faulting();
     let mut third = Reader::exec(&path);
-    third.wait_parked();
+    third.wait_executing();
     let mut fourth = Proc::start("cat", [&path]);
     fourth.wait_parked();
     Proc::start("ps", ["-eo", "pid,args"]).success(MINUTE);

@@ -6,9 +6,12 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::common::{
     Behaviour, Mount, Proc, Reader, Sample, ScriptedPeer, allocated, bytes_at, fetch, forget_pages, home,
@@ -25,23 +28,49 @@ const OPENS: &str = "torrentfs_fs=trace";
 const PASSED: &str = "opened by passthrough";
 const CACHED: &str = "opened cached";
 
-/// The program, stopped for as long as this lives.
-struct Stopped<'a>(&'a Mount);
+/// The program, stopped for as long as this lives, but no longer than [`STUCK`]: who waits for it then would wait for ever.
+struct Stopped<'a> {
+    mount: &'a Mount,
+    over: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+/// Reading some MiB from the disk takes far less.
+const STUCK: Duration = Duration::from_secs(20);
 
 impl<'a> Stopped<'a> {
     fn new(mount: &'a Mount) -> Self {
+        let (over, is_over) = channel();
+        let pid = Pid::from_raw(mount.pid().cast_signed());
+        let watchdog = std::thread::spawn(move || {
+            if is_over.recv_timeout(STUCK) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("stuck: the program goes on");
+                let _ = kill(pid, Signal::SIGCONT);
+            }
+        });
+        let stopped = Self { mount, over: Some((over, watchdog)) };
         mount.signal(Signal::SIGSTOP);
         let stat = format!("/proc/{}/stat", mount.pid());
         wait_until("the program to stop", MINUTE, || {
             std::fs::read_to_string(&stat).expect("it lives").contains(") T ")
         });
-        Self(mount)
+        stopped
+    }
+
+    /// Goes on. Panics if it had to go on before.
+    fn end(self) {
+        let stat = format!("/proc/{}/stat", self.mount.pid());
+        let stat = std::fs::read_to_string(stat).expect("it lives");
+        assert!(stat.contains(") T "), "somebody waited for the program");
     }
 }
 
 impl Drop for Stopped<'_> {
     fn drop(&mut self) {
-        self.0.signal(Signal::SIGCONT);
+        self.mount.signal(Signal::SIGCONT);
+        if let Some((over, watchdog)) = self.over.take() {
+            drop(over);
+            let _ = watchdog.join();
+        }
     }
 }
 
@@ -116,7 +145,7 @@ fn a_complete_file_is_read_without_the_program() {
         let metadata = second.metadata().expect("remembered by the kernel");
         assert_eq!((metadata.len(), metadata.mtime()), (sample.total, before.ctime()));
         assert_eq!(metadata.atime(), before.atime());
-        drop(stopped);
+        stopped.end();
         // Who maps it, and who reads it by other ways.
         drop((file, second));
         assert_eq!(Reader::mmap(&path).success(MINUTE), Reader::mmap(&sample.source()).success(MINUTE));
@@ -145,7 +174,7 @@ fn what_completes_while_it_is_open_goes_on_as_it_was_opened() {
     let last = opens.passed(&path);
     let stopped = Stopped::new(&mount);
     check(&last, sample.seed, sample.total);
-    drop(stopped);
+    stopped.end();
     mount.stop();
 }
 
@@ -202,7 +231,7 @@ fn a_bounded_cache_is_never_filled_with_what_is_held() {
     for (file, seed) in &held {
         check(file, *seed, SIZE);
     }
-    drop(stopped);
+    stopped.end();
     drop(held);
     check(&opens.open(&path("large.bin")).0, seed("large.bin"), 9 * MIB);
     mount.stop();

@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use statements::view::{OnDisk, Stat, View, stat_of};
-use statements::{Control, DATE, MANY, PIECE, PROGRAM, Restarted, Shown, Subject, TREE, UMASK, World};
+use statements::{
+    Control, DATE, LARGE, LATER, MANY, PIECE, PROGRAM, Restarted, Shown, Subject, TREE, UMASK, World,
+};
 
-use crate::common::{Made, Mount, Sample, Seeder, bytes_at, ran, wait_until};
+use crate::common::{Made, Mount, Sample, Seeder, bytes_at, home, ran, wait_until};
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -26,6 +28,7 @@ struct Torrents {
     semantics: Sample,
     many: Sample,
     single: Sample,
+    whole: Sample,
     content: HashMap<String, Vec<u8>>,
 }
 
@@ -46,11 +49,20 @@ impl Torrents {
             })
             .collect();
         let seven = bytes_at(7, 0, 7);
+        let small = Made::File(Vec::new(), false);
+        let large = bytes_at(8, 0, LARGE as usize);
+        content.insert("whole/large.bin".to_owned(), large.clone());
         content.insert("single.bin".to_owned(), seven.clone());
         Self {
             semantics: Sample::of("semantics", &entries, PIECE, Some(DATE)),
             many: Sample::many("many", MANY, 1, Some(DATE)),
-            single: Sample::of("single.bin", &[("single.bin", Made::File(seven, false))], PIECE, Some(DATE)),
+            single: Sample::of("single.bin", &[("single.bin", Made::File(seven, false))], PIECE, Some(LATER)),
+            whole: Sample::of(
+                "whole",
+                &[("large.bin", Made::File(large, false)), ("b", small)],
+                PIECE,
+                Some(DATE),
+            ),
             content,
         }
     }
@@ -117,6 +129,29 @@ impl Control for Real<'_> {
         let point = self.mount.point().to_owned();
         ran(["remove".into(), point].into_iter().chain(names.iter().map(PathBuf::from))).said(0, &[]);
     }
+    fn open_whole(&self) -> (File, Vec<u8>, bool) {
+        let whole = &self.torrents.whole;
+        ran(["add".as_ref(), self.mount.point(), &whole.torrent]).said(0, &[]);
+        let path = self.mount.path("whole/large.bin");
+        let bytes = self.bytes("whole/large.bin", 0, LARGE as usize);
+        assert!(std::fs::read(&path).expect("it reads") == bytes);
+        let kept = home(whole, self.mount.cache()).join("data/large.bin");
+        wait_until("it to be recorded as whole", MINUTE, || kept.exists());
+        if !nix::unistd::geteuid().is_root() {
+            return (File::open(&path).expect("it opens"), bytes, false);
+        }
+        // The kernel closes what was open before a moment after its reader did.
+        let passed = || self.mount.log().matches("opened by passthrough").count();
+        let cached = || self.mount.log().matches("opened cached").count();
+        let mut file = None;
+        wait_until("it to be passed through", MINUTE, || {
+            let before = (passed(), cached());
+            file = Some(File::open(&path).expect("it opens"));
+            wait_until("the log to tell of it", MINUTE, || (passed(), cached()) != before);
+            passed() > before.0
+        });
+        (file.expect("it opens"), bytes, true)
+    }
     fn restarted(&self, dated: bool) -> Restarted {
         let cache = tempfile::tempdir().expect("a folder");
         let leaf = || Made::File(b"leaf".to_vec(), false);
@@ -174,12 +209,16 @@ fn docs_semantics_holds_for_a_torrent() {
     needs!(Fuse, Libtorrent, Attr);
     let torrents = Torrents::new();
     let (one, two) = (Seeder::start(&torrents.semantics), Seeder::start(&torrents.single));
+    let three = Seeder::start(&torrents.whole);
     let (uid, gid) = statements::owner();
     let mount = Mount::sample(&torrents.semantics)
         .source(&torrents.many.torrent)
         .source(&torrents.single.torrent)
         .peer(one.addr)
         .peer(two.addr)
+        .peer(three.addr)
+        // How files are opened.
+        .log("warn,torrentfs=info,torrentfs_fs=info,torrentfs_fs::ops=trace")
         .args(&[&format!("--umask={UMASK:o}"), &format!("--uid={uid}"), &format!("--gid={gid}")])
         .start();
     fetch(&mount);

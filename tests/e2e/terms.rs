@@ -1,10 +1,14 @@
-//! SIGTERM under full load, over and over on one cache folder (rows O7, O8).
+//! SIGTERM over and over on one cache folder (rows O7, O8): under full load, and at any moment.
+//!
+//! Under load means, in each life: six readers at random places and two that read it all, each of which has read in this
+//! life, with peers that have been asked in this life, and more to be fetched. At any moment means from right after the
+//! start, when nothing is mounted yet, to long after.
 //!
 //! Each time: exit 0 within the deadline, nothing mounted, nothing that didn't stop. After each, the record is read as
 //! the next start reads it: each piece that it names is read back and hashed, and it names each piece that a reader has
 //! had a byte of. In the next life none of these is asked for or hashed again. The moments come from a seed that is
-//! printed, from right after the start to long after; `TORRENTFS_TERMS` says how many there are (`scripts/stress` takes
-//! a hundred).
+//! printed. `TORRENTFS_TERMS` says how many there are under load, in one series (`scripts/stress` takes a hundred), and
+//! four times how many there are at any moment.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,15 +21,19 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use torrentfs::metainfo::Metainfo;
 
-use crate::common::{Behaviour, Mount, MountBuilder, Proc, Random, Sample, ScriptedPeer};
+use crate::common::{Behaviour, Mount, MountBuilder, Proc, Random, Sample, ScriptedPeer, Stops, wait_until};
 use crate::crash::recorded;
-use crate::lifecycle::has_in_hand;
+use crate::lifecycle::wait_in_hand;
 use crate::needs;
 
 /// The deadline is 10 s; a little for the kernel, and for the last lines.
 const DEADLINE: Duration = Duration::from_secs(12);
-/// Two tests make thirty.
+/// In each series, unless more are asked for.
 const TERMS: u64 = 15;
+/// For a life to be under load: a start takes well under a second, and then some pieces have to come.
+const LOADED: Duration = Duration::from_secs(60);
+/// Under load, the signal comes at most so many milliseconds later.
+const LATER: u64 = 200;
 /// Readers that compare what they get, in each life.
 const READERS: usize = 6;
 
@@ -34,13 +42,23 @@ const READERS: usize = 6;
 struct Done {
     /// Pieces of which a byte was handed out.
     pieces: Mutex<BTreeSet<u32>>,
-    bytes: AtomicU64,
+    /// Bytes handed out to each reader.
+    bytes: [AtomicU64; READERS],
     stop: AtomicBool,
 }
 
+/// When the signal comes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    /// While all read and pieces come.
+    UnderLoad,
+    /// At any time after the start.
+    Any,
+}
+
 /// Reads at random places until it is told to stop or the mount is gone; every byte has to be right.
-fn read_about(path: &Path, sample: &Sample, seed: u64, done: &Done) {
-    let mut random = Random(seed);
+fn read_about(path: &Path, sample: &Sample, seed: u64, number: usize, done: &Done) {
+    let mut random = Random(seed.wrapping_add(number as u64));
     let source = sample.data.join(&sample.name);
     let truth = File::open(source).expect("the source");
     while !done.stop.load(Ordering::Relaxed) {
@@ -61,7 +79,7 @@ fn read_about(path: &Path, sample: &Sample, seed: u64, done: &Done) {
             let end = at + len as u64;
             let pieces = (at / sample.piece_length) as u32..=((end - 1) / sample.piece_length) as u32;
             done.pieces.lock().expect("pieces").extend(pieces);
-            done.bytes.fetch_add(len as u64, Ordering::Relaxed);
+            done.bytes[number].fetch_add(len as u64, Ordering::Relaxed);
             at = end;
             if at >= sample.total {
                 break;
@@ -80,48 +98,75 @@ fn longest(life: u64) -> u64 {
     }
 }
 
-/// One life, ended by SIGTERM after `pause`. Returns how long the end took, and the log.
+/// Bytes that a process has read; 0 when it is gone.
+fn read_by(pid: u32) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let line = io.lines().find_map(|line| line.strip_prefix("rchar:"));
+    line.and_then(|line| line.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Waits until all read, each a piece at least, and the peers are asked.
+fn under_load(mount: &mut Mount, sample: &Sample, whole: &[Proc], done: &Done, asked: &dyn Fn() -> bool) {
+    wait_until("all to read", LOADED, || {
+        assert!(!mount.has_ended(), "it ended:\n{}", mount.log());
+        done.bytes.iter().all(|bytes| bytes.load(Ordering::Relaxed) > 0)
+            && whole.iter().all(|reader| read_by(reader.pid()) > sample.piece_length)
+            && asked()
+    });
+}
+
+/// One life, ended by SIGTERM after `pause`, under load or at any moment. Returns how long the end took, and the log.
 fn one_life(
     sample: &Sample,
     builder: MountBuilder,
-    pause: Duration,
+    (moment, pause): (Moment, Duration),
     seed: u64,
     done: &Done,
+    asked: &dyn Fn() -> bool,
 ) -> (Duration, String) {
     let mut mount = builder.launch();
-    let pid = mount.pid();
-    while !has_in_hand(pid, Signal::SIGTERM) {
-        std::thread::yield_now();
-    }
+    wait_in_hand(mount.pid(), || mount.has_ended());
     let path = mount.path(&sample.name);
     let end = std::thread::scope(|scope| {
-        for number in 0..READERS as u64 {
-            let (path, seed) = (&path, seed.wrapping_add(number));
-            scope.spawn(move || read_about(path, sample, seed, done));
+        let stops = Stops::new(&done.stop, mount.pid());
+        for number in 0..READERS {
+            let path = &path;
+            scope.spawn(move || read_about(path, sample, seed, number, done));
+        }
+        let start = || (0..2).map(|_| Proc::start("sha256sum", [&path]));
+        let mut whole = Vec::new();
+        if moment == Moment::UnderLoad {
+            wait_until("the file", LOADED, || path.exists());
+            whole.extend(start());
+            under_load(&mut mount, sample, &whole, done, asked);
         }
         let begun = Instant::now();
-        let mut whole = Vec::new();
         while begun.elapsed() < pause {
             if whole.is_empty() && path.exists() {
-                whole.extend((0..2).map(|_| Proc::start("sha256sum", [&path])));
+                whole.extend(start());
             }
             std::thread::sleep(Duration::from_millis(1).min(pause));
         }
         mount.signal(Signal::SIGTERM);
         let took = mount.clean_end(DEADLINE);
-        done.stop.store(true, Ordering::Relaxed);
+        drop(stops);
         for reader in &mut whole {
-            reader.ended(DEADLINE);
+            let status = reader.ended(DEADLINE);
+            assert!(moment == Moment::Any || !status.success(), "it had read all before the signal came");
         }
         took
     });
     (end, mount.log())
 }
 
-fn ended_over_and_over(args: &[&str], bounded: bool) {
+fn ended_over_and_over(args: &[&str], bounded: bool, moment: Moment) {
     let sample = Sample::big();
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
-    let terms = number("TORRENTFS_TERMS").unwrap_or(TERMS);
+    let told = number("TORRENTFS_TERMS");
+    let terms = match moment {
+        Moment::UnderLoad => told.unwrap_or(TERMS),
+        Moment::Any => told.map_or(TERMS, |terms| TERMS.max(terms / 4)),
+    };
     let seed =
         number("TORRENTFS_SEED").unwrap_or_else(|| u64::from(std::process::id()) << 20 ^ u64::from(bounded));
     println!("TORRENTFS_SEED={seed}");
@@ -133,17 +178,23 @@ fn ended_over_and_over(args: &[&str], bounded: bool) {
     let mut cache = folder.path().join("cache-0");
     let mut known = BTreeSet::new();
     let mut asked = peers.each_ref().map(ScriptedPeer::requests).map(|requests| requests.len());
-    let (mut longest_end, mut bytes, mut most) = (Duration::ZERO, 0, 0);
+    let (mut longest_end, mut bytes, mut most, mut loaded) = (Duration::ZERO, 0, 0, 0);
     for life in 0..terms {
         let mut builder = Mount::sample(&sample).cache(&cache).log("torrentfs=debug").args(args);
         for peer in &peers {
             builder = builder.peer(peer.addr());
         }
-        let pause = Duration::from_millis(random.below(longest(life)));
+        let most_pause = if moment == Moment::UnderLoad { LATER } else { longest(life) };
+        let pause = Duration::from_millis(random.below(most_pause));
         let done = Done::default();
-        let (took, log) = one_life(&sample, builder, pause, random.below(u64::MAX), &done);
+        let before = asked;
+        let is_asked = || peers.iter().zip(before).all(|(peer, before)| peer.requests().len() > before);
+        let (took, log) =
+            one_life(&sample, builder, (moment, pause), random.below(u64::MAX), &done, &is_asked);
         longest_end = longest_end.max(took);
-        bytes += done.bytes.into_inner();
+        let read: u64 = done.bytes.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
+        bytes += read;
+        loaded += u64::from(read > 0 && is_asked());
         // What was known was not looked at, and not fetched, again.
         let hashed = log.lines().filter(|line| line.contains("hashing a piece on the disk"));
         let hashed = hashed.filter_map(|line| line.rsplit_once("piece=")?.1.trim().parse::<u32>().ok());
@@ -167,27 +218,36 @@ fn ended_over_and_over(args: &[&str], bounded: bool) {
         }
         known = now;
         most = most.max(known.len());
-        // Nearly all is here: the next lives would have nothing to fetch.
-        if !bounded && known.len() as u64 * 10 > sample.pieces * 8 {
+        // Much is here: the next lives would soon have nothing to fetch.
+        let enough = if moment == Moment::UnderLoad { 5 } else { 8 };
+        if !bounded && known.len() as u64 * 10 > sample.pieces * enough {
             std::fs::remove_dir_all(&cache).expect("an old cache");
             cache = folder.path().join(format!("cache-{}", life + 1));
             known.clear();
         }
     }
     println!(
-        "{terms} ends, the longest in {longest_end:?}; {bytes} bytes read, up to {most} pieces recorded"
+        "{terms} ends, {loaded} of them under load, the longest in {longest_end:?}; {bytes} bytes read, up to {most} \
+         pieces recorded"
     );
     assert!(most > 0 && bytes > 0, "nothing was read at all");
+    assert!(moment == Moment::Any || loaded == terms, "{loaded} of {terms} under load");
 }
 
 #[test]
-fn o8_sigterm_under_load_over_and_over() {
+fn o7_sigterm_under_full_load_over_and_over() {
     needs!(Fuse, Libtorrent);
-    ended_over_and_over(&["--download-limit=64M"], false);
+    ended_over_and_over(&["--download-limit=64M"], false, Moment::UnderLoad);
 }
 
 #[test]
-fn o7_sigterm_under_load_while_evicting_over_and_over() {
+fn o8_sigterm_at_any_moment_over_and_over() {
     needs!(Fuse, Libtorrent);
-    ended_over_and_over(&["--cache-size=32M", "--download-limit=64M"], true);
+    ended_over_and_over(&["--download-limit=64M"], false, Moment::Any);
+}
+
+#[test]
+fn o7_sigterm_at_any_moment_while_evicting_over_and_over() {
+    needs!(Fuse, Libtorrent);
+    ended_over_and_over(&["--cache-size=32M", "--download-limit=64M"], true, Moment::Any);
 }

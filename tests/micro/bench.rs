@@ -2,7 +2,8 @@
 //!
 //! Run and compared by `scripts/micro`; the baseline stands in `docs/BENCHMARKS.md`. Parts: [`picker`],
 //! [`swarm`] (one torrent's state), [`wire`] (the protocol between peers), [`reads`] (the read path), [`meta`]
-//! (bencode and metainfo), [`pieces`] (hashing and the piece table), [`eviction`] (which pieces go).
+//! (bencode and metainfo), [`pieces`] (hashing and the piece table), [`eviction`] (which pieces go), [`locks`] (writing down
+//! who holds one).
 //!
 //! A row is `file::function::argument`. An argument that begins with a number of pieces is a scale: the script
 //! sets it against the row of 1000 pieces. A sample is many calls, and what is compared is the median of the
@@ -16,6 +17,7 @@
 )]
 
 mod eviction;
+mod locks;
 mod meta;
 mod picker;
 mod pieces;

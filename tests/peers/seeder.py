@@ -2,10 +2,11 @@
 closes, so that it is never left behind.
 
     seeder.py TORRENT DATA_DIR [--listen ADDR:PORT] [--upload-limit BYTES_PER_S] [--no-utp] [--no-tcp]
-              [--encrypt] [--dht-nodes N] [--verify] [--send-buffer BYTES]
+              [--encrypt] [--dht-nodes N] [--verify] [--send-buffer BYTES] [--metadata-only]
 
 With --dht-nodes a private DHT of N nodes comes up on loopback, the seeder announces itself there, and the line
 becomes "ready PORT dht PORT": the second is a node to bootstrap from.
+With --metadata-only it has no data, and tells others what the torrent holds.
 The data is trusted as it is (seed mode): altered data is how a seeder is made to send garbage.
 """
 
@@ -100,6 +101,7 @@ def main():
     parser.add_argument("--dht-nodes", type=int, default=0)
     parser.add_argument("--verify", action="store_true", help="hash the data first, instead of trusting it")
     parser.add_argument("--send-buffer", type=int, default=0, help="the kernel's buffer of each connection, in bytes")
+    parser.add_argument("--metadata-only", action="store_true")
     args = parser.parse_args()
 
     nodes = private_dht(args) if args.dht_nodes else []
@@ -110,7 +112,11 @@ def main():
     params.save_path = args.data
     params.flags &= ~lt.torrent_flags.auto_managed
     params.flags &= ~lt.torrent_flags.paused
-    if not args.verify:
+    if args.metadata_only:
+        # It fetches nothing either.
+        params.flags |= lt.torrent_flags.upload_mode
+        params.save_path = os.path.join(args.data, "none")
+    elif not args.verify:
         params.flags |= lt.torrent_flags.seed_mode
     handle = session.add_torrent(params)
     if args.upload_limit:
@@ -118,7 +124,10 @@ def main():
         handle.set_upload_limit(args.upload_limit)
 
     settle("listening", 10, lambda: session.listen_port() != 0)
-    settle("seeding", 120, lambda: handle.status().is_seeding)
+    if args.metadata_only:
+        settle("starting", 10, lambda: handle.status().state == lt.torrent_status.downloading)
+    else:
+        settle("seeding", 120, lambda: handle.status().is_seeding)
 
     line = f"ready {session.listen_port()}"
     if nodes:

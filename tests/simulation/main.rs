@@ -2,7 +2,7 @@
 //!
 //! The pure heart of a torrent (`Swarm::apply`) runs among simulated peers, links, a kernel and programs, on a clock
 //! of its own: no task, thread, socket or real time, and the same seed gives the same report. Parts: [`clock`];
-//! [`link`], a peer and its line; [`kernel`] and [`programs`], who reads; [`world`] and [`reading`], what goes on;
+//! [`link`], a peer and its line; [`webseed`], one of those; [`kernel`] and [`programs`], who reads; [`world`] and [`reading`], what goes on;
 //! [`scenario`] and [`report`]; then the scenarios by subject. Bounds are in units of physics: the bytes that must
 //! come at the swarm's rate, and round trips.
 //!
@@ -27,4 +27,6 @@ mod scale;
 mod scenario;
 mod seeking;
 mod trouble;
+mod webseed;
+mod webseeds;
 mod world;

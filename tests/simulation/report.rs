@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::clock::Time;
+use super::webseed::Webseed;
 
 /// A seek to a place that was missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +74,40 @@ fn at_share<T: Copy>(sorted: &[T], share: f64) -> Option<T> {
     sorted.get(rank.max(1) - 1).copied()
 }
 
+/// What one webseed did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// Bytes that came from it.
+    pub sent: u64,
+    /// Requests made of it.
+    pub requests: u64,
+    /// Those of them that were cut.
+    pub cut: u64,
+    /// Files that were not believed of it.
+    pub distrusted: Vec<u32>,
+    /// It still takes part.
+    pub stays: bool,
+}
+
+impl From<&Webseed> for Served {
+    fn from(seed: &Webseed) -> Self {
+        Self {
+            sent: seed.sent,
+            requests: seed.requests,
+            cut: seed.cut,
+            distrusted: seed.distrusted.clone(),
+            stays: seed.key.is_some(),
+        }
+    }
+}
+
+impl Served {
+    /// Bytes of each request.
+    pub fn each(&self) -> u64 {
+        self.sent / self.requests.max(1)
+    }
+}
+
 /// What a run showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -92,6 +127,8 @@ pub struct Report {
     pub failed: u64,
     /// Peers that we threw out.
     pub thrown_out: u64,
+    /// What each webseed did.
+    pub webseeds: Vec<Served>,
     /// Bytes that the links could have carried from the first read to the end.
     pub capacity: u64,
     /// When it ended.
@@ -167,6 +204,16 @@ impl fmt::Display for Report {
                 )?;
             }
             writeln!(f)?;
+        }
+        for seed in &self.webseeds {
+            writeln!(
+                f,
+                "    webseed: {:.1} MiB in {} requests of {} KiB, {} cut",
+                seed.sent as f64 / 1048576.0,
+                seed.requests,
+                seed.each() >> 10,
+                seed.cut
+            )?;
         }
         for error in &self.errors {
             writeln!(f, "    error: {error}")?;

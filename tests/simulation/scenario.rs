@@ -12,7 +12,8 @@ use super::clock::Time;
 use super::link::PeerSpec;
 use super::programs::{Program, Woken};
 use super::reading::Process;
-use super::report::Report;
+use super::report::{Report, Served};
+use super::webseed::WebseedSpec;
 use super::world::{Happening, World};
 
 /// A MiB.
@@ -28,6 +29,7 @@ pub struct Scenario {
     name: String,
     info: Arc<Info>,
     peers: Vec<PeerSpec>,
+    webseeds: Vec<WebseedSpec>,
     programs: Vec<(Time, Box<dyn Program>)>,
     seed: u64,
 }
@@ -64,7 +66,14 @@ impl Scenario {
         builder.piece_hashes((0..pieces).map(|_| [0; 20]));
         let raw = builder.info().unwrap();
         let info = Arc::new(Info::parse(&raw, None).unwrap());
-        Self { name: name.into(), info, peers: Vec::new(), programs: Vec::new(), seed: 1 }
+        Self {
+            name: name.into(),
+            info,
+            peers: Vec::new(),
+            webseeds: Vec::new(),
+            programs: Vec::new(),
+            seed: 1,
+        }
     }
 
     /// A GiB in pieces of 1 MiB, one file.
@@ -86,6 +95,12 @@ impl Scenario {
     /// With more peers.
     pub fn peers(mut self, peers: impl IntoIterator<Item = PeerSpec>) -> Self {
         self.peers.extend(peers);
+        self
+    }
+
+    /// With more webseeds.
+    pub fn webseeds(mut self, webseeds: impl IntoIterator<Item = WebseedSpec>) -> Self {
+        self.webseeds.extend(webseeds);
         self
     }
 
@@ -132,7 +147,7 @@ impl Scenario {
     }
 
     fn run_silently(self) -> (Report, Duration) {
-        let mut world = World::new(self.info, &self.peers, self.seed);
+        let mut world = World::new(self.info, &self.peers, &self.webseeds, self.seed);
         for (n, (at, program)) in self.programs.into_iter().enumerate() {
             world.processes.push(Process::new(program));
             world.agenda.put(at, Happening::Go(n, Woken::Start, 0));
@@ -146,6 +161,11 @@ impl Scenario {
             let to = spec.leaves.unwrap_or(end).min(end);
             (to.saturating_sub(from).as_secs_f64() * spec.rate as f64) as u64
         });
+        let by_http = world.webseeds.iter().map(|seed| {
+            let from = seed.spec.joins.max(began);
+            (end.saturating_sub(from).as_secs_f64() * seed.spec.rate as f64) as u64
+        });
+        let capacity = capacity.chain(by_http);
         let touched = world.touched.iter().map(|piece| {
             u64::from(world.geometry().piece_len(torrentfs::metainfo::geometry::PieceIndex(*piece)))
         });
@@ -159,6 +179,7 @@ impl Scenario {
             read: world.read,
             failed: world.failed,
             thrown_out: world.thrown_out,
+            webseeds: world.webseeds.iter().map(Served::from).collect(),
             end,
             events: world.events,
             effects: world.effects,

@@ -1,4 +1,4 @@
-//! The world around one [`Swarm`]: its peers, its owner, its workers, and the loop that lets time pass.
+//! The world around one [`Swarm`]: its peers and webseeds, its owner, its workers, and the loop that lets time pass.
 //!
 //! Flow: take what happens next from the agenda, or tick when the swarm asked for it; apply it; carry the effects
 //! out as the torrent's owner and the sessions do. Requests and cancels take a link's delay to the peer; blocks
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use torrentfs::discovery::{FoundPeers, PeerSource};
-use torrentfs::metainfo::geometry::{BlockRef, Geometry, PieceIndex};
+use torrentfs::metainfo::geometry::{BlockRef, Geometry};
 use torrentfs::metainfo::info::Info;
 use torrentfs::peer::PeerKey;
 use torrentfs::peer::buffer::PieceBuffer;
@@ -27,11 +27,12 @@ use torrentfs::torrent::table::{PieceState, PieceTable};
 use super::clock::{Agenda, Rng, Time};
 use super::link::{Holds, Link, PeerSpec};
 use super::reading::{Fuse, Process};
+use super::webseed::{Webseed, WebseedSpec};
 
 /// Hashing and writing: so much for each piece, and as much for each MiB of it.
 const VERIFY: Duration = Duration::from_millis(1);
 /// What blocks hold: nobody looks at it.
-static ZEROS: [u8; 16384] = [0; 16384];
+pub static ZEROS: [u8; 16384] = [0; 16384];
 
 /// What happens.
 pub enum Happening {
@@ -53,8 +54,14 @@ pub enum Happening {
     Leave(usize),
     /// We notice that a connection is gone.
     Gone(usize, PeerKey),
-    /// A piece was hashed and written.
-    Verified(PieceIndex),
+    /// A piece was hashed, and written if it was right.
+    Verified(Arc<PieceBuffer>),
+    /// A webseed takes part.
+    WebseedJoins(usize),
+    /// Something of a webseed's response came, or is about to.
+    Webseed(usize),
+    /// A webseed may be asked again after a failure.
+    WebseedBack(usize),
     /// A request of the kernel is answered.
     Answer(u64),
     /// A program goes on.
@@ -130,6 +137,8 @@ pub struct World {
     pub table: Arc<PieceTable>,
     /// All peers of the scenario.
     pub peers: Vec<Peer>,
+    /// All its webseeds.
+    pub webseeds: Vec<Webseed>,
     keys: BTreeMap<PeerKey, usize>,
     next_key: u64,
     /// The programs.
@@ -181,7 +190,7 @@ fn settings() -> Settings {
 
 impl World {
     /// A torrent of which nothing is here, and peers that will be found.
-    pub fn new(info: Arc<Info>, specs: &[PeerSpec], seed: u64) -> Self {
+    pub fn new(info: Arc<Info>, specs: &[PeerSpec], webseeds: &[WebseedSpec], seed: u64) -> Self {
         let table = Arc::new(PieceTable::new(info.geometry.pieces(), PieceState::Missing));
         let mut rng = Rng::new(seed);
         let peers: Vec<Peer> = specs
@@ -210,6 +219,9 @@ impl World {
                 agenda.put(at + lasts, Happening::Choke(n, false));
             }
         }
+        for (n, spec) in webseeds.iter().enumerate() {
+            agenda.put(spec.joins, Happening::WebseedJoins(n));
+        }
         let mut world = Self {
             base: Instant::now(),
             now: Time::ZERO,
@@ -219,6 +231,7 @@ impl World {
             info,
             table,
             peers,
+            webseeds: webseeds.iter().cloned().map(Webseed::new).collect(),
             keys: BTreeMap::new(),
             next_key: 1,
             processes: Vec::new(),
@@ -286,6 +299,9 @@ impl World {
         for n in 0..self.peers.len() {
             self.flush(n);
         }
+        for n in 0..self.webseeds.len() {
+            self.webseed_goes_on(n);
+        }
         self.tick = self.now + self.swarm.next_tick(now);
     }
 
@@ -299,14 +315,18 @@ impl World {
             Effect::Request(assignments) => {
                 for a in assignments {
                     self.log(|| format!("ask {} for {}/{}", a.peer.0, a.block.piece.0, a.block.block.0));
-                    if let Some(session) = self.session(a.peer) {
+                    if let Some(seed) = self.webseed(a.peer) {
+                        seed.ask((a.block, a.len, a.buffer), a.urgent);
+                    } else if let Some(session) = self.session(a.peer) {
                         session.requests.push((a.block, a.len, a.buffer));
                     }
                 }
             }
             Effect::Cancel(key, block) => {
                 self.log(|| format!("cancel at {} {}/{}", key.0, block.piece.0, block.block.0));
-                if let Some(session) = self.session(key) {
+                if let Some(seed) = self.webseed(key) {
+                    seed.cancel(block);
+                } else if let Some(session) = self.session(key) {
                     let before = session.requests.len();
                     session.requests.retain(|(b, ..)| *b != block);
                     if session.requests.len() == before {
@@ -324,6 +344,10 @@ impl World {
             Effect::Disconnect(key, reason) => {
                 self.log(|| format!("throw {} out: {reason}", key.0));
                 self.thrown_out += 1;
+                if let Some(seed) = self.webseed(key) {
+                    seed.key = None;
+                    return self.apply(Event::Gone { key, reason });
+                }
                 if let Some(&n) = self.keys.get(&key) {
                     self.agenda.put(self.now, Happening::Gone(n, key));
                 }
@@ -340,7 +364,13 @@ impl World {
                 assert!(buffer.blocks().is_some(), "piece {} is to be verified and isn't whole", piece.0);
                 let len = u64::from(self.geometry().piece_len(piece));
                 let takes = VERIFY + Duration::from_nanos((VERIFY.as_nanos() as u64 * len) >> 20);
-                self.agenda.put(self.now + takes, Happening::Verified(piece));
+                self.agenda.put(self.now + takes, Happening::Verified(buffer));
+            }
+            Effect::Distrust(key, file) => {
+                self.log(|| format!("file {} is not believed of {}", file.0, key.0));
+                if let Some(seed) = self.webseed(key) {
+                    seed.distrusted.push(file.0);
+                }
             }
             Effect::Wake(piece) => {
                 self.log(|| format!("piece {} is here", piece.0));
@@ -413,7 +443,8 @@ impl World {
         self.agenda.put(arrives, Happening::FromPeer(n, key, message));
     }
 
-    fn said(&mut self, key: PeerKey, item: Item) {
+    /// A peer or webseed said something.
+    pub fn said(&mut self, key: PeerKey, item: Item) {
         self.apply(Event::Said { key, items: vec![item] });
     }
 
@@ -450,11 +481,37 @@ impl World {
                     self.apply(Event::Gone { key, reason: "the connection is gone".into() });
                 }
             }
-            Happening::Verified(piece) => {
-                self.apply(Event::Verified { piece, verdict: Verdict::Good, digests: Vec::new() });
-            }
+            Happening::Verified(buffer) => self.verified(&buffer),
+            Happening::WebseedJoins(n) => self.webseed_joins(n),
+            Happening::Webseed(n) => self.webseed_goes_on(n),
+            Happening::WebseedBack(n) => self.webseed_back(n),
             Happening::Answer(id) => self.answered(id),
             Happening::Go(process, why, number) => self.go_on(process, why, number),
+        }
+    }
+
+    /// A piece was hashed. Good ones hold zeros.
+    fn verified(&mut self, buffer: &PieceBuffer) {
+        let blocks = buffer.blocks().expect("a whole piece");
+        let is_good = |block: &&Bytes| block.first().is_none_or(|byte| *byte == 0);
+        let verdict = if blocks.iter().all(is_good) { Verdict::Good } else { Verdict::Bad };
+        // What they hold is all the same, so this tells them apart.
+        let digests = blocks.iter().map(|block| [block.first().copied().unwrap_or(0); 20]).collect();
+        self.apply(Event::Verified { piece: buffer.piece(), verdict, digests });
+    }
+
+    /// A key that nobody had.
+    pub fn new_key(&mut self) -> PeerKey {
+        self.next_key += 1;
+        PeerKey(self.next_key - 1)
+    }
+
+    /// A block came, wanted or not.
+    pub fn count(&mut self, block: BlockRef, len: u32) {
+        self.fetched += u64::from(len);
+        if !self.came.insert(block) {
+            self.duplicate += u64::from(len);
+            self.log(|| format!("again: {}/{}", block.piece.0, block.block.0));
         }
     }
 
@@ -464,9 +521,9 @@ impl World {
         if peer.left || peer.session.is_some() {
             return self.apply(Event::Unreachable { addr });
         }
-        let key = PeerKey(self.next_key);
-        self.next_key += 1;
+        let key = self.new_key();
         self.keys.insert(key, n);
+        let peer = &mut self.peers[n];
         peer.session = Some(Session {
             key,
             asked: BTreeMap::new(),
@@ -578,11 +635,7 @@ impl World {
                 let taken_back = answers_a_cancel(session, block);
                 let wanted = session.asked.remove(&block).map(|(buffer, _)| buffer);
                 let wanted = wanted.or_else(|| taken_back.and_then(|buffer| buffer.upgrade()));
-                self.fetched += u64::from(len);
-                if !self.came.insert(block) {
-                    self.duplicate += u64::from(len);
-                    self.log(|| format!("again from {}: {}/{}", key.0, block.piece.0, block.block.0));
-                }
+                self.count(block, len);
                 if let Some(buffer) = wanted {
                     buffer.put(block.block, Bytes::from_static(&ZEROS[..len as usize]), key);
                     self.said(key, Item::Block { block, buffer });
@@ -609,13 +662,17 @@ impl World {
 
     /// Bytes per second that the connected peers can send.
     pub fn swarm_rate(&self) -> u64 {
-        self.peers.iter().filter(|p| p.session.is_some()).map(|p| p.link.spec.rate).sum()
+        let peers = self.peers.iter().filter(|p| p.session.is_some()).map(|p| p.link.spec.rate);
+        let webseeds = self.webseeds.iter().filter(|seed| seed.key.is_some()).map(|seed| seed.spec.rate);
+        peers.chain(webseeds).sum()
     }
 
     /// The longest round trip to a connected peer.
     pub fn round_trip(&self) -> Duration {
         let connected = self.peers.iter().filter(|p| p.session.is_some());
-        connected.map(|p| p.link.spec.delay * 2).max().unwrap_or_default()
+        let peers = connected.map(|p| p.link.spec.delay * 2);
+        let webseeds = self.webseeds.iter().filter(|seed| seed.key.is_some()).map(|seed| seed.spec.delay * 2);
+        peers.chain(webseeds).max().unwrap_or_default()
     }
 
     /// Bytes that were asked for and have not come.

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -116,6 +117,15 @@ impl Drop for Bed {
     }
 }
 
+/// Raises a flag when it is dropped, also by a failure: threads of a scope that look at it would be waited for without end.
+pub struct Raises<'a>(pub &'a AtomicBool);
+
+impl Drop for Raises<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Waits until this holds.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + SOON;
@@ -123,6 +133,28 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "it never came about that {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// How a thread sleeps: the number of its system call, and that call's first argument; -1 at a page of a mapping. `None` while
+/// it runs. From the text of `/proc/<tid>/syscall`.
+fn asleep(folder: &Path) -> Option<(i64, u64)> {
+    let text = std::fs::read_to_string(folder.join("syscall")).ok()?;
+    let mut words = text.split_whitespace();
+    let number = words.next()?.parse().ok()?;
+    let first = words.next().and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+    Some((number, first.unwrap_or(0)))
+}
+
+/// How many threads of this process sleep in a read of a file below a folder.
+pub fn reading(below: &Path) -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let reads = tasks.filter(|task| {
+        let Some((number, file)) = asleep(&task.path()) else { return false };
+        let file = std::fs::read_link(format!("/proc/self/fd/{file}"));
+        [libc::SYS_pread64, libc::SYS_read].contains(&number)
+            && file.is_ok_and(|file| file.starts_with(below))
+    });
+    reads.count()
 }
 
 /// A helper process; killed when it is dropped.
@@ -164,6 +196,19 @@ impl Helper {
             Err(RecvTimeoutError::Disconnected) => String::new(),
             Err(RecvTimeoutError::Timeout) => panic!("the helper says nothing"),
         }
+    }
+    /// Waits until it sleeps in this system call; -1 for a page of a mapping.
+    pub fn sleeps_in(&mut self, call: i64) {
+        let folder = PathBuf::from(format!("/proc/{}", self.pid()));
+        until("the helper sleeps where it should", || {
+            assert!(self.is_running(), "the helper ended");
+            asleep(&folder).is_some_and(|(number, _)| number == call)
+        });
+    }
+    /// Sends it a signal by its number: real-time ones have no name.
+    pub fn signal_number(&self, signal: i32) {
+        // SAFETY: takes numbers only; the child isn't waited for yet, so its number is its own.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);

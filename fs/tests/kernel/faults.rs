@@ -25,9 +25,19 @@ if sys.argv[2] == "touch":
     print(byte, len(caught))
 "#;
 
+/// Reads, and ends at a caught SIGTERM.
+const LEAVER: &str = r#"
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda number, frame: os._exit(7))
+file = os.open(sys.argv[1], os.O_RDONLY)
+print("ready")
+os.pread(file, 4096, 32768)
+"#;
+
 fn bed() -> (Bed, NodeId) {
     let mock = Mock::new(PIECE).unwrap();
-    let root = mock.add("T", &[MockFile::new("program", 2 * PIECE).executable()]);
+    let files = [MockFile::new("program", 2 * PIECE).executable(), MockFile::new("other", PIECE)];
+    let root = mock.add("T", &files);
     let node = mock.node(root, "program").unwrap();
     let mut script = b"#!/bin/sh\nexit 3\n".to_vec();
     script.resize(2 * PIECE as usize, b'\n');
@@ -60,8 +70,8 @@ fn f8_a_waiting_fault_hangs_nobody_else() {
     // Another runs it, which waits for its beginning.
     let mut running = Helper::new("/bin/sh", &["-c", "exec \"$0\"", path]);
     let mut touching = Helper::python(MAPPER, &[path, "touch"]);
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(running.is_running() && touching.is_running());
+    running.sleeps_in(libc::SYS_execve);
+    touching.sleeps_in(-1);
     assert!(ps() < Duration::from_secs(2) * SLACK);
     for helper in [&mut running, &mut touching, &mut faulting] {
         helper.signal(Signal::SIGKILL);
@@ -80,11 +90,19 @@ fn a_caught_signal_ends_no_fault() {
     let path = bed.path("T/program");
     let mut faulting = Helper::python(MAPPER, &[path.to_str().unwrap(), "touch"]);
     bed.parked(1);
+    faulting.sleeps_in(-1);
+    let waits = bed.mounted().waiting_reads();
+    // Another that reads gets the same signal, later: when that has ended its read, both have been looked at often enough.
+    let mut reading = Helper::python(LEAVER, &[bed.path("T/other").to_str().unwrap()]);
+    reading.sleeps_in(libc::SYS_pread64);
+    bed.parked(2);
     faulting.signal(Signal::SIGTERM);
-    // Many looks; ending it would kill the process by SIGBUS.
-    std::thread::sleep(Duration::from_millis(400));
+    reading.signal(Signal::SIGTERM);
+    reading.gone();
+    until("its read is withdrawn", || bed.mock.waiting() == 1 && bed.mounted().waiting_reads().len() == 1);
+    // Ending it would kill the process by SIGBUS.
     assert!(faulting.is_running());
-    assert_eq!(bed.mock.counts().withdrawn, 0);
+    assert_eq!(bed.mounted().waiting_reads(), waits, "the one that waited before waits still");
     bed.mock.complete_all(node);
     assert_eq!(faulting.line(), format!("{} 1", b'\n'));
     faulting.gone();

@@ -190,3 +190,43 @@ fn mounting_and_unmounting_many_times_leaves_nothing() {
         assert!(reader.join().unwrap().is_err());
     }
 }
+
+#[test]
+fn the_page_cache_is_kept_across_opens() {
+    if !can_mount("the_page_cache_is_kept_across_opens") {
+        return;
+    }
+    let bed = Bed::new(mock());
+    let first = std::fs::read(bed.path("T/here")).unwrap();
+    until("it is closed", || bed.mounted().counts().handles == 0);
+    let reads = bed.mounted().counts().reads;
+    assert!(reads > 0);
+    for _ in 0..3 {
+        assert!(std::fs::read(bed.path("T/here")).unwrap() == first);
+    }
+    assert_eq!(bed.mounted().counts().reads, reads, "the kernel has asked again");
+}
+
+#[test]
+fn the_kernel_is_told_of_names_that_are_gone() {
+    if !can_mount("the_kernel_is_told_of_names_that_are_gone") {
+        return;
+    }
+    let mock = Mock::new(PIECE).unwrap();
+    let one = mock.add("one", &[MockFile::new("a", 10).here()]);
+    let two = mock.add("two", &[MockFile::new("a", 10).here()]);
+    let bed = Bed::new(mock);
+    // Known to the kernel; how long it would know them by itself isn't waited for.
+    for path in ["one/a", "two/a"] {
+        std::fs::metadata(bed.path(path)).unwrap();
+    }
+    bed.mock.remove(one);
+    until("it was told of the first", || bed.mounted().voided() == 1);
+    // Another in the place of the second is another thing, and that is told as well.
+    std::fs::metadata(bed.path("two/a")).unwrap();
+    bed.mock.remove(two);
+    bed.mock.add("two", &[MockFile::new("b", 20).here()]);
+    until("it was told of the second", || bed.mounted().voided() == 2);
+    assert_eq!(std::fs::metadata(bed.path("two/b")).unwrap().len(), 20);
+    assert!(std::fs::metadata(bed.path("two/a")).is_err());
+}

@@ -13,7 +13,7 @@ use torrentfs_fs::lock::{Rank, RankedRwLock};
 use torrentfs_fs::tree::{Leaf, NodeId, Subtree, SubtreeBuilder, Tree};
 use torrentfs_fs::{MountOptions, mount};
 
-use crate::common::{SLACK, SOON, can_mount};
+use crate::common::{Raises, SLACK, SOON, can_mount};
 
 /// A tree that is exchanged, of folders without anything in them and of what is given.
 struct Changing {
@@ -114,6 +114,7 @@ fn o4_a_listing_goes_on_where_it_was_while_torrents_come_and_go() {
     let mounted = mount(content.clone(), MountOptions::new(folder.path())).unwrap();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _over = Raises(&over);
         scope.spawn(|| {
             let mut round = 0;
             while !over.load(Ordering::Relaxed) {
@@ -129,7 +130,6 @@ fn o4_a_listing_goes_on_where_it_was_while_torrents_come_and_go() {
             let unlike: BTreeSet<_> = listed.iter().collect();
             assert!(whole, "{} names, {} different ones, by {buffer}", listed.len(), unlike.len());
         }
-        over.store(true, Ordering::Relaxed);
     });
     // Rewound, it is the present one.
     let dir = std::fs::File::open(folder.path()).unwrap();

@@ -208,16 +208,34 @@ fn a_program_runs_and_an_image_mounts() {
     let bed = Bed::with(mock, |o| MountOptions { backing: Some(folder), ..o });
     let listed = Command::new(bed.path("T/program")).arg(bed.path("T")).output().unwrap();
     assert_eq!(String::from_utf8(listed.stdout).unwrap(), "image\nprogram\n");
-    let at = tempfile::tempdir().unwrap();
+    let at = Looped::new();
     let mut mount = Command::new("mount");
     assert!(
-        mount.args(["-o", "loop,ro"]).arg(bed.path("T/image")).arg(at.path()).status().unwrap().success()
+        mount.args(["-o", "loop,ro"]).arg(bed.path("T/image")).arg(at.0.path()).status().unwrap().success()
     );
-    let found = std::fs::read_dir(at.path()).unwrap().count();
-    assert!(Command::new("umount").arg("-d").arg(at.path()).status().unwrap().success());
+    let found = std::fs::read_dir(at.0.path()).unwrap().count();
+    assert!(at.unmount());
     assert_eq!(found, 1, "lost+found");
     assert_eq!(bed.mounted().counts().reads, 0);
     until("all is released", || bed.mounted().counts().handles == 0);
+}
+
+/// A folder where an image may be mounted; unmounted, with its loop device, when it is dropped.
+struct Looped(tempfile::TempDir);
+
+impl Looped {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+    fn unmount(&self) -> bool {
+        Command::new("umount").arg("-d").arg(self.0.path()).output().is_ok_and(|out| out.status.success())
+    }
+}
+
+impl Drop for Looped {
+    fn drop(&mut self) {
+        self.unmount();
+    }
 }
 
 #[test]
@@ -410,8 +428,10 @@ struct Overlay {
 impl Overlay {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        mount(Some("tmpfs"), folder.path(), "tmpfs", "");
+        // Made first: what fails below leaves nothing mounted.
+        let overlay = Self { at: folder.path().join("at"), folder };
+        let path = |name: &str| overlay.folder.path().join(name);
+        mount(Some("tmpfs"), overlay.folder.path(), "tmpfs", "");
         for name in ["lower", "upper", "work", "at"] {
             std::fs::create_dir(path(name)).unwrap();
         }
@@ -422,7 +442,7 @@ impl Overlay {
             "overlay",
             &format!("lowerdir={lower},upperdir={upper},workdir={work}"),
         );
-        Self { at: path("at"), folder }
+        overlay
     }
 }
 

@@ -149,11 +149,13 @@ fn f7_harmless_signals_leave_a_reader_waiting() {
     if !can_mount("f7_harmless_signals_leave_a_reader_waiting") {
         return;
     }
-    let harmless = [
+    let named = [
         Signal::SIGCHLD,
         Signal::SIGWINCH,
         Signal::SIGURG,
         Signal::SIGALRM,
+        Signal::SIGPROF,
+        Signal::SIGVTALRM,
         Signal::SIGUSR1,
         Signal::SIGUSR2,
         Signal::SIGCONT,
@@ -161,16 +163,20 @@ fn f7_harmless_signals_leave_a_reader_waiting() {
         Signal::SIGIO,
         Signal::SIGPIPE,
     ];
+    // And the first of the real-time ones.
+    let harmless: Vec<i32> = named.iter().map(|signal| *signal as i32).chain([libc::SIGRTMIN()]).collect();
     let bed = bed();
     let root = bed.mock.node(torrentfs_fs::tree::NodeId::new(1, 0), "missing").unwrap();
     let path = bed.path("T/missing");
     let mut arguments = vec![path.to_str().unwrap(), "count"];
-    arguments.extend(harmless.iter().map(|signal| signal.as_str()));
+    arguments.extend(named.iter().map(|signal| signal.as_str()).chain(["SIGRTMIN"]));
     let mut readers: Vec<_> = (0..3).map(|_| Helper::python(READER, &arguments)).collect();
+    // Of one page: one of them is parked, and the others wait for its answer.
+    readers.iter_mut().for_each(|reader| reader.sleeps_in(libc::SYS_pread64));
     bed.parked(1);
     for _ in 0..1000 {
-        for signal in harmless {
-            readers.iter().for_each(|reader| reader.signal(signal));
+        for signal in &harmless {
+            readers.iter().for_each(|reader| reader.signal_number(*signal));
         }
         // So that many looks fall between.
         std::thread::sleep(Duration::from_micros(300));

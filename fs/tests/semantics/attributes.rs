@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use torrentfs_fs::attr::Kind;
 
 use super::view::Stat;
-use super::{DATE, LONG, PIECE, PROGRAM, Shown, TREE, UMASK, World, here_of, size_of, until};
+use super::{DATE, LATER, LONG, PIECE, PROGRAM, Shown, TREE, UMASK, World, here_of, size_of, until};
 
 pub fn numbers(world: &World<'_>) {
     let mut seen: HashMap<u64, String> = HashMap::new();
@@ -64,7 +64,8 @@ fn times(stat: &Stat) -> [i64; 3] {
 
 pub fn creation_date(world: &World<'_>) {
     for path in world.everything().iter().filter(|path| !path.is_empty()) {
-        assert_eq!(times(&world.stat(path)), [DATE; 3], "{path}");
+        let date = if path == "single.bin" { LATER } else { DATE };
+        assert_eq!(times(&world.stat(path)), [date; 3], "{path}");
     }
 }
 
@@ -88,8 +89,13 @@ pub fn nothing_changes_times(world: &World<'_>) {
 }
 
 pub fn time_of_the_root(world: &World<'_>) {
-    // All torrents here are of one time.
-    assert_eq!(times(&world.stat("")), [DATE; 3]);
+    // The latest is neither the first nor the last by its name, and not the one that was added first or last.
+    let last = "zz".to_string();
+    world.control.add(std::slice::from_ref(&last));
+    until("it shows", || world.view.stat(&last).is_ok());
+    assert_eq!((times(&world.stat(&last)), times(&world.stat(""))), ([DATE; 3], [LATER; 3]));
+    world.control.remove(std::slice::from_ref(&last));
+    until("it is gone", || world.view.stat(&last).is_err());
 }
 
 pub fn modes(world: &World<'_>) {

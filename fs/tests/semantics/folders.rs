@@ -109,6 +109,24 @@ pub fn opened(world: &World<'_>) {
     }
 }
 
+/// A whole file that was open: with passthrough, which takes root, it is read to its end.
+fn removed_whole(world: &World<'_>) {
+    use std::os::unix::fs::FileExt;
+    let (file, bytes, passed) = world.control.open_whole();
+    assert_eq!(passed, nix::unistd::geteuid().is_root());
+    let name = "whole".to_string();
+    world.control.remove(std::slice::from_ref(&name));
+    until("its name goes", || world.view.stat(&name) == Err(libc::ENOENT));
+    // Pages that the kernel has by itself would be read in any case.
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    nix::fcntl::posix_fadvise(&file, 0, 0, advice).unwrap();
+    let mut got = vec![0; bytes.len()];
+    match file.read_exact_at(&mut got, 0) {
+        Ok(()) => assert!(passed && got == bytes),
+        Err(error) => assert_eq!((passed, error.raw_os_error()), (false, Some(libc::ESTALE))),
+    }
+}
+
 pub fn removed(world: &World<'_>) {
     let name = "removed".to_string();
     world.control.add(std::slice::from_ref(&name));
@@ -124,6 +142,7 @@ pub fn removed(world: &World<'_>) {
         use std::os::unix::fs::FileExt;
         let error = file.read_at(&mut [0; 10], 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ESTALE));
+        removed_whole(world);
     }
     drop(folder);
 }

@@ -39,6 +39,8 @@ pub fn owner() -> (u32, u32) {
 }
 /// The torrents' creation date, in seconds since the epoch.
 pub const DATE: i64 = 1_500_000_000;
+/// That of `single.bin`.
+pub const LATER: i64 = DATE + 1;
 /// Names in the folder `many/d000`.
 pub const MANY: usize = 100_000;
 /// What the programs in the tree hold.
@@ -56,11 +58,13 @@ pub enum Shown {
     Link(&'static str),
 }
 
+/// Bytes in `whole/large.bin`: enough for passthrough.
+pub const LARGE: u64 = 3 * PIECE;
 /// All pieces of a file.
 pub const ALL: &[u64] = &[0, 1, 2, 3];
 
 /// What each subject shows: a torrent `semantics` with these, a torrent `many` with [`MANY`] files of a byte in the
-/// folder `d000`, none of them here, and a torrent `single.bin` of one file of 7 bytes, which is here.
+/// folder `d000`, none of them here, and a torrent `single.bin` of one file of 7 bytes, which is here and of a later date.
 pub const TREE: [(&str, Shown); 14] = [
     ("complete.bin", Shown::File(3 * PIECE + 100, ALL)),
     ("half.bin", Shown::File(4 * PIECE, &[0, 2])),
@@ -110,6 +114,11 @@ pub trait Control: Sync {
     fn add(&self, names: &[String]);
     /// They go.
     fn remove(&self, names: &[String]);
+    /// A torrent `whole` comes to a mount, of a file `large.bin` of [`LARGE`] bytes that are all here. Opens it, and tells its
+    /// bytes and whether it is read by passthrough.
+    fn open_whole(&self) -> (std::fs::File, Vec<u8>, bool) {
+        panic!("nothing is mounted")
+    }
     /// What all entries are like before and after a restart, of a torrent with or without a creation date, and
     /// between which times, in seconds since the epoch, it was added; of the real torrent.
     fn restarted(&self, _dated: bool) -> Restarted {

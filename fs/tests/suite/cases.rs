@@ -86,8 +86,8 @@ pub fn f2_a_reply_is_never_short(fs: &dyn Subject) {
     std::thread::scope(|scope| {
         let whole = scope.spawn(|| fs.read("T/a", 0, 3 * P).unwrap());
         let across = scope.spawn(|| fs.read("T/a", PIECE - 5, 10).unwrap());
-        until("both wait", || fs.parked() >= 1);
-        std::thread::sleep(Duration::from_millis(20));
+        // On a mount they share pages, and the kernel asks for each of these once.
+        until("both wait", || fs.readers() == 2 && fs.parked() >= 1);
         assert!(!whole.is_finished() && !across.is_finished());
         fs.mock().complete(node, 1);
         assert!(whole.join().unwrap() == fs.mock().bytes(node, 0, 3 * P));
@@ -225,6 +225,45 @@ pub fn o10_a_slow_disk_stops_no_lookup(fs: &dyn Subject) {
         for (i, read) in (0..).zip(reads) {
             assert!(read.join().unwrap() == fs.mock().bytes(slow, i * PIECE + 32768, 4096));
         }
+    });
+}
+
+pub fn o10_no_lookup_waits_for_a_call_into_the_content(fs: &dyn Subject) {
+    const CALL: Duration = Duration::from_secs(1);
+    const AT_MOST: Duration = Duration::from_millis(50);
+    let files = [MockFile::new("slow", 60 * PIECE).here(), MockFile::new("d/x", 1).here()];
+    let root = fs.mock().add("T", &files);
+    let slow = fs.mock().node(root, "slow").unwrap();
+    // So that it is opened, tried at once, and then asked for: each of these takes its FUSE thread a second.
+    fs.mock().slow_disk(slow, Duration::from_millis(1));
+    fs.mock().slow_calls(slow, CALL);
+    std::thread::scope(|scope| {
+        let began = Instant::now();
+        let read = scope.spawn(move || (fs.read("T/slow", 32768, 4096), began.elapsed()));
+        until("the first call", || fs.mock().in_slow_calls() > 0);
+        let mut looks = 0;
+        while !read.is_finished() {
+            let within = fs.mock().in_slow_calls() > 0;
+            let looked: [(&str, &dyn Fn() -> bool); 7] = [
+                ("stat", &|| fs.stat("T/slow").is_ok()),
+                ("stat of another", &|| fs.stat("T/d/x").is_ok()),
+                ("a name that isn't there", &|| fs.stat("T/none") == Err(libc::ENOENT)),
+                ("list", &|| fs.list("T").is_ok_and(|names| names == ["d", "slow"])),
+                ("xattr", &|| fs.xattr("T/slow", "user.torrentfs.progress", 100).is_ok()),
+                ("read", &|| fs.read("T/d/x", 0, 1).is_ok_and(|bytes| bytes.len() == 1)),
+                ("access", &|| fs.access("T/slow", libc::R_OK).is_ok()),
+            ];
+            for (what, look) in looked {
+                let began = Instant::now();
+                assert!(look(), "{what}");
+                assert!(began.elapsed() < AT_MOST * SLACK, "{what}: {:?}", began.elapsed());
+            }
+            looks += usize::from(within && fs.mock().in_slow_calls() > 0);
+        }
+        let (read, took) = read.join().unwrap();
+        assert!(read.unwrap() == fs.mock().bytes(slow, 32768, 4096));
+        assert!(took >= 3 * CALL, "three calls took {took:?}");
+        assert!(looks >= 6, "{looks} looks while a call was under way");
     });
 }
 

@@ -45,6 +45,7 @@ suite!(
     a_panic_fails_one_call,
     a_large_folder_is_listed_whole,
     o10_a_slow_disk_stops_no_lookup,
+    o10_no_lookup_waits_for_a_call_into_the_content,
     o11_a_thousand_readers_wait_and_a_complete_file_reads,
     a_changed_root_shows,
     an_offline_reader_gets_what_is_here_and_fetches_nothing,

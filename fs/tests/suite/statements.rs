@@ -1,5 +1,6 @@
 //! docs/SEMANTICS.md on the operations and on a kernel mount of the mock.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use torrentfs_fs::content::Content;
 use torrentfs_fs::mock::MockFile;
 use torrentfs_fs::tree::NodeId;
 
-use crate::common::{can_mount, until};
-use crate::semantics::{self, Control, LONG, MANY, PROGRAM, Shown, TREE, UMASK, World};
+use crate::common::{Bed, can_mount, until};
+use crate::semantics::{self, Control, LARGE, LATER, LONG, MANY, PROGRAM, Shown, TREE, UMASK, World};
 use crate::subject::{Kernel, Layer, Subject};
 
 /// For a reader to be there first.
@@ -18,13 +19,15 @@ const MOMENT: Duration = Duration::from_millis(50);
 
 struct Scripted<'a> {
     subject: &'a dyn Subject,
+    /// The mount, and where its files' backing lies.
+    mounted: Option<(&'a Bed, &'a Path)>,
     semantics: NodeId,
     single: NodeId,
 }
 
 impl<'a> Scripted<'a> {
     /// Fills the mock with what each subject shows.
-    fn new(subject: &'a dyn Subject) -> Self {
+    fn new(subject: &'a dyn Subject, mounted: Option<(&'a Bed, &'a Path)>) -> Self {
         let mock = subject.mock();
         let file = |(path, shown): &(&str, Shown)| match shown {
             Shown::File(size, _) => MockFile::new(path, *size),
@@ -46,8 +49,8 @@ impl<'a> Scripted<'a> {
         let many: Vec<_> =
             (0..MANY).map(|number| MockFile::new(&format!("d000/file {number:06}"), 1)).collect();
         mock.add("many", &many);
-        let single = mock.add("single.bin", &[MockFile::new("single.bin", 7).here()]);
-        Self { subject, semantics, single }
+        let single = mock.add_of(LATER, "single.bin", &[MockFile::new("single.bin", 7).here()]);
+        Self { subject, mounted, semantics, single }
     }
 
     fn node(&self, path: &str) -> NodeId {
@@ -94,21 +97,37 @@ impl Control for Scripted<'_> {
             mock.remove(mock.tree().root_child(name).unwrap());
         }
     }
+    fn open_whole(&self) -> (File, Vec<u8>, bool) {
+        let (bed, folder) = self.mounted.expect("a mount");
+        let root = bed.mock.add("whole", &[MockFile::new("large.bin", LARGE).here()]);
+        let node = bed.mock.node(root, "large.bin").unwrap();
+        let (bytes, behind) = (bed.mock.bytes(node, 0, LARGE as usize), folder.join("large.bin"));
+        std::fs::write(&behind, &bytes).unwrap();
+        bed.mock.set_backing(node, File::open(&behind).unwrap());
+        let path = bed.path("whole/large.bin");
+        until("it shows", || path.exists());
+        let file = File::open(path).unwrap();
+        let passed = bed.mounted().handles(node).passthrough == 1;
+        (file, bytes, passed)
+    }
 }
 
 #[test]
 fn docs_semantics_holds_for_the_operations() {
     let (uid, gid) = semantics::owner();
     let options = AttrOptions { uid, gid, umask: UMASK as u16 };
-    Scripted::new(&Layer::with(options)).run(semantics::Subject::Operations, None);
+    Scripted::new(&Layer::with(options), None).run(semantics::Subject::Operations, None);
 }
 
 #[test]
 fn docs_semantics_holds_for_a_mount() {
     if can_mount("docs_semantics_holds_for_a_mount") {
         let (uid, gid) = semantics::owner();
-        let kernel = Kernel::with(|o| MountOptions { uid, gid, umask: UMASK as u16, ..o });
+        let behind = tempfile::tempdir().unwrap();
+        let backing = Some(behind.path().to_owned());
+        let kernel = Kernel::with(|o| MountOptions { uid, gid, umask: UMASK as u16, backing, ..o });
         let point = kernel.bed.root().to_owned();
-        Scripted::new(&kernel).run(semantics::Subject::MockMount, Some(&point));
+        Scripted::new(&kernel, Some((&kernel.bed, behind.path())))
+            .run(semantics::Subject::MockMount, Some(&point));
     }
 }

@@ -17,7 +17,7 @@ use torrentfs_fs::ops::{Calling, NAME_LENGTH, Operations, Xattr};
 use torrentfs_fs::parked::ParkedReads;
 use torrentfs_fs::tree::NodeId;
 
-use crate::common::{Bed, PIECE, SOON, until};
+use crate::common::{Bed, PIECE, SOON, reading, until};
 use crate::opens::{Answer, OpenReplies};
 use crate::semantics::view::{Entry, Listing, OnDisk, Stat, View};
 
@@ -39,6 +39,8 @@ pub trait Subject: View {
     fn fail_reads(&self);
     /// Reads parked now.
     fn parked(&self) -> usize;
+    /// Threads of ours that wait in a read.
+    fn readers(&self) -> usize;
 }
 
 /// The operations, called as the adapter does.
@@ -293,6 +295,9 @@ impl Subject for Layer {
     fn parked(&self) -> usize {
         self.parked.len()
     }
+    fn readers(&self) -> usize {
+        self.parked.len()
+    }
 }
 
 /// A kernel mount.
@@ -391,5 +396,8 @@ impl Subject for Kernel {
     }
     fn parked(&self) -> usize {
         self.bed.mounted().waiting_reads().len()
+    }
+    fn readers(&self) -> usize {
+        reading(self.bed.mounted().path())
     }
 }

@@ -128,6 +128,8 @@ pub enum TrackerState {
 pub struct TrackerStatus {
     /// As given. May hold the user's passkey: not for logs.
     pub url: String,
+    /// Its scheme, host and port, for people; of a URL that can't be used, no more than that.
+    pub name: String,
     /// How it is doing.
     pub state: TrackerState,
     /// Why the last announce failed; gone after a success.
@@ -140,6 +142,17 @@ pub struct TrackerStatus {
     pub leechers: Option<u32>,
     /// When it is announced to next.
     pub next: Option<Instant>,
+}
+
+/// A look at the trackers of one torrent, also when they have ended. Cheap to clone.
+#[derive(Clone)]
+pub struct TrackersView(Arc<Shared>);
+
+impl TrackersView {
+    /// As [`Trackers::status`].
+    pub fn status(&self) -> Vec<TrackerStatus> {
+        self.0.status.lock().clone()
+    }
 }
 
 /// What the handle tells the groups.
@@ -197,7 +210,7 @@ impl Trackers {
         let mut order = Vec::new();
         for tier in tiers {
             let first = members.len();
-            members.extend(tier.iter().filter_map(|url| trackers.register(url)));
+            members.extend(tier.iter().filter_map(|url| trackers.register(url, &trackers.shared.options)));
             order.push((first..members.len()).collect());
         }
         if trackers.shared.options.private {
@@ -214,12 +227,13 @@ impl Trackers {
         trackers
     }
 
-    /// Adds a tracker; false for a private torrent, a URL that is known already or can't be used, or one too many.
-    pub fn add(&self, url: &str) -> bool {
+    /// Adds a tracker that may be as far as `reach` says; false for a private torrent, a URL that is known already or can't be used, or one too many.
+    pub fn add(&self, url: &str, reach: Reach) -> bool {
         if self.shared.options.private {
             return false;
         }
-        self.register(url).map(|member| self.spawn_one(member)).is_some()
+        let options = TrackerOptions { reach, ..self.shared.options.clone() };
+        self.register(url, &options).map(|member| self.spawn_one(member)).is_some()
     }
 
     /// Tells every tracker that knows us, once, that the torrent was completed in this session. Doesn't wait.
@@ -234,7 +248,12 @@ impl Trackers {
 
     /// How each tracker is doing, in the order of being added.
     pub fn status(&self) -> Vec<TrackerStatus> {
-        self.shared.status.lock().clone()
+        self.view().status()
+    }
+
+    /// To look at from elsewhere.
+    pub fn view(&self) -> TrackersView {
+        TrackersView(self.shared.clone())
     }
 
     /// Tells the trackers that know us that we stop, all at once, and ends the announcing. Takes `limit` at
@@ -248,9 +267,9 @@ impl Trackers {
     }
 
     /// Takes a tracker into the list; `None` if there is nothing to announce to.
-    fn register(&self, url: &str) -> Option<Member> {
+    fn register(&self, url: &str, options: &TrackerOptions) -> Option<Member> {
         let url = url.trim();
-        let tracker = Tracker::new(url, &self.shared.options);
+        let tracker = Tracker::new(url, options);
         let mut status = self.shared.status.lock();
         if url.is_empty() || status.iter().any(|known| known.url == url) {
             return None;
@@ -264,9 +283,11 @@ impl Trackers {
             Ok(_) => (TrackerState::Idle, None),
             Err(error) => (TrackerState::Disabled, Some(error.to_string())),
         };
+        let name = tracker.as_ref().map_or_else(|_| "a URL that can't be used".into(), |t| t.name.clone());
         let slot = status.len();
         status.push(TrackerStatus {
             url: url.to_owned(),
+            name,
             state,
             last_error,
             warning: None,

@@ -200,7 +200,7 @@ async fn the_first_peer_comes_at_once_among_nine_dead_trackers() {
     assert_eq!(heard.next().await, "stopped");
     assert!(begun.elapsed() < Duration::from_secs(10));
     assert!(trackers.stop(LONG).await, "again is nothing");
-    assert!(!trackers.add(&good));
+    assert!(!trackers.add(&good, Reach::Any));
     world.root.cancel();
     assert!(world.root.join(LONG).await.is_empty());
 }
@@ -221,8 +221,8 @@ async fn udp_over_both_families_with_all_events() {
     let v6 = UdpSocket::bind("[::1]:0").await.is_ok();
     if v6 {
         let (url6, mut heard6) = world.udp("[::1]:0", &[[0x20; 16].as_slice(), &[0, 80]].concat(), 0).await;
-        assert!(trackers.add(&url6));
-        assert!(!trackers.add(&url6));
+        assert!(trackers.add(&url6, Reach::Any));
+        assert!(!trackers.add(&url6, Reach::Any));
         assert_eq!(heard6.next().await, "started");
         timeout(LONG, async { while !peers.recv().await.unwrap().addrs[0].is_ipv6() {} }).await.unwrap();
     }
@@ -292,7 +292,7 @@ async fn private_tiers_are_strict() {
     let (trackers, mut peers) = world.start(&[&[&refusing], &[&good], &[&spare]], true);
     timeout(LONG, peers.recv()).await.unwrap().unwrap();
     assert_eq!((refused.next().await.as_str(), heard.next().await.as_str()), ("started", "started"));
-    assert!(!trackers.add("http://127.0.0.1:1/x"), "a private torrent takes no others");
+    assert!(!trackers.add("http://127.0.0.1:1/x", Reach::Any), "a private torrent takes no others");
     let status = until(&trackers, |s| s[1].state == TrackerState::Working).await;
     assert_eq!(status[0].state, TrackerState::Disabled);
     assert_eq!(status[0].last_error.as_deref(), Some("refused: unregistered"));
@@ -347,13 +347,13 @@ async fn too_many_trackers_and_odd_urls() {
         (&format!("http://127.0.0.1/{}", "x".repeat(5000)), "too long"),
         (&format!("udp://127.0.0.1:1/{}", "x".repeat(1500)), "too long"),
     ] {
-        assert!(!trackers.add(url));
+        assert!(!trackers.add(url, Reach::Any));
         let status = trackers.status().pop().unwrap();
         assert!(status.last_error.as_deref().unwrap().contains(why), "{status:?}");
     }
-    assert!(!trackers.add("  "));
+    assert!(!trackers.add("  ", Reach::Any));
     for n in 0..200 {
-        trackers.add(&format!("bad://{n}"));
+        trackers.add(&format!("bad://{n}"), Reach::Any);
     }
     assert_eq!(trackers.status().len(), MAX_TRACKERS);
     assert!(trackers.stop(LONG).await, "nothing to tell is told at once");

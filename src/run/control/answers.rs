@@ -3,15 +3,11 @@
 //! Nothing here holds a lock of the client: it looks at snapshots (the table of torrents, the tree, each torrent's
 //! published status) and sends commands to owners, which wait with a bound.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use torrentfs_fs::content::Content;
-use torrentfs_fs::session;
 use torrentfs_fs::tree::{NodeKind, Subtree};
 
 use super::Answers;
@@ -20,18 +16,21 @@ use crate::client::remove::RemoveError;
 use crate::client::sources::{self, SourceError};
 use crate::content::{Shown, TorrentContent};
 use crate::control::message::{
-    Added, Code, Ending, Granted, NewTorrent, Prefetched, Refusal, Removed, Report, Request,
+    Added, Code, Ending, Granted, NewTorrent, Prefetched, Refusal, Removed, Report, Request, Who,
 };
 use crate::control::named::{self, Candidate};
-use crate::control::status::{Cache, Metadata, Status, Torrent as TorrentStatus, Waiting};
+use crate::control::status::{Cache, Metadata, Status, Torrent as TorrentStatus, Tracker, Waiting, Webseed};
+use crate::discovery::tracker::{TrackerState, TrackerStatus};
 use crate::metainfo::Source;
 use crate::metainfo::geometry::FileIndex;
 use crate::metainfo::info::FileKind;
-use crate::run::diagnose;
-use crate::sync::tasks::TaskScope;
+use crate::run::report::Reporter;
+use crate::run::signals::Signals;
 use crate::sync::timeouts;
+use crate::torrent::status::seed_word;
 use crate::torrent::swarm::EVERYTHING;
 use crate::torrent::{Command, Torrent};
+use crate::webseed::{SeedState, SeedStatus};
 
 /// Between two looks at whether what was added shows: a rebuild takes about as long.
 const LOOK: Duration = Duration::from_millis(5);
@@ -42,20 +41,16 @@ pub struct Mounted {
     pub client: Arc<Client>,
     /// How they show.
     pub content: Arc<TorrentContent>,
-    /// The mount itself. Not kept: its end is its owner's business.
-    pub mounted: Weak<session::Mounted>,
-    /// The program's tasks.
-    pub scope: TaskScope,
+    /// Tells what the program is at.
+    pub reporter: Arc<Reporter>,
     /// Where.
     pub mountpoint: PathBuf,
-    /// The socket.
-    pub socket: PathBuf,
     /// Since when.
     pub since: Instant,
     /// How long the end may take.
     pub shutdown: Duration,
-    /// Whether the end has been asked for.
-    pub ending: AtomicBool,
+    /// Whether the end has been asked for, and by whom it is.
+    pub signals: Signals,
 }
 
 impl Answers for Mounted {
@@ -66,10 +61,21 @@ impl Answers for Mounted {
             Request::Remove { torrent, delete_data } => {
                 self.remove(&torrent, delete_data).await.map(Granted::Removed)
             }
-            Request::Unmount => self.unmount().map(Granted::Ending),
-            Request::Debug => Ok(Granted::Report(Report { report: self.report().await })),
+            Request::Unmount => Ok(Granted::Ending(self.unmount())),
+            Request::Debug => match self.reporter.report().await {
+                Some(report) => Ok(Granted::Report(Report { report: report.to_string() })),
+                None => Err(failed("no report can be made; the log says why")),
+            },
+            Request::Who => Ok(Granted::Who(Who {
+                pid: std::process::id(),
+                mountpoint: self.mountpoint.to_string_lossy().into_owned(),
+            })),
             Request::Prefetch { path, on } => self.prefetch(&path, on).await.map(Granted::Prefetched),
         }
+    }
+
+    fn moved(&self, socket: &Path) {
+        self.content.set_socket(socket.to_owned());
     }
 }
 
@@ -83,7 +89,7 @@ impl Mounted {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             mountpoint: self.mountpoint.to_string_lossy().into_owned(),
-            socket: self.socket.to_string_lossy().into_owned(),
+            socket: self.content.socket().unwrap_or_default().to_string_lossy().into_owned(),
             uptime: self.since.elapsed().as_secs(),
             port: self.client.port(),
             cache: Cache {
@@ -189,31 +195,32 @@ impl Mounted {
         })
     }
 
-    async fn report(&self) -> String {
-        let mounted = self.mounted.upgrade();
-        diagnose::report(&self.client, mounted.as_deref(), &self.scope).await
-    }
-
-    /// As a signal: so there is one way to end.
-    fn unmount(&self) -> Result<Ending, Refusal> {
-        if !self.ending.swap(true, Ordering::AcqRel) {
+    /// As the first signal does, so there is one way to end; one that is under way isn't forced.
+    fn unmount(&self) -> Ending {
+        if self.signals.end() {
             tracing::info!("asked to unmount");
-            if let Err(error) = kill(Pid::this(), Signal::SIGTERM) {
-                self.ending.store(false, Ordering::Release);
-                return Err(failed(&error.to_string()));
-            }
         }
         let within_ms = u64::try_from(self.shutdown.as_millis()).unwrap_or(u64::MAX);
-        Ok(Ending { pid: std::process::id(), within_ms })
+        Ending { pid: std::process::id(), within_ms }
     }
 
     async fn prefetch(&self, path: &str, on: bool) -> Result<Prefetched, Refusal> {
         self.not_ending()?;
         let mut sum = Prefetched::default();
-        for (torrent, files) in self.meant(path)? {
+        let meant = self.meant(path)?;
+        // Of several, one that has just gone doesn't keep the others.
+        let several = path.split('/').all(str::is_empty);
+        for (torrent, files) in meant {
+            let told = files.clone().unwrap_or_else(|| vec![EVERYTHING]);
+            if !torrent.command(Command::Prefetch { files: told, on }).await {
+                if several {
+                    continue;
+                }
+                return Err(not_found(path));
+            }
             if let Some(shared) = torrent.live() {
                 let all = 0..shared.info.files.len() as u32;
-                let meant = files.clone().unwrap_or_else(|| all.map(FileIndex).collect());
+                let meant = files.unwrap_or_else(|| all.map(FileIndex).collect());
                 for index in meant {
                     let file = shared.info.files.get(index.0 as usize);
                     if let Some(file) = file.filter(|file| file.kind == FileKind::Regular) {
@@ -222,10 +229,6 @@ impl Mounted {
                         sum.here = sum.here.saturating_add(shared.bytes_here(index));
                     }
                 }
-            }
-            let files = files.unwrap_or_else(|| vec![EVERYTHING]);
-            if !torrent.command(Command::Prefetch { files, on }).await {
-                return Err(not_found(path));
             }
         }
         Ok(sum)
@@ -249,7 +252,7 @@ impl Mounted {
     }
 
     fn not_ending(&self) -> Result<(), Refusal> {
-        match self.ending.load(Ordering::Acquire) {
+        match self.signals.is_ending() {
             true => Err(Refusal::new(Code::Ending, "the mount is being taken down")),
             false => Ok(()),
         }
@@ -301,9 +304,38 @@ fn torrent_status(shown: Shown) -> TorrentStatus {
         peers: status.peers as u64,
         connecting: status.connecting as u64,
         banned: status.banned.len() as u64,
+        trackers: torrent.trackers().into_iter().map(tracker).collect(),
+        webseeds: torrent.webseeds().into_iter().map(webseed).collect(),
         waiting: waiting.collect(),
         waiting_count: status.waiting_count as u64,
         error: status.error.clone(),
+    }
+}
+
+fn tracker(tracker: TrackerStatus) -> Tracker {
+    let state = match tracker.state {
+        TrackerState::Idle => "idle",
+        TrackerState::Announcing => "announcing",
+        TrackerState::Working => "working",
+        TrackerState::Failed => "failed",
+        TrackerState::Disabled => "disabled",
+    };
+    Tracker { url: tracker.name, state: state.into(), reason: tracker.last_error }
+}
+
+fn webseed(seed: SeedStatus) -> Webseed {
+    let seconds = match seed.state {
+        SeedState::Waiting { seconds } => Some(seconds),
+        SeedState::Idle | SeedState::Fetching | SeedState::Dropped => None,
+    };
+    Webseed {
+        state: seed_word(seed.state).into(),
+        seconds,
+        url: seed.url,
+        reason: seed.reason,
+        refused_files: seed.refused_files as u64,
+        requests: seed.requests,
+        downloaded: seed.bytes,
     }
 }
 

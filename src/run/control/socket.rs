@@ -5,25 +5,61 @@
 //!
 //! **Flow.** [`Place::open`] takes the first folder that can be used, makes it if need be, and refuses one that is
 //! somebody else's. [`Bound::bind`] binds under a name that nobody looks for and renames it: what has a socket's name
-//! listens, so whatever refuses a connection is dead. Dropping a [`Bound`] removes the socket if it is still the same.
+//! listens, so whatever refuses a connection is dead. Both happen with the folder locked: nobody's socket comes between
+//! the look at a dead one and its removal. Dropping a [`Bound`] removes the socket if it is still the same.
+//!
+//! A folder may go while its socket is in use: a session's end takes `/run/user/UID` away. [`SocketFile::is_there`]
+//! tells, and [`Home::bind`] makes another.
 //!
 //! A path that is too long for a socket is reached through `/proc/self/fd`.
 //!
 //! **Not here.** Accepting ([`super`]), looking for mounts ([`crate::run::reach`]).
 
 use std::ffi::OsStr;
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::control::place::{self, PATH_MAX};
+
+/// How long others may keep the folder locked: they need milliseconds, unless they were stopped right then.
+const LOCKED: Duration = Duration::from_secs(1);
+/// Between two tries to lock it.
+const TRY: Duration = Duration::from_millis(5);
+
+/// Where a process's socket may be.
+#[derive(Debug, Clone)]
+pub struct Home {
+    /// The folders, the one to be preferred first.
+    pub folders: Vec<PathBuf>,
+    /// Whose they have to be.
+    pub uid: u32,
+    /// The process.
+    pub pid: u32,
+}
+
+impl Home {
+    /// This process's.
+    pub fn own() -> Self {
+        let uid = nix::unistd::geteuid().as_raw();
+        Self { folders: place::folders(uid, |name| std::env::var_os(name)), uid, pid: std::process::id() }
+    }
+
+    /// Binds a socket in the first folder that can be used. Waits as [`Bound::bind`].
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn bind(&self) -> Result<Bound, SocketError> {
+        Place::open(&self.folders, self.uid).and_then(|place| Bound::bind(&place, self.pid))
+    }
+}
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +136,21 @@ impl Place {
         short(&self.path, &self.folder, OsStr::new(name))
     }
 
+    /// Keeps other processes from making and removing sockets here, until the lock is dropped. Waits [`LOCKED`] at
+    /// most, and does without it then: whoever has it was stopped, and makes nothing meanwhile.
+    fn lock(&self) -> Option<File> {
+        let end = Instant::now() + LOCKED;
+        // A descriptor of its own: what is locked is the open folder, and it is let go of when that is closed.
+        let folder = open_folder(&self.path).ok()?;
+        loop {
+            match folder.try_lock() {
+                Ok(()) => return Some(folder),
+                Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(TRY),
+                Err(_) => return None,
+            }
+        }
+    }
+
     /// Removes what dead processes left.
     fn sweep(&self) {
         for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
@@ -114,8 +165,11 @@ impl Place {
     fn is_free(&self, name: &str) -> bool {
         match connect_now(&self.reach(name)) {
             Err(error) if error.kind() == ErrorKind::NotFound => true,
+            // What isn't a socket refuses as well, and isn't ours.
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(self.path.join(name)).is_ok()
+                let path = self.path.join(name);
+                let is_socket = path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
+                is_socket && std::fs::remove_file(path).is_ok()
             }
             // It listens, or can't be told.
             _ => false,
@@ -131,11 +185,13 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Binds this process's socket in a folder, and removes what dead processes left there. Never waits.
+    /// Binds this process's socket in a folder, and removes what dead processes left there. Waits a second at most,
+    /// for others who do the same.
     ///
     /// # Errors
     /// See [`SocketError`].
     pub fn bind(place: &Place, pid: u32) -> Result<Self, SocketError> {
+        let _lock = place.lock();
         place.sweep();
         let name = place::names(pid).find(|name| place.is_free(name));
         let name = name.ok_or_else(|| SocketError::Taken(place.path.clone()))?;
@@ -180,12 +236,22 @@ impl SocketFile {
         let found = path.symlink_metadata()?;
         Ok(Self { identity: (found.dev(), found.ino()), path })
     }
+
+    /// Whether it is where it was made.
+    pub fn is_there(&self) -> bool {
+        let found = self.path.symlink_metadata();
+        found.is_ok_and(|found| (found.dev(), found.ino()) == self.identity)
+    }
+
+    /// Where it was made.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let found = self.path.symlink_metadata();
-        if found.is_ok_and(|found| (found.dev(), found.ino()) == self.identity)
+        if self.is_there()
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             tracing::debug!("{} stays: {error}", self.path.display());
@@ -291,6 +357,31 @@ mod tests {
         assert_eq!(second.path(), dir.path().join("torrentfs/7-1.sock"));
         connect(live.path(), SECOND).unwrap();
         connect(second.path(), SECOND).unwrap();
+    }
+
+    #[test]
+    fn nobody_removes_a_socket_while_another_makes_his() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = place(dir.path());
+        let (listener, file) = Bound::bind(&own, 8).unwrap().into_parts();
+        drop(listener);
+        std::mem::forget(file);
+        let dead = dir.path().join("torrentfs/8.sock");
+        let other = place(dir.path());
+        let locked = own.lock().unwrap();
+        let made = std::thread::spawn(move || Bound::bind(&other, 9));
+        // It is waited for: nothing changes until the lock is free, or a second has passed.
+        let until = Instant::now() + LOCKED / 4;
+        while Instant::now() < until {
+            assert!(dead.exists() || Instant::now() > until, "removed in spite of the lock");
+            std::thread::sleep(TRY);
+        }
+        drop(locked);
+        drop(made.join().unwrap().unwrap());
+        assert!(!dead.exists());
+        // Who was stopped with the lock in his hands doesn't keep the others out.
+        let _stopped = own.lock().unwrap();
+        drop(Bound::bind(&own, 9).unwrap());
     }
 
     #[test]

@@ -4,38 +4,60 @@
 
 use std::os::unix::net::UnixStream as Stream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::Notify;
+use torrentfs_fs::lock::{Rank, RankedMutex};
 
-use super::socket::Place;
 use super::*;
-use crate::control::message::{Added, Ending, NewTorrent, Report, heard};
+use crate::control::message::{Added, Ending, NewTorrent, Report, Who, heard};
 use crate::control::status::Status;
 
 const SOON: Duration = Duration::from_secs(30);
 /// Longer than any silence that is suffered.
 const LONG: Duration = Duration::from_secs(90);
 
-/// Grants everything; adding waits until it is let go.
-#[derive(Default)]
+/// Grants everything; adding waits until it is let go, and the status as well while somebody holds it up.
 struct Scripted {
     asked: AtomicUsize,
     added: AtomicUsize,
     go: Notify,
+    held_up: AtomicBool,
+    moved: RankedMutex<Option<PathBuf>>,
+}
+
+impl Default for Scripted {
+    fn default() -> Self {
+        Self {
+            asked: AtomicUsize::default(),
+            added: AtomicUsize::default(),
+            go: Notify::default(),
+            held_up: AtomicBool::default(),
+            moved: RankedMutex::new(Rank::Leaf, "moved", None),
+        }
+    }
 }
 
 impl Answers for Scripted {
     async fn answer(&self, request: Request) -> Result<Granted, Refusal> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         match request {
-            Request::Status => Ok(Granted::Status(Box::new(Status {
-                pid: 7,
-                version: "x".repeat(100_000),
-                ..Status::default()
-            }))),
-            Request::Add(NewTorrent::File { bytes, .. }) => {
+            Request::Status => {
+                // As a task that blocks its runtime.
+                while self.held_up.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                Ok(Granted::Status(Box::new(Status {
+                    pid: 7,
+                    version: "x".repeat(100_000),
+                    ..Status::default()
+                })))
+            }
+            Request::Add(NewTorrent::File { name, bytes }) => {
+                if name == "waits" {
+                    self.go.notified().await;
+                }
                 Ok(Granted::Added(Added { size: bytes.len() as u64, ..Added::default() }))
             }
             Request::Add(_) => {
@@ -46,8 +68,13 @@ impl Answers for Scripted {
             Request::Unmount => Ok(Granted::Ending(Ending { pid: 7, within_ms: 1 })),
             Request::Remove { .. } => panic!("planned"),
             Request::Debug => Ok(Granted::Report(Report::default())),
+            Request::Who => Ok(Granted::Who(Who { pid: 7, mountpoint: "/m".into() })),
             Request::Prefetch { path, .. } => Err(Refusal::new(Code::NotFound, path)),
         }
+    }
+
+    fn moved(&self, socket: &Path) {
+        *self.moved.lock() = Some(socket.to_owned());
     }
 }
 
@@ -55,17 +82,28 @@ struct Served {
     answers: Arc<Scripted>,
     scope: TaskScope,
     path: PathBuf,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn served_for(uid: u32) -> Served {
-    let dir = tempfile::tempdir().unwrap();
-    let own = nix::unistd::geteuid().as_raw();
-    let bound = Bound::bind(&Place::open(&[dir.path().join("s")], own).unwrap(), 1).unwrap();
+    let (dir, bound, home) = bound();
     let path = bound.path().to_owned();
     let (answers, scope) = (Arc::new(Scripted::default()), TaskScope::root());
-    serve(bound, Allowed { uid }, answers.clone(), &scope).unwrap();
-    Served { answers, scope, path, _dir: dir }
+    // In the runtime of the test, whose clock may be paused.
+    let server = Arc::new(Server::new(Allowed { uid }, answers.clone(), &scope));
+    let (listener, file) = listen(bound).unwrap();
+    server.begin(listener, file, home);
+    Served { answers, scope, path, dir }
+}
+
+/// A socket in the first of two folders.
+fn bound() -> (tempfile::TempDir, Bound, Home) {
+    let dir = tempfile::tempdir().unwrap();
+    let uid = nix::unistd::geteuid().as_raw();
+    std::fs::create_dir(dir.path().join("run")).unwrap();
+    let folders = ["run/s", "t"].map(|name| dir.path().join(name)).to_vec();
+    let home = Home { folders, uid, pid: 1 };
+    (dir, home.bind().unwrap(), home)
 }
 
 fn served() -> Served {
@@ -323,4 +361,151 @@ async fn after_the_end_was_asked_for_the_connection_stays_open() {
     served.end().await;
     let more = timeout(Duration::from_millis(100), client.0.read_u8()).await;
     assert!(more.is_err(), "its end is that of the process");
+}
+
+#[tokio::test]
+async fn asking_for_the_end_again_and_again_is_bounded_as_all_else() {
+    let served = served();
+    let mut all = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut client = Client::to(&served.path).await;
+        client.say("{\"v\":1,\"do\":\"unmount\"}\n").await;
+        assert_eq!(heard::<Ending>(&client.hear().await).unwrap().unwrap().pid, 7);
+        all.push(client);
+    }
+    // Their ends here stay open, whatever the clients do: so no more of them come in.
+    drop(all);
+    for _ in 0..3 {
+        assert_eq!(Client::to(&served.path).await.code().await, Code::Busy);
+    }
+    served.end().await;
+}
+
+/// Whoever asks what hangs, whose socket it is, or for the end, needs nothing of the program's runtime.
+#[test]
+fn l5_it_answers_while_the_programs_runtime_hangs() {
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (answers, scope) = (Arc::new(Scripted::default()), TaskScope::root());
+    answers.held_up.store(true, Ordering::SeqCst);
+    let (_dir, bound, home) = bound();
+    let path = bound.path().to_owned();
+    let allowed = Allowed { uid: home.uid };
+    {
+        let _program = runtime.enter();
+        serve(bound, home, allowed, answers.clone(), &scope).unwrap();
+    }
+    let ask = |what: &str| {
+        let mut stream = Stream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        io::Write::write_all(&mut stream, format!("{{\"v\":1,\"do\":\"{what}\"}}\n").as_bytes()).unwrap();
+        stream
+    };
+    let answer = |stream: &Stream| {
+        let mut line = Vec::new();
+        io::BufRead::read_until(&mut io::BufReader::new(stream), b'\n', &mut line).unwrap();
+        line
+    };
+    let stuck = ask("status");
+    let until = std::time::Instant::now() + SOON;
+    while answers.asked.load(Ordering::SeqCst) == 0 {
+        assert!(std::time::Instant::now() < until);
+        std::thread::yield_now();
+    }
+    // The one thread of the runtime is in there now.
+    heard::<Report>(&answer(&ask("debug"))).unwrap().unwrap();
+    assert_eq!(heard::<Who>(&answer(&ask("who"))).unwrap().unwrap().mountpoint, "/m");
+    let ending = ask("unmount");
+    assert_eq!(heard::<Ending>(&answer(&ending)).unwrap().unwrap().pid, 7);
+    answers.held_up.store(false, Ordering::SeqCst);
+    assert_eq!(heard::<Status>(&answer(&stuck)).unwrap().unwrap().pid, 7);
+    scope.cancel();
+    let until = std::time::Instant::now() + SOON;
+    while path.exists() || !scope.live().is_empty() {
+        assert!(std::time::Instant::now() < until, "the socket goes, and so do all tasks");
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_has_vanished_is_made_anew_where_it_can_be() {
+    let served = served();
+    let mut before = Client::to(&served.path).await;
+    before.status().await;
+    // As at the end of a session: the folder goes, and what was in it.
+    std::fs::remove_dir_all(served.dir.path().join("run")).unwrap();
+    let moved = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if let Some(path) = served.answers.moved.lock().take() {
+                return path;
+            }
+        }
+    };
+    let path = timeout(5 * LOOK, moved).await.expect("it is made anew");
+    assert_eq!(path, served.dir.path().join("t/1.sock"));
+    Client::to(&path).await.status().await;
+    // Who was connected stays so.
+    before.status().await;
+    // What took its place is another's, and counts for as much as nothing there.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, b"another").unwrap();
+    tokio::time::sleep(3 * LOOK).await;
+    let path = served.answers.moved.lock().take().expect("made anew again");
+    assert_eq!(path, served.dir.path().join("t/1-1.sock"));
+    drop(before);
+    Served { path, ..served }.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_slow_one_is_not_late_himself() {
+    let served = served();
+    let file = |name: &str| {
+        let bytes = vec![7; 4 * LINE_SMALL];
+        Call { id: None, request: Request::Add(NewTorrent::File { name: name.into(), bytes }) }.line()
+    };
+    let mut patient = Client::to(&served.path).await;
+    let line = file("patient");
+    patient.say(&line[..10]).await;
+    tokio::time::sleep(timeouts::CONTROL_LINE / 6).await;
+    // This one has the permit until it is late itself, which is after the time of who began before.
+    let mut slow = Client::to(&served.path).await;
+    slow.say(&file("slow")[..3 * LINE_SMALL]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let rest = async {
+        patient.say(&line[10..]).await;
+        patient.hear().await
+    };
+    let (slow, patient) = tokio::join!(slow.hear(), rest);
+    assert_eq!(heard::<Added>(&slow).unwrap().unwrap_err().code, Code::TooSlow);
+    heard::<Added>(&patient).unwrap().expect("its own time was hardly used");
+    // An addition that takes long keeps no line waiting.
+    let mut long = Client::to(&served.path).await;
+    long.say(file("waits")).await;
+    let mut other = Client::to(&served.path).await;
+    other.say(file("other")).await;
+    heard::<Added>(&other.hear().await).unwrap().unwrap();
+    served.answers.go.notify_one();
+    heard::<Added>(&long.hear().await).unwrap().unwrap();
+    drop((long, other));
+    served.end().await;
+}
+
+#[tokio::test]
+async fn the_end_of_what_is_said_ends_a_line() {
+    let served = served();
+    for (said, answers) in [
+        ("{\"v\":1,\"do\":\"status\"}", 1),
+        ("{\"v\":1,\"do\":\"status\"}\n{\"v\":1,\"do\":\"who\"}", 2),
+        ("  ", 0),
+        ("{\"v\":1,\"do\":\"status\"}\n", 1),
+    ] {
+        let mut client = Client::to(&served.path).await;
+        client.say(said).await;
+        client.0.shutdown().await.unwrap();
+        for _ in 0..answers {
+            assert!(client.hear().await.starts_with(b"{\"v\":1,\"ok\":"), "{said}");
+        }
+        assert!(client.hear().await.is_empty(), "then it is closed");
+    }
+    served.end().await;
 }

@@ -18,6 +18,10 @@ impl Owner {
         for (key, peer) in self.swarm.keys().zip(&mut swarm.peers) {
             peer.unsent = self.links.get(&key).map_or(0, |link| link.outbox.pending_requests());
         }
+        for (key, seed) in self.swarm.webseed_keys().zip(&mut swarm.webseeds) {
+            seed.unsent = self.links.get(&key).map_or(0, |link| link.outbox.pending_requests());
+            seed.doing = self.seed_doing(key).unwrap_or_default();
+        }
         if let Some(failed) = &self.failed {
             swarm.error = Some(failed.clone());
         }

@@ -92,6 +92,8 @@ impl Picker {
         if others.is_empty() {
             return;
         }
+        // The block that a webseed was asked for last: the one beside it costs it no request more.
+        let mut beside: Option<(usize, PeerKey)> = None;
         for (remaining, i) in late {
             let Some(Block::Requested(asked)) = parts.blocks.get_mut(i) else { continue };
             let &[first] = asked.as_slice() else { continue };
@@ -100,14 +102,15 @@ impl Picker {
             if !stuck && self.spare == 0 {
                 continue;
             }
-            let best = others
-                .iter()
-                .filter_map(|k| {
-                    let p = self.peers.get_mut(k).filter(|p| *k != first && !p.is_recalled(block))?;
-                    let room = (waited && p.room_for_urgent(now) > 0) || p.room(now) > 0;
-                    room.then(|| (p.expected(now), *k))
-                })
-                .min();
+            let mut able = |k: &PeerKey| {
+                let p = self.peers.get_mut(k).filter(|p| *k != first && !p.is_recalled(block))?;
+                let room = (waited && p.room_for_urgent(now) > 0) || p.room(now) > 0;
+                room.then(|| (p.expected(now), *k))
+            };
+            let best = others.iter().filter_map(&mut able).min();
+            let same = beside.filter(|(last, _)| last.abs_diff(i) == 1).and_then(|(_, k)| able(&k));
+            let near = |same: &(Duration, PeerKey)| best.is_some_and(|(soonest, _)| same.0 <= soonest * 2);
+            let best = same.filter(near).or(best);
             // The others are less late, and the other peers no sooner.
             let Some((expected, key)) = best else { continue };
             if (!waited && remaining != Lateness::Late) || !remaining.is_worth(expected) {
@@ -126,6 +129,7 @@ impl Picker {
             }
             if let Some(peer) = self.peers.get_mut(&key) {
                 peer.request(block, now);
+                beside = peer.is_webseed().then_some((i, key));
             }
             asked.push(key);
             out.push(Assignment {

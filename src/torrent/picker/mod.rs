@@ -284,6 +284,11 @@ impl Picker {
         self.peers.get(&key)
     }
 
+    /// The loads of all that may be asked.
+    pub fn loads(&self) -> impl Iterator<Item = &PeerLoad> {
+        self.peers.values()
+    }
+
     /// What all peers together deliver, in bytes per second, as last measured.
     pub fn rate(&self) -> u64 {
         self.peers.values().map(PeerLoad::last_rate).sum()
@@ -336,6 +341,18 @@ impl Picker {
     pub fn release_all(&mut self, key: PeerKey) -> Vec<BlockRef> {
         let Some(peer) = self.peers.get_mut(&key) else { return Vec::new() };
         let blocks = peer.take_in_flight();
+        for block in &blocks {
+            self.unrequest(key, *block);
+        }
+        blocks
+    }
+
+    /// The peer hasn't got these pieces after all. Returns what it was asked for of them: others are, from now on.
+    pub fn take_away(&mut self, key: PeerKey, pieces: impl Iterator<Item = PieceIndex>) -> Vec<BlockRef> {
+        let all = self.geometry.pieces();
+        let Some(peer) = self.peers.get_mut(&key) else { return Vec::new() };
+        pieces.for_each(|piece| peer.has_mut().remove(piece, all));
+        let blocks = peer.take_lacking();
         for block in &blocks {
             self.unrequest(key, *block);
         }
@@ -728,3 +745,5 @@ impl Drop for Picker {
 mod property_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod webseed_tests;

@@ -14,7 +14,8 @@ use crate::torrent::load::Has;
 enum Step {
     Want { piece: u32, id: u64, reads: bool, due: u64 },
     Unwant { piece: u32, id: u64, reads: bool },
-    Join { has: u8 },
+    Join { has: u8, webseed: bool },
+    Lacks(usize, u8),
     Leave(usize),
     Choke(usize, bool),
     Deliver(usize),
@@ -28,7 +29,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..6u32, 0..3u64, any::<bool>(), 0..5000u64)
             .prop_map(|(piece, id, reads, due)| Step::Want { piece, id, reads, due }),
         2 => (0..6u32, 0..3u64, any::<bool>()).prop_map(|(piece, id, reads)| Step::Unwant { piece, id, reads }),
-        1 => any::<u8>().prop_map(|has| Step::Join { has }),
+        1 => (any::<u8>(), any::<bool>()).prop_map(|(has, webseed)| Step::Join { has, webseed }),
+        1 => (any::<usize>(), any::<u8>()).prop_map(|(peer, lacks)| Step::Lacks(peer, lacks)),
         1 => any::<usize>().prop_map(Step::Leave),
         2 => (any::<usize>(), any::<bool>()).prop_map(|(peer, choke)| Step::Choke(peer, choke)),
         8 => any::<usize>().prop_map(Step::Deliver),
@@ -79,9 +81,16 @@ impl World {
                 // Some cancels arrive too late at the peer: what it sends is to be harmless.
                 self.picker.unwant(PieceIndex(piece), id(n, reads));
             }
-            Step::Join { has } => {
+            Step::Lacks(n, mask) => {
+                if let Some(key) = self.key(n) {
+                    let lacks = (0..6).filter(|p| mask & (1 << p) != 0).map(PieceIndex);
+                    let taken = self.picker.take_away(key, lacks);
+                    self.asked.retain(|a| a.peer != key || !taken.contains(&a.block));
+                }
+            }
+            Step::Join { has, webseed } => {
                 if self.picker.peers.len() < 5 {
-                    let mut load = seed(self.now);
+                    let mut load = if webseed { PeerLoad::webseed(self.now) } else { seed(self.now) };
                     *load.has_mut() = Has::Bits(vec![has]);
                     self.picker.add_peer(PeerKey(self.next), load);
                     self.next += 1;

@@ -5,6 +5,10 @@
 //! given its queue, also when that peer has no room now: then the block waits for it, unless one with room is in
 //! time as well, or nearly as fast. So a slow peer doesn't get what a fast one will have delivered long before it,
 //! and gets what isn't due yet.
+//!
+//! A webseed is a peer like the others, only that each of its requests is a round trip: of the blocks of a piece that
+//! it gets as many as it is to have, it gets those that follow each other. Which of them is the same to whoever waits
+//! for the piece.
 
 use std::ops::Bound::{Excluded, Unbounded};
 use std::time::{Duration, Instant};
@@ -41,6 +45,8 @@ struct Taker {
     measured: bool,
     /// It could have been asked for something, and wasn't yet.
     held_back: bool,
+    /// It is a webseed.
+    webseed: bool,
 }
 
 impl Taker {
@@ -79,6 +85,7 @@ impl Picker {
                 step: p.step(now).as_secs_f64(),
                 measured: p.delivered_total() > 0,
                 held_back: false,
+                webseed: p.is_webseed(),
             })
             .collect();
         let mut cursor: Option<(Instant, PieceIndex)> = None;
@@ -190,11 +197,14 @@ impl Picker {
             self.open_always.insert((due, index));
         }
         let due_in = due.saturating_duration_since(now).as_secs_f64();
+        let before = self.taker_before(index, takers);
         let Some(piece) = self.pieces.get_mut(&index) else { return Looked::Through };
         let wanted = piece.blocks();
         let Some(parts) = &mut piece.parts else { return Looked::Through };
+        // The blocks that are given out, and to whom.
+        let mut given: Vec<(usize, usize)> = Vec::new();
         for i in parts.first_free as usize..parts.blocks.len().min(wanted as usize) {
-            let Some(state @ Block::Missing) = parts.blocks.get_mut(i) else { continue };
+            let Some(Block::Missing) = parts.blocks.get(i) else { continue };
             let Some(chosen) = choose(&able, takers, due_in, urgent) else { break };
             let taker = &mut takers[chosen];
             if !taker.has_room(urgent) {
@@ -209,11 +219,23 @@ impl Picker {
             taker.room = taker.room.saturating_sub(1);
             taker.deep = taker.deep.saturating_sub(1);
             taker.expected += taker.step;
-            let key = taker.key;
+            given.push((i, chosen));
+            if piece.alone && piece.sole.is_none() {
+                piece.sole = Some(taker.key);
+                able.retain(|t| *t == chosen);
+            }
+            if !able.iter().any(|t| takers[*t].has_room(urgent)) {
+                break;
+            }
+        }
+        in_runs(&mut given, takers, before);
+        for (i, taker) in given {
+            let key = takers[taker].key;
             let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
             if let Some(peer) = self.peers.get_mut(&key) {
                 peer.request(block, now);
             }
+            let Some(state) = parts.blocks.get_mut(i) else { continue };
             *state = Block::Requested(vec![key]);
             parts.taken();
             self.filled += 1;
@@ -224,19 +246,20 @@ impl Picker {
                 buffer: parts.buffer.clone(),
                 urgent,
             });
-            if piece.alone && piece.sole.is_none() {
-                piece.sole = Some(key);
-                able.retain(|t| takers[*t].key == key);
-            }
-            if !able.iter().any(|t| takers[*t].has_room(urgent)) {
-                break;
-            }
         }
         if !piece.is_open() {
             self.open.remove(&(due, index));
             self.open_always.remove(&(due, index));
         }
         Looked::Through
+    }
+
+    /// The webseed that owes the last block before this piece: what it gets of the piece is to follow that.
+    fn taker_before(&self, index: PieceIndex, takers: &[Taker]) -> Option<usize> {
+        let piece = PieceIndex(index.0.checked_sub(1)?);
+        let last = BlockRef { piece, block: BlockIndex(self.geometry.blocks_in(piece).checked_sub(1)?) };
+        let owes = |t: &Taker| t.webseed && self.peers.get(&t.key).is_some_and(|p| p.owes(last));
+        takers.iter().position(owes)
     }
 
     /// Recalls bulk requests that stand in front of the most urgent piece, if a read waits for it.
@@ -286,6 +309,23 @@ impl Picker {
             }
             _ => {}
         }
+    }
+}
+
+/// Has each webseed get blocks that follow each other, as many as before: those of `first` at the beginning, then what
+/// peers get, in their order, then the other webseeds'.
+fn in_runs(given: &mut [(usize, usize)], takers: &[Taker], first: Option<usize>) {
+    if !given.iter().any(|(_, taker)| takers[*taker].webseed) {
+        return;
+    }
+    let mut order: Vec<usize> = given.iter().map(|(_, taker)| *taker).collect();
+    order.sort_by_key(|taker| match takers[*taker].webseed {
+        true if first == Some(*taker) => 0,
+        false => 1,
+        true => 2 + taker,
+    });
+    for ((_, taker), ordered) in given.iter_mut().zip(order) {
+        *taker = ordered;
     }
 }
 

@@ -17,7 +17,7 @@ fn geometry(piece_length: u32, pieces: u32) -> Arc<Geometry> {
     Arc::new(Geometry::contiguous(piece_length, &[u64::from(piece_length) * u64::from(pieces)]))
 }
 
-fn picker(piece_length: u32, pieces: u32, budget: u64) -> Picker {
+pub(super) fn picker(piece_length: u32, pieces: u32, budget: u64) -> Picker {
     Picker::new(geometry(piece_length, pieces), Memory::new(budget))
 }
 
@@ -30,9 +30,13 @@ pub(super) fn seed(now: Instant) -> PeerLoad {
 }
 
 /// A seed that has delivered `rate` bytes per second, with 100 ms of delay, for the ten seconds before `now`.
-fn measured(now: Instant, rate: u64) -> PeerLoad {
+pub(super) fn measured(now: Instant, rate: u64) -> PeerLoad {
+    has_delivered(seed(now - 10 * S), now, rate)
+}
+
+/// It has delivered `rate` bytes per second, with 100 ms of delay, for the ten seconds before `now`.
+pub(super) fn has_delivered(mut load: PeerLoad, now: Instant, rate: u64) -> PeerLoad {
     let start = now - 10 * S;
-    let mut load = seed(start);
     let block = BlockRef { piece: PieceIndex(u32::MAX), block: BlockIndex(0) };
     for tenth in 1..=100 {
         let at = start + S / 10 * tenth;
@@ -42,7 +46,7 @@ fn measured(now: Instant, rate: u64) -> PeerLoad {
     load
 }
 
-fn read(id: u64) -> DemandId {
+pub(super) fn read(id: u64) -> DemandId {
     DemandId::Waiter(id)
 }
 

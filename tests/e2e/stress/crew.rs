@@ -208,6 +208,7 @@ fn note(over: &str, board: &Board, worker: &Running) {
     match words[number + 1] {
         "right" => figures.right(&operation, took),
         "due" => figures.due(&operation, took),
+        "last" => figures.last(&operation, took),
         _ => {
             let what = worker.state.lock().expect("a worker").doing.clone().map(|(what, _)| what);
             figures.bad(format!("{what:?} after {took:?}: {}", words[number + 1..].join(" ")));

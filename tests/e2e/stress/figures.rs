@@ -10,6 +10,8 @@ pub struct Figures {
     took: BTreeMap<String, Vec<Duration>>,
     /// Operations that failed as they had to.
     due: usize,
+    /// Readers whose last operation was refused, since the mount ends.
+    over: usize,
     /// Those that did what they must not.
     bad: Vec<String>,
     /// From the signal to the end, of readers that were killed.
@@ -26,6 +28,12 @@ impl Figures {
     pub fn due(&mut self, operation: &str, took: Duration) {
         self.due += 1;
         self.took.entry(format!("{operation}, refused")).or_default().push(took);
+    }
+
+    /// The same, and its reader takes it for the end.
+    pub fn last(&mut self, operation: &str, took: Duration) {
+        self.over += 1;
+        self.due(operation, took);
     }
 
     /// Something that must not be.
@@ -46,6 +54,11 @@ impl Figures {
     /// How many of them failed as they had to.
     pub fn refused(&self) -> usize {
         self.due
+    }
+
+    /// How many readers were refused because the mount ends.
+    pub fn refused_for_good(&self) -> usize {
+        self.over
     }
 
     /// How many took longer than that.

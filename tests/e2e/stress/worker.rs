@@ -1,7 +1,7 @@
 //! One reader: a process of its own, so that it can be killed, and so that what hangs it hangs nobody else.
 //!
 //! It is this test binary once more, told by [`ENV`] what to do. It does operations of one kind of mix, by its own
-//! luck, and prints each: `> OPERATION WHAT` before it begins, `< OPERATION MICROSECONDS right|due|bad WHY` when it is
+//! luck, and prints each: `> OPERATION WHAT` before it begins, `< OPERATION MICROSECONDS right|due|last|bad WHY` when it is
 //! over. Every byte is compared with what it has to be.
 
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use serde::{Deserialize, Serialize};
 
-use crate::common::{Random, Truth};
+use crate::common::{Random, Truth, is_mounted};
 
 /// Holds the [`Order`] of a worker, as JSON.
 pub const ENV: &str = "TORRENTFS_STRESS_WORKER";
@@ -214,15 +214,17 @@ impl Worker {
                     libc::ECONNABORTED,
                     libc::ENODATA,
                 ];
-                if self.until == Until::Gone && gone.contains(&code) {
-                    return ("due".to_owned(), false);
-                }
                 let due = match class {
                     Class::Whole => false,
                     Class::Nobody => reads && code == libc::EIO,
                     Class::Comes if name == "xattr" && code == libc::ENODATA => true,
                     Class::Comes => [libc::ENOENT, libc::ESTALE, libc::EIO].contains(&code),
                 };
+                if self.until == Until::Gone && gone.contains(&code) {
+                    // What comes and goes may have gone by itself, while the mount is there.
+                    let by_itself = class == Class::Comes && due && is_mounted(&self.scene.root);
+                    return (if by_itself { "due" } else { "last" }.to_owned(), by_itself);
+                }
                 (if due { "due".to_owned() } else { format!("bad {error}") }, true)
             }
         }

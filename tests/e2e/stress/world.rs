@@ -48,6 +48,7 @@ pub struct World {
     /// The file that tells workers what is in the mount.
     scene: PathBuf,
     before: Footprint,
+    busy: Busy,
     control: Option<Control>,
     _dir: TempDir,
 }
@@ -84,6 +85,7 @@ impl World {
         mount.wait_log(&["ready: "], SETTLE);
         wait_until("its last thread", SETTLE, || threads_named(mount.pid(), LAST_THREAD) == 1);
         let before = Footprint::of(&mount, control.as_ref());
+        let busy = Busy::of(&mount);
         let [torrents, visitors] =
             [cast, visitors].map(|cast| cast.into_iter().map(|(one, _)| one).collect());
         Self {
@@ -94,6 +96,7 @@ impl World {
             random,
             scene,
             before,
+            busy,
             control,
             _dir: dir,
         }
@@ -156,9 +159,30 @@ impl World {
         self.ended();
     }
 
-    /// Waits until the program holds no more than before the workers.
+    /// Waits until the program holds no more than before the workers, by what is seen of it and by what it says.
     #[track_caller]
     pub fn settle(&self) {
+        self.settle_outside();
+        let start = Instant::now();
+        loop {
+            let now = Busy::of(&self.mount);
+            let more = now.more_than(&self.busy);
+            if (now.handles, now.parked) == (0, 0) && more.is_empty() {
+                eprintln!("  {} tasks before, {} after", self.busy.tasks.len(), now.tasks.len());
+                return;
+            }
+            assert!(
+                start.elapsed() < SETTLE,
+                "{} handles are open, {} reads parked, and these tasks are new: {more:?}",
+                now.handles,
+                now.parked
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    #[track_caller]
+    fn settle_outside(&self) {
         let peers: usize = self.crowds.iter().map(|crowd| crowd.addrs().len()).sum();
         let torrents = self.torrents.len() + self.visitors.len();
         let sockets = LISTENERS + PER_PEER * peers * torrents;
@@ -194,6 +218,50 @@ impl World {
         assert!(!self.mount.log().contains("lock order"), "{}", self.mount.log());
         assert!(!is_mounted(self.mount.point()));
         took
+    }
+}
+
+/// What the program is at, by its own report (`torrentfs debug`).
+struct Busy {
+    /// Open handles of files and folders.
+    handles: u64,
+    /// Reads that wait.
+    parked: u64,
+    /// Names of its tasks, but for those of single connections to peers, which come and go, and of the report itself.
+    tasks: Vec<String>,
+}
+
+impl Busy {
+    #[track_caller]
+    fn of(mount: &Mount) -> Self {
+        let debug = Proc::spawn(torrentfs(["debug".as_ref(), mount.point().as_os_str()])).success(COMMAND);
+        let counts = debug.lines().find(|line| line.contains(" inodes known, "));
+        let counts: Vec<&str> =
+            counts.unwrap_or_else(|| panic!("no counts in\n{debug}")).split_whitespace().collect();
+        let number = |unit: [&str; 2]| -> u64 {
+            let at = counts.windows(2).position(|words| words == unit).expect("its unit");
+            counts[at - 1].parse().expect("a number")
+        };
+        let lines = debug.lines().skip_while(|line| *line != "tasks:").skip(1);
+        let tasks = lines.take_while(|line| line.starts_with(' ')).filter_map(|line| line.rsplit_once(": "));
+        let tasks = tasks.map(|(name, _)| name.trim().to_owned());
+        let stay = |name: &String| !name.contains("/peers/") && !name.starts_with("control/");
+        let tasks: Vec<String> = tasks.filter(stay).collect();
+        assert!(!tasks.is_empty(), "no tasks in\n{debug}");
+        Self { handles: number(["handles", "open,"]), parked: number(["reads", "parked"]), tasks }
+    }
+
+    /// Its tasks beyond those of before.
+    fn more_than(&self, before: &Self) -> Vec<&String> {
+        let mut left: Vec<&String> = before.tasks.iter().collect();
+        let more = self.tasks.iter().filter(|task| match left.iter().position(|one| one == task) {
+            Some(at) => {
+                left.swap_remove(at);
+                false
+            }
+            None => true,
+        });
+        more.collect()
     }
 }
 

@@ -62,16 +62,19 @@ struct Image(PathBuf);
 
 impl Image {
     fn mount(image: &Path, point: &Path) -> Self {
+        // Made first: what fails below leaves nothing mounted.
+        let guard = Self(point.to_owned());
         let options = ["-o".as_ref(), "loop,ro".as_ref(), "-t".as_ref(), "squashfs".as_ref()];
         Proc::start("mount", options.into_iter().chain([image.as_os_str(), point.as_os_str()]))
             .success(MINUTE);
-        Self(point.to_owned())
+        guard
     }
 }
 
 impl Drop for Image {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+        // Nothing may be mounted there any more, or not yet.
+        let _ = Command::new("umount").arg(&self.0).output();
     }
 }
 
@@ -87,14 +90,19 @@ fn an_image_is_mounted_through_a_loop_device() {
         );
     }));
     let point = tempfile::tempdir().expect("a folder");
-    let image = Image::mount(&fixture.root().join("image.squashfs"), point.path());
+    let of = fixture.root().join("image.squashfs");
+    let image = Image::mount(&of, point.path());
     let here = "find . -type f -print0 | sort -z | xargs -0 sha256sum --; find . -printf '%y %P\\n' | sort";
     let listed = shell(here, point.path(), &[]);
     assert_eq!(listed, shell(here, &inner.source(), &[]));
     drop(image);
     wait_until("the loop device to let go", MINUTE, || {
-        let devices = std::process::Command::new("losetup").arg("-a").output().expect("losetup runs");
-        !String::from_utf8_lossy(&devices.stdout).contains("image.squashfs")
+        // Those of this mount: others may test the same at the same time.
+        let mut list = Command::new("losetup");
+        let devices =
+            list.args(["--list", "--noheadings", "--output", "BACK-FILE"]).output().expect("losetup");
+        let of = of.to_str().expect("UTF-8");
+        !String::from_utf8_lossy(&devices.stdout).lines().any(|file| file.trim().starts_with(of))
     });
     fixture.end();
 }
@@ -106,7 +114,10 @@ fn fio_verifies_at_random_offsets() {
     let fixture = Fixture::new(Sample::filled("tested", 256 * KIB, &|root| {
         // Each block carries its place and a checksum.
         shell(&format!("fio {BLOCK} --rw=write --do_verify=0 --filename=blocks.bin >/dev/null"), root, &[]);
-        assert_eq!(root.join("blocks.bin").metadata().expect("a file").len(), 16 * MIB);
+        let mut bytes = std::fs::read(root.join("blocks.bin")).expect("a file");
+        assert_eq!(bytes.len() as u64, 16 * MIB);
+        bytes[5_000_001] ^= 1;
+        std::fs::write(root.join("harmed.bin"), bytes).expect("room");
     }));
     for how in ["--rw=randread", "--rw=randread --direct=1", "--rw=read", "--rw=randread --ioengine=mmap"] {
         let command = format!("fio {BLOCK} {how} --readonly --filename=blocks.bin --output-format=json");
@@ -118,6 +129,10 @@ fn fio_verifies_at_random_offsets() {
         let job = &report["jobs"][0];
         assert_eq!(job["error"], 0, "{how}: {said}");
         assert_eq!(job["read"]["io_bytes"], 16 * MIB, "{how}: {said}");
+        // The tester does look: one bit that is wrong in the torrent itself makes it fail.
+        let harmed = format!("fio {BLOCK} {how} --readonly --filename=harmed.bin 2>&1 || echo it failed");
+        let said = shell(&harmed, &fixture.root(), &[]);
+        assert!(said.contains("verify") && said.ends_with("it failed\n"), "{how}: {said}");
     }
     fixture.end();
 }
@@ -130,13 +145,15 @@ fn an_overlay_has_it_below() {
     let folder = tempfile::tempdir().expect("a folder");
     // An overlay's own layers can't lie on one: a file system of their own.
     let point = folder.path();
+    // Made first, and dropped in the other order.
+    let under = Image(point.to_owned());
+    let over = Image(point.join("all"));
     let mounted = shell(
         "mount -t tmpfs none \"$PWD\" && cd \"$PWD\" && mkdir upper work all && \
          mount -t overlay overlay -o lowerdir=\"$1\",upperdir=upper,workdir=work all && echo yes",
         point,
         &[&fixture.root()],
     );
-    let (over, under) = (Image(point.join("all")), Image(point.to_owned()));
     assert_eq!(mounted, "yes\n");
     let all = point.join("all");
     assert_eq!(shell("cat read.txt; ./run.sh", &all, &[]), "needle\nit ran: \n");

@@ -1,0 +1,193 @@
+//! The webseeds of a torrent as its owner keeps them: which there are, when each is started and ended, and what is shown
+//! of them. A part of [`Owner`].
+//!
+//! They are started when the metadata is known: before, there is nothing that they could be asked for. One that is added
+//! later starts at once. One that has ended stays in the list, with its reason, and isn't started again in the torrent's
+//! life, unless it is added again by somebody whose word reaches further (see [`Seed::trusted`]).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::mpsc;
+
+use super::{Link, Owner};
+use crate::discovery::FoundPeers;
+use crate::metainfo::geometry::FileIndex;
+use crate::net::hosts::Reach;
+use crate::peer::PeerKey;
+use crate::peer::event::{Counters, PeerEvent};
+use crate::peer::outbox::Outbox;
+use crate::sync::tasks::TaskScope;
+use crate::torrent::Listed;
+use crate::torrent::effects::Event;
+use crate::webseed::{self, Health, Running, Seed, Target};
+
+/// Webseeds of one torrent: as many as are read of a `.torrent` file.
+const SEEDS_MAX: usize = 200;
+
+/// A webseed of the torrent.
+struct Planted {
+    seed: Seed,
+    /// Its latest key, and the tasks behind it; `None` before the metadata is known, and when it has ended.
+    running: Option<(PeerKey, Running)>,
+    /// How it is doing, or was at its end.
+    health: Arc<Health>,
+    /// Why it has ended.
+    ended: Option<String>,
+}
+
+/// All of them.
+pub(super) struct Seeds {
+    all: Vec<Planted>,
+    scope: TaskScope,
+    events: mpsc::Sender<PeerEvent>,
+    target: Option<Arc<Target>>,
+}
+
+impl Seeds {
+    /// None yet. Their tasks belong to `scope`, and what they say goes to `events`.
+    pub(super) fn new(scope: TaskScope, events: mpsc::Sender<PeerEvent>) -> Self {
+        Self { all: Vec::new(), scope, events, target: None }
+    }
+
+    fn find(&mut self, key: PeerKey) -> Option<&mut Planted> {
+        self.all.iter_mut().find(|planted| planted.running.as_ref().is_some_and(|(k, _)| *k == key))
+    }
+
+    fn listed(&self) -> Vec<Listed> {
+        let listed = |p: &Planted| Listed { health: p.health.clone(), ended: p.ended.clone() };
+        self.all.iter().map(listed).collect()
+    }
+}
+
+impl Owner {
+    /// Somebody added the torrent once more, and knows other sources of it: trackers that may be as far as `reach` says,
+    /// webseeds and peers.
+    pub(super) fn extend(
+        &mut self,
+        trackers: Vec<Vec<String>>,
+        reach: Reach,
+        seeds: Vec<Seed>,
+        peers: Vec<FoundPeers>,
+    ) {
+        for tier in trackers {
+            let known = |url: &String| self.tiers.iter().flatten().any(|known| known == url);
+            let new: Vec<String> = tier.into_iter().filter(|url| !known(url)).collect();
+            if let Some(trackers) = &self.trackers {
+                new.iter().for_each(|url| _ = trackers.add(url, reach));
+            }
+            if reach == Reach::Any {
+                self.named_trackers.extend(new.iter().cloned());
+            }
+            self.tiers.extend((!new.is_empty()).then_some(new));
+        }
+        for found in peers {
+            self.apply(Event::Found(found));
+        }
+        self.plant(seeds);
+    }
+
+    /// Takes webseeds into the list, each once, and starts them if the metadata is known.
+    pub(super) fn plant(&mut self, seeds: Vec<Seed>) {
+        for seed in seeds {
+            let full = self.seeds.all.len() >= SEEDS_MAX;
+            let same = |p: &&mut Planted| (&p.seed.url, p.seed.kind) == (&seed.url, seed.kind);
+            match self.seeds.all.iter_mut().find(same) {
+                Some(known) if seed.trusted && !known.seed.trusted => {
+                    // What kept it from its host is no reason any more.
+                    known.seed.trusted = true;
+                    known.ended = None;
+                    if let Some((_, running)) = known.running.take() {
+                        running.close();
+                    }
+                }
+                Some(_) => {}
+                None if full => {
+                    tracing::warn!(torrent = %self.torrent.name(), "more than {SEEDS_MAX} webseeds, the rest is left out");
+                    break;
+                }
+                None => {
+                    let health = Arc::new(Health::new(&seed.url, Arc::default()));
+                    self.seeds.all.push(Planted { seed, running: None, health, ended: None });
+                }
+            }
+        }
+        self.start_seeds();
+    }
+
+    /// Starts the webseeds that are neither running nor at their end, once the metadata is known.
+    pub(super) fn start_seeds(&mut self) {
+        if let Some(shared) = self.torrent.live().filter(|_| !self.closing) {
+            let target = self.seeds.target.get_or_insert_with(|| {
+                Arc::new(Target {
+                    info: shared.info.clone(),
+                    info_hash: self.settings.info_hash,
+                    down_limit: self.env.limits.0.clone(),
+                })
+            });
+            for planted in self.seeds.all.iter_mut().filter(|p| p.running.is_none() && p.ended.is_none()) {
+                let key = self.torrent.sessions.new_key();
+                let (scope, events) = (&self.seeds.scope, self.seeds.events.clone());
+                let (seed, hub) = (planted.seed.clone(), self.env.hub.clone());
+                let running = webseed::start(scope, key, seed, target.clone(), hub, events);
+                planted.health = running.health.clone();
+                planted.running = Some((key, running));
+            }
+        }
+        self.show_seeds();
+    }
+
+    /// A webseed takes part.
+    pub(super) fn seed_joins(&mut self, key: PeerKey, outbox: Arc<Outbox>, counters: Arc<Counters>) {
+        // One that was ended before it could say so.
+        let Some(planted) = self.seeds.find(key) else { return };
+        let url = planted.health.url().to_owned();
+        tracing::debug!(torrent = %self.torrent.name(), "the webseed {url} takes part");
+        self.links.insert(key, Link { outbox, counters });
+        self.apply(Event::Webseed { key, url });
+    }
+
+    /// A webseed won't serve these files.
+    pub(super) fn seed_refuses(&mut self, key: PeerKey, files: Vec<FileIndex>) {
+        self.apply(Event::Refuses { key, files });
+    }
+
+    /// It is decided that a webseed goes. False if it isn't one.
+    pub(super) fn seed_goes(&mut self, key: PeerKey, reason: &str) -> bool {
+        let Some(planted) = self.seeds.find(key) else { return false };
+        planted.ended.get_or_insert_with(|| reason.to_owned());
+        if let Some((_, running)) = &planted.running {
+            running.close();
+        }
+        self.show_seeds();
+        true
+    }
+
+    /// A webseed has ended, whyever.
+    pub(super) fn seed_gone(&mut self, key: PeerKey, reason: &str) {
+        if let Some(planted) = self.seeds.find(key) {
+            planted.running = None;
+            planted.ended.get_or_insert_with(|| reason.to_owned());
+            self.show_seeds();
+        }
+    }
+
+    /// A webseed that is listed, what it does and why, in words.
+    pub(super) fn seed_doing(&self, key: PeerKey) -> Option<String> {
+        let running = |p: &&Planted| p.running.as_ref().is_some_and(|(k, _)| *k == key);
+        let planted = self.seeds.all.iter().find(running)?;
+        Some(crate::torrent::status::seed_words(&planted.health.snapshot()))
+    }
+
+    fn show_seeds(&self) {
+        self.torrent.list_webseeds(self.seeds.listed());
+    }
+
+    /// Bytes that came from webseeds that are gone are part of the sums, as those of peers.
+    pub(super) fn unlink(&mut self, key: PeerKey) {
+        if let Some(link) = self.links.remove(&key) {
+            self.past.0 += link.counters.down.load(Ordering::Relaxed);
+            self.past.1 += link.counters.up.load(Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! nginx as the only source of a mounted torrent: files and folders, names, kinds of torrents, TLS, redirects; and
+//! BEP 17, which nginx doesn't speak, from the tests' own server.
+//!
+//! What nginx was asked for is read from its access log.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::nginx::{Certificate, Nginx, Seen};
+use super::server::{Act, Server};
+use super::{MINUTE, Outcome, Seeded, read, webseed};
+use crate::common::{Made, Mount, Reader, Sample, TorrentKind, wait_until};
+use crate::needs;
+use crate::whole::check_tree;
+
+/// What a webseed may have under way at once, and so how many connections HTTP/1.1 takes.
+const PERMITS: usize = 4;
+
+/// nginx over the folder that holds a sample's `data`.
+fn nginx(sample: &Sample) -> Nginx {
+    Nginx::start(above(sample))
+}
+
+fn above(sample: &Sample) -> &Path {
+    sample.data.parent().expect("its folder")
+}
+
+/// A mount of a sample from these URLs alone.
+fn mounted(sample: &Sample, urls: &[&str]) -> Mount {
+    Mount::of(&Seeded::by(sample, urls).torrent).start()
+}
+
+/// Panics unless each request was for a range, was answered with it, and no more than the torrent was sent.
+#[track_caller]
+fn check_requests(seen: &[Seen], sample: &Sample) {
+    let asked: Vec<_> = seen.iter().filter(|seen| seen.status != 499).collect();
+    assert!(!asked.is_empty(), "nothing was asked for");
+    for seen in &asked {
+        assert_eq!(seen.status, 206, "{seen:?}");
+        assert!(seen.range.is_some_and(|(_, length)| length > 0), "{seen:?}");
+    }
+    let sent: u64 = seen.iter().map(|seen| seen.bytes).sum();
+    // Requests that were cut have sent something, too.
+    assert!(sent >= sample.total && sent <= sample.total * 5 / 4, "{sent} bytes of {}", sample.total);
+}
+
+#[test]
+fn a_single_file_from_its_own_url_or_that_of_its_folder() {
+    needs!(Fuse, Libtorrent, Nginx);
+    let sample = Sample::small();
+    for path in [format!("data/{}", sample.name), "data/".to_owned()] {
+        let nginx = nginx(&sample);
+        let url = nginx.url(&path);
+        let mount = mounted(&sample, &[&url]);
+        mount.check_sums(&sample);
+        check_requests(&nginx.seen(), &sample);
+        let seen = nginx.seen();
+        assert!(seen.iter().all(|seen| seen.path == format!("/data/{}", sample.name)), "{seen:?}");
+        // Kept alive: one connection for each permit, however many requests.
+        assert!(nginx.connections() <= PERMITS, "{} connections", nginx.connections());
+        let told = webseed(&mount, &url);
+        assert!(told["downloaded"].as_u64().is_some_and(|bytes| bytes >= sample.total), "{told}");
+        assert!(told["requests"].as_u64().is_some_and(|requests| requests >= seen.len() as u64), "{told}");
+        assert!(told["reason"].is_null(), "{told}");
+        mount.stop();
+    }
+}
+
+#[test]
+fn a_request_is_for_many_pieces_while_the_reader_is_far_behind() {
+    needs!(Fuse, Libtorrent, Nginx);
+    let sample = Sample::file("shared.bin", 64 << 20, 256 << 10);
+    let nginx = nginx(&sample);
+    let mount = mounted(&sample, &[&nginx.url("data/")]);
+    mount.check_sums(&sample);
+    let seen = nginx.seen();
+    eprintln!("{} requests for {} pieces", seen.len(), sample.pieces);
+    check_requests(&seen, &sample);
+    assert!(seen.len() < sample.pieces as usize / 2, "{} requests", seen.len());
+    assert!(nginx.connections() <= PERMITS, "{} connections", nginx.connections());
+    mount.stop();
+}
+
+#[test]
+fn a_folder_with_and_without_a_slash_at_the_end_of_its_url() {
+    needs!(Fuse, Libtorrent, Nginx);
+    let sample = Sample::tree();
+    for path in ["data", "data/"] {
+        let nginx = nginx(&sample);
+        let mount = mounted(&sample, &[&nginx.url(path)]);
+        check_tree(&mount, &sample);
+        check_requests(&nginx.seen(), &sample);
+        assert!(nginx.connections() <= PERMITS, "{} connections", nginx.connections());
+        mount.stop();
+    }
+}
+
+#[test]
+fn names_that_mean_something_in_a_url() {
+    needs!(Fuse, Libtorrent, Nginx);
+    let files = [
+        ("a folder/b c.bin", 100_001),
+        ("Grüße/日本語 🎉.bin", 70_000),
+        ("hash#tag.bin", 50_000),
+        ("what?.bin", 50_001),
+        ("q?a=b&c=d#e.bin", 20_000),
+        ("100%.bin", 50_002),
+        ("%41.bin", 50_003),
+        ("%2e%2e/%2F.bin", 10_000),
+        ("plus+and;semi,colon:at@.bin", 50_004),
+        ("[brackets]{braces}.bin", 30_000),
+        ("'single' \"double\" `back`.bin", 30_001),
+        ("pipe|caret^less<more>.bin", 30_002),
+        ("...dots..bin", 10_001),
+        (" leading and trailing /space .bin", 10_002),
+        ("http://not a url", 10_003),
+        ("empty", 0),
+    ];
+    // The torrent's own name is a part of the path as well.
+    let sample = Sample::folder("odd #1? 50% über", &files, 64 << 10);
+    let nginx = nginx(&sample);
+    let mount = mounted(&sample, &[&nginx.url("data/")]);
+    mount.check_sums(&sample);
+    check_requests(&nginx.seen(), &sample);
+    let seen: BTreeSet<_> = nginx.seen().into_iter().map(|seen| seen.path).collect();
+    for (file, size) in files {
+        let path = format!("/data/{}/{file}", sample.name).replace("//", "/");
+        let asked = seen.iter().any(|seen| seen.replace("//", "/") == path);
+        assert_eq!(asked, size > 0, "{file}: {seen:?}");
+    }
+    mount.stop();
+}
+
+/// Row W9: files that end inside a piece. The piece takes a request of each.
+#[test]
+fn w9_two_files_of_500_kb_in_pieces_of_2_mb() {
+    needs!(Fuse, Libtorrent, Nginx);
+    let sample = Sample::folder("pair", &[("one.bin", 500_000), ("two.bin", 500_000)], 2 << 20);
+    assert_eq!(sample.pieces, 1);
+    let nginx = nginx(&sample);
+    let mount = mounted(&sample, &[&nginx.url("data/")]);
+    assert_eq!(read(&mount, &sample, "pair/two.bin", 499_000, 1_000), Outcome::Right);
+    mount.check_sums(&sample);
+    let seen = nginx.seen();
+    check_requests(&seen, &sample);
+    for file in ["one.bin", "two.bin"] {
+        let of_file = seen.iter().filter(|seen| seen.path.ends_with(file));
+        let inside =
+            of_file.clone().all(|seen| seen.range.is_some_and(|(from, length)| from + length <= 500_000));
+        assert!(inside && of_file.count() > 0, "{seen:?}");
+    }
+    mount.stop();
+}
+
+fn of_kind(kind: TorrentKind) {
+    let sample = Sample::tree_of(kind);
+    let nginx = nginx(&sample);
+    let mount = mounted(&sample, &[&nginx.url("data/")]);
+    check_tree(&mount, &sample);
+    let seen = nginx.seen();
+    // Pad files are nowhere: who asked for one got a 404.
+    let strange: Vec<_> = seen.iter().filter(|seen| ![206, 499].contains(&seen.status)).collect();
+    assert!(strange.is_empty(), "{strange:?}");
+    assert!(seen.iter().all(|seen| !seen.path.contains("/.pad/")), "a pad file was asked for");
+    mount.stop();
+}
+
+#[test]
+fn a_v1_torrent_from_nginx_alone() {
+    needs!(Fuse, Libtorrent, Nginx);
+    of_kind(TorrentKind::V1);
+}
+
+#[test]
+fn a_v2_torrent_from_nginx_alone() {
+    needs!(Fuse, Libtorrent, Nginx);
+    of_kind(TorrentKind::V2);
+}
+
+#[test]
+fn a_hybrid_torrent_from_nginx_alone() {
+    needs!(Fuse, Libtorrent, Nginx);
+    of_kind(TorrentKind::Hybrid);
+}
+
+#[test]
+fn pad_files_are_never_requested() {
+    needs!(Fuse, Nginx);
+    let content = |seed: u64, size| Made::File(crate::common::bytes_at(seed, 0, size), false);
+    let entries = [
+        ("first.bin", content(1, 100_000)),
+        ("second.bin", content(2, 65_536)),
+        ("third.bin", content(3, 1)),
+        ("fourth.bin", content(4, 300_000)),
+    ];
+    let sample = Sample::of("padded", &entries, 64 << 10, None);
+    let nginx = nginx(&sample);
+    let mount = mounted(&sample, &[&nginx.url("data/")]);
+    mount.check_sums(&sample);
+    let seen = nginx.seen();
+    assert!(seen.iter().all(|seen| seen.status == 206 && !seen.path.contains("/.pad/")), "{seen:?}");
+    mount.stop();
+}
+
+#[test]
+fn what_is_not_read_is_not_asked_for() {
+    needs!(Fuse, Libtorrent, Nginx);
+    let sample = Sample::small();
+    let nginx = nginx(&sample);
+    let mount = mounted(&sample, &[&nginx.url("data/")]);
+    let path = mount.path(&sample.name);
+    std::fs::metadata(&path).expect("stat");
+    let (piece, length) = (20, sample.piece_length);
+    Reader::pread(&path, piece * length, 100).success(MINUTE);
+    // nginx tells a request when it is over.
+    wait_until("the request in the log", MINUTE, || nginx.sent() >= length);
+    for seen in nginx.seen() {
+        let (from, count) = seen.range.expect("a range");
+        assert!(from >= piece * length && from + count <= (piece + 1) * length, "{seen:?}");
+    }
+    mount.stop();
+}
+
+#[test]
+fn https_with_http_2_and_a_certificate_that_is_trusted() {
+    needs!(Fuse, Libtorrent, Nginx, Openssl);
+    let sample = Sample::small();
+    let certificate = Certificate::make();
+    let nginx = Nginx::secure(above(&sample), &certificate);
+    let seeded = Seeded::by(&sample, &[&nginx.url("data/")]);
+    let mount = Mount::of(&seeded.torrent).env("SSL_CERT_FILE", certificate.authority()).start();
+    mount.check_sums(&sample);
+    let seen = nginx.seen();
+    check_requests(&seen, &sample);
+    assert!(seen.iter().all(|seen| seen.protocol == "HTTP/2.0"), "{seen:?}");
+    // All requests share a connection; one more may have been begun before it was known to be HTTP/2.
+    assert!(nginx.connections() <= PERMITS, "{} connections", nginx.connections());
+    mount.stop();
+}
+
+#[test]
+fn redirects_are_remembered_per_file() {
+    needs!(Fuse, Libtorrent, Nginx);
+    let files = [("a b.bin", 3_000_000), ("c?#%.bin", 3_000_000), ("d.bin", 3_000_000), ("e.bin", 3_000_000)];
+    let sample = Sample::folder("moved", &files, 64 << 10);
+    let nginx = nginx(&sample);
+    let (server, to) = (Server::start(), nginx.url("data/"));
+    // Each file by another kind of redirect; in small pieces, so that each file takes several requests.
+    let url = server.serve("old", &sample, move |asked| {
+        let status =
+            [301, 302, 307, 308][files.iter().position(|(name, _)| asked.path.ends_with(name)).unwrap_or(0)];
+        let escaped =
+            asked.path.replace('%', "%25").replace('?', "%3F").replace('#', "%23").replace(' ', "%20");
+        Act::redirect(status, format!("{to}{escaped}"))
+    });
+    let mount = mounted(&sample, &[&url]);
+    for (file, size) in files {
+        for offset in (0..size).step_by(500_000) {
+            assert_eq!(read(&mount, &sample, &format!("moved/{file}"), offset, 1_000), Outcome::Right);
+        }
+        let asked = server.asked().into_iter().filter(|asked| asked.path.ends_with(file)).count();
+        let served = nginx.seen().into_iter().filter(|seen| seen.path.ends_with(file)).count();
+        // Those that were under way when the first answer came have been redirected as well.
+        assert!(
+            (1..=PERMITS).contains(&asked) && served >= 6,
+            "{file}: redirected {asked}, served {served} times"
+        );
+    }
+    mount.check_sums(&sample);
+    mount.stop();
+}
+
+#[test]
+fn pieces_by_bep_17() {
+    needs!(Fuse, Libtorrent);
+    for sample in
+        [Sample::small(), Sample::folder("pair", &[("one.bin", 500_000), ("two.bin", 500_000)], 64 << 10)]
+    {
+        let server = Server::start();
+        let base = server.serve("seed", &sample, |_| Act::Serve);
+        let url = base.trim_end_matches('/').to_owned();
+        let mount = Mount::of(&Seeded::by_pieces(&sample, &[&url]).torrent).start();
+        mount.check_sums(&sample);
+        let asked = server.asked();
+        assert!(
+            !asked.is_empty() && asked.iter().all(|asked| asked.query.contains("info_hash=")),
+            "{asked:?}"
+        );
+        assert!(webseed(&mount, &url)["downloaded"].as_u64().is_some_and(|bytes| bytes >= sample.total));
+        mount.stop();
+    }
+}

@@ -1,0 +1,248 @@
+//! Many torrents and readers, and webseeds that do wrong whatever there is, by luck: each read gives the right bytes or
+//! EIO, nothing is left under way, and nothing spins.
+//!
+//! Each torrent has two or three webseeds with a character each: one that is mostly good, one of a certain vice, one that
+//! does anything. Readers are threads of the test's own, since a read that hangs has the program's time-out, and the
+//! test a bound. The luck follows from a seed that is printed.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::server::{Act, Asked, Server};
+use super::{MINUTE, Seeded, webseeds};
+use crate::common::{Mount, Random, Sample, cpu, ran, seed, wait_until, wake_ups};
+use crate::needs;
+
+/// How long readers read, unless `TORRENTFS_STRESS_SECONDS` tells otherwise.
+const LASTS: Duration = Duration::from_secs(10);
+/// Readers at once.
+const READERS: u64 = 12;
+/// How long a read may take: its time-out of 3 s, once for what it waits for and again for what is behind it, and then
+/// some, for a busy machine.
+const READ_MAX: Duration = Duration::from_secs(45);
+
+fn lasts() -> Duration {
+    let told = std::env::var("TORRENTFS_STRESS_SECONDS").ok().and_then(|told| told.parse().ok());
+    told.map_or(LASTS, Duration::from_secs)
+}
+
+/// Anything that can be done wrong, or right.
+fn anything(random: &mut Random, asked: &Asked) -> Act {
+    let (from, length) = asked.range.unwrap_or((0, 1));
+    match random.below(24) {
+        0 => Act::Late(Duration::from_millis(random.below(500))),
+        1 => Act::status(*random.of(&[400, 500, 502, 504])),
+        2 => Act::later(*random.of(&[429, 503]), random.below(3)),
+        3 => Act::Whole,
+        4 => Act::Says(Some(format!("bytes {}-{}/{}", from + 1, from + length, from + 2 * length))),
+        5 => Act::Says(None),
+        6 => Act::Half,
+        7 => Act::Double,
+        8 => Act::Short(random.below(length)),
+        9 => Act::Long,
+        10 => Act::Encoded("gzip"),
+        11 => Act::Chunked,
+        12 => Act::Hang,
+        13 => Act::Stall(random.below(length)),
+        14 => Act::Trickle(1 + random.below(2_000) as usize, Duration::from_millis(50)),
+        15 => Act::Close(random.below(2) == 0),
+        16 => Act::Reset,
+        17 => Act::Garbage,
+        18 => Act::EndlessHead,
+        19 => Act::redirect(302, format!("/{}/{}", asked.root, asked.path)),
+        20 => Act::Corrupt,
+        _ => Act::Serve,
+    }
+}
+
+/// A webseed's way: how often of a hundred times it does what is right, and what it does otherwise.
+struct Character {
+    right: u64,
+    vice: Option<Act>,
+    random: Mutex<Random>,
+}
+
+impl Character {
+    fn act(&self, asked: &Asked) -> Act {
+        let mut random = self.random.lock().expect("luck");
+        if random.below(100) < self.right {
+            return Act::Serve;
+        }
+        self.vice.clone().unwrap_or_else(|| anything(&mut random, asked))
+    }
+}
+
+fn torrents() -> Vec<Sample> {
+    let mut made: Vec<_> = (0..6)
+        .map(|number| {
+            Sample::file(
+                &format!("{}luck.bin", char::from(b'a' + number)),
+                2_000_000 + 7_919 * u64::from(number),
+                64 << 10,
+            )
+        })
+        .collect();
+    made.extend((0..6).map(|number: u64| {
+        let files = [
+            ("one.bin", 700_001 + number),
+            ("two/b c.bin", 300_000),
+            ("three#.bin", 1),
+            ("four%.bin", 900_000),
+        ];
+        Sample::folder(&format!("luck {number}"), &files, 16 << 10 << (number % 3))
+    }));
+    made
+}
+
+/// What became of the reads.
+#[derive(Default)]
+struct Counts {
+    right: AtomicU64,
+    failed: AtomicU64,
+    slowest: AtomicU64,
+}
+
+fn read_on(mount: &Mount, samples: &[Sample], mut random: Random, end: Instant, counts: &Counts) {
+    let mut buffer = vec![0; 128 << 10];
+    let mut truth = vec![0; 128 << 10];
+    while Instant::now() < end {
+        let sample = random.of(samples);
+        let (path, size) = random.of(&sample.files).clone();
+        let mounted = File::open(mount.path(&path)).expect("it opens");
+        let plain = File::open(sample.data.join(&path)).expect("the sample's file");
+        let mut offset = random.below(size);
+        // Some go on in order for a while, some look at one place.
+        for _ in 0..=random.below(6) {
+            let length = (1 + random.below(buffer.len() as u64)).min(size - offset) as usize;
+            let begin = Instant::now();
+            match mounted.read_at(&mut buffer[..length], offset) {
+                Ok(got) => {
+                    assert!(got > 0, "{path}: an end of file at {offset} of {size}");
+                    plain.read_exact_at(&mut truth[..got], offset).expect("the sample's bytes");
+                    assert!(buffer[..got] == truth[..got], "{path}: wrong bytes at {offset}");
+                    counts.right.fetch_add(1, Ordering::Relaxed);
+                    offset += got as u64;
+                }
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{path} at {offset}: {error}");
+                    counts.failed.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            let took = begin.elapsed();
+            counts.slowest.fetch_max(took.as_millis() as u64, Ordering::Relaxed);
+            assert!(took < READ_MAX, "{path}: {length} bytes at {offset} took {took:?}");
+            if offset >= size {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn right_bytes_or_a_clear_error_from_webseeds_that_do_anything() {
+    needs!(Fuse, Libtorrent);
+    let mut random = Random(seed());
+    let samples = torrents();
+    let servers = [1, 2, 3].map(|last| Server::start_at([127, 0, 7, last].into()));
+    let vices = [
+        Act::status(404),
+        Act::status(500),
+        Act::later(503, 1),
+        Act::Whole,
+        Act::Hang,
+        Act::Corrupt,
+        Act::Trickle(100, Duration::from_millis(20)),
+        Act::Reset,
+        Act::Close(false),
+    ];
+    let mut mount = Mount::empty().args(&["--read-timeout", "3s"]);
+    let mut kept = Vec::new();
+    for (number, sample) in samples.iter().enumerate() {
+        let count = 2 + random.below(2) as usize;
+        let urls: Vec<_> = (0..count)
+            .map(|place| {
+                let (right, vice) = match place {
+                    0 => (80, None),
+                    1 => (random.below(60), Some(random.of(&vices).clone())),
+                    _ => (0, None),
+                };
+                let character = Character { right, vice, random: Mutex::new(Random(random.next())) };
+                servers[place].serve(&format!("t{number}"), sample, move |asked| character.act(asked))
+            })
+            .collect();
+        let urls: Vec<_> = urls.iter().map(String::as_str).collect();
+        kept.push(Seeded::by(sample, &urls));
+    }
+    for seeded in &kept {
+        mount = mount.source(&seeded.torrent);
+    }
+    let mount = mount.start();
+    let counts = Arc::new(Counts::default());
+    let (begin, used) = (Instant::now(), cpu(mount.pid()));
+    let woken: u64 = wake_ups(mount.pid()).values().sum();
+    let end = begin + lasts();
+    std::thread::scope(|scope| {
+        for _ in 0..READERS {
+            let (random, mount, samples, counts) = (Random(random.next()), &mount, &samples, &counts);
+            scope.spawn(move || read_on(mount, samples, random, end, counts));
+        }
+    });
+    let took = begin.elapsed().as_secs_f64();
+    let woken = (wake_ups(mount.pid()).values().sum::<u64>() - woken) as f64 / took;
+    let used = (cpu(mount.pid()) - used).as_secs_f64() / took;
+    let asked: usize = servers.iter().map(Server::count).sum();
+    let busiest: Vec<_> = servers.iter().map(|server| server.busiest(Duration::from_secs(1))).collect();
+    let count = |what: &AtomicU64| what.load(Ordering::Relaxed);
+    let (right, failed) = (count(&counts.right), count(&counts.failed));
+    eprintln!(
+        "in {took:.1} s: {right} reads right, {failed} failed, the slowest took {} ms; {asked} requests, at most \
+         {busiest:?} in a second; {woken:.0} wake-ups a second, {used:.2} of a core",
+        count(&counts.slowest),
+    );
+    assert!(right > 0, "nothing could be read");
+    for (server, busiest) in servers.iter().zip(&busiest) {
+        let peak = server.peaks("t0").0;
+        assert!(peak <= 8, "{peak} requests under way at one host");
+        assert!(*busiest <= 1_000, "{busiest} requests in a second at one host");
+    }
+    // Each has a reason who doesn't work.
+    for (url, told) in webseeds(&mount) {
+        let idle =
+            told["reason"].is_string() || ["idle", "fetching"].iter().any(|state| told["state"] == *state);
+        assert!(idle, "{url}: {told}");
+    }
+    quiet(&mount, &servers);
+    let point = mount.point().to_str().expect("UTF-8");
+    for sample in &samples {
+        ran(["remove", point, &sample.name]).said(0, &[]);
+    }
+    wait_until("nothing under way", MINUTE, || servers.iter().all(|server| server.under_way() == 0));
+    let report = ran(["debug", point]);
+    let tasks: Vec<_> = report.out.lines().filter(|line| line.contains("/webseed ")).collect();
+    assert!(tasks.is_empty(), "left after the torrents are gone: {tasks:#?}");
+    mount.stop();
+}
+
+/// With no reader left, requests come to an end, and then nothing goes on.
+#[track_caller]
+fn quiet(mount: &Mount, servers: &[Server]) {
+    let window = Duration::from_secs(2);
+    let end = Instant::now() + MINUTE * 2;
+    loop {
+        let asked: usize = servers.iter().map(Server::count).sum();
+        let (used, since) = (cpu(mount.pid()), Instant::now());
+        wait_until("two seconds", MINUTE, || since.elapsed() > window);
+        let more = servers.iter().map(Server::count).sum::<usize>() - asked;
+        let used = cpu(mount.pid()) - used;
+        if more == 0 && used < window / 10 {
+            return;
+        }
+        assert!(
+            Instant::now() < end,
+            "{more} requests and {used:?} of processor time in {window:?} without a reader"
+        );
+    }
+}
