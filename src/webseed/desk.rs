@@ -452,3 +452,7 @@ impl Desk {
         (self.asked.len() - claimed, claimed, self.claims.len())
     }
 }
+
+#[cfg(test)]
+#[path = "desk_tests.rs"]
+mod tests;

@@ -145,7 +145,8 @@ impl Health {
     /// Something was wrong. With `first`, only if nothing is known yet.
     pub(super) fn trouble(&self, reason: String, first: bool) {
         let mut noted = self.noted.lock();
-        if !noted.dropped && !(first && noted.reason.is_some()) {
+        let stays = noted.dropped || (first && noted.reason.is_some());
+        if !stays {
             noted.reason = Some(reason);
         }
     }

@@ -289,7 +289,7 @@ mod tests {
         drop((one, two));
         assert_eq!(take(&hosts).err(), Some(until), "it is remembered");
         tokio::time::sleep_until(until.into()).await;
-        let tries = take(&hosts).ok().expect("it may be tried");
+        let tries = take(&hosts).unwrap_or_else(|until| panic!("it waits until {until:?}"));
         let mut next = Box::pin(hosts.acquire(host(), false));
         assert!(poll!(&mut next).is_pending(), "by one");
         let later = tries.failed(&BUSY, 1.0).expect("a longer wait");
@@ -297,7 +297,7 @@ mod tests {
         assert!(matches!(poll!(&mut next), Poll::Ready(Err(until)) if until == later), "who waits is told");
         drop(tries);
         tokio::time::sleep_until(later.into()).await;
-        let tries = take(&hosts).ok().expect("it may be tried");
+        let tries = take(&hosts).unwrap_or_else(|until| panic!("it waits until {until:?}"));
         let mut next = Box::pin(hosts.acquire(host(), false));
         assert!(poll!(&mut next).is_pending());
         tries.succeeded();

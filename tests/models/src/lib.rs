@@ -1,4 +1,4 @@
-//! Two of the program's sources with other locks, atomics and surroundings: those of a model.
+//! Some of the program's sources with other locks, atomics and surroundings: those of a model.
 //!
 //! **Goal.** What races in the program is run through every order in which its threads can meet ([`loom`] does that),
 //! and it is the program's own text that is run, not a copy of it.
@@ -7,8 +7,8 @@
 //! found here: locks and atomics are loom's, the map of parked reads is one of loom's locks around a plain map, and
 //! callers are nobody. The content, the tree and the table of error numbers are the program's own.
 //!
-//! **Parts.** [`parked`], the table of parked reads; [`notifier`], who waits for which piece; around them
-//! what they name. The models are in `tests/`.
+//! **Parts.** [`parked`], the table of parked reads; [`notifier`], who waits for which piece; [`wake`], on what requesters
+//! of webseeds sleep; around them what they name. The models are in `tests/`.
 //!
 //! **Not here.** The order of locks, time, and what a condition is waited on for.
 
@@ -30,6 +30,8 @@ pub mod notifier;
 pub mod parked;
 #[path = "../../../fs/src/tree.rs"]
 pub mod tree;
+#[path = "../../../src/webseed/wake.rs"]
+pub mod wake;
 
 impl parked::ParkedReads {
     /// Ends all parked reads, as the watcher does when it sees a signal.
