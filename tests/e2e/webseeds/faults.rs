@@ -403,7 +403,8 @@ fn a_certificate_that_is_not_trusted() {
     let (certificate, other) = (Certificate::make(), Certificate::make());
     let nginx = Nginx::secure(&sample.data, &certificate);
     let url = nginx.url("");
-    let mount = Mount::of(&Seeded::by(&sample, &[&url]).torrent).env("SSL_CERT_FILE", other.authority());
+    let seeded = Seeded::by(&sample, &[&url]);
+    let mount = Mount::of(&seeded.torrent).env("SSL_CERT_FILE", other.authority());
     let mount = mount.args(&READ).start();
     assert_eq!(read(&mount, &sample, &sample.name, 0, 4096), Outcome::Eio);
     wait_reason(&mount, &url, &["secure"]);
@@ -535,7 +536,8 @@ fn a_bep_17_server_that_is_busy_or_lacks_the_torrent() {
     let server = Server::start();
     let mounted = |script: fn(&Asked) -> Act, args: &[&str]| {
         let url = server.serve("seed", &sample, script).trim_end_matches('/').to_owned();
-        let mount: MountBuilder = Mount::of(&Seeded::by_pieces(&sample, &[&url]).torrent).args(args);
+        let seeded = Seeded::by_pieces(&sample, &[&url]);
+        let mount: MountBuilder = Mount::of(&seeded.torrent).args(args);
         (mount.start(), url)
     };
     // It says in the body how many seconds to wait.
