@@ -56,29 +56,14 @@ fn a_single_file_from_its_own_url_or_that_of_its_folder() {
         check_requests(&nginx.seen(), &sample);
         let seen = nginx.seen();
         assert!(seen.iter().all(|seen| seen.path == format!("/data/{}", sample.name)), "{seen:?}");
-        // Kept alive: one connection for each permit, however many requests.
-        assert!(nginx.connections() <= PERMITS, "{} connections", nginx.connections());
+        // Kept alive: a connection for each permit, and another one for each request that was cut.
+        assert!(nginx.connections() <= 2 * PERMITS, "{} connections", nginx.connections());
         let told = webseed(&mount, &url);
         assert!(told["downloaded"].as_u64().is_some_and(|bytes| bytes >= sample.total), "{told}");
         assert!(told["requests"].as_u64().is_some_and(|requests| requests >= seen.len() as u64), "{told}");
         assert!(told["reason"].is_null(), "{told}");
         mount.stop();
     }
-}
-
-#[test]
-fn a_request_is_for_many_pieces_while_the_reader_is_far_behind() {
-    needs!(Fuse, Libtorrent, Nginx);
-    let sample = Sample::file("shared.bin", 64 << 20, 256 << 10);
-    let nginx = nginx(&sample);
-    let mount = mounted(&sample, &[&nginx.url("data/")]);
-    mount.check_sums(&sample);
-    let seen = nginx.seen();
-    eprintln!("{} requests for {} pieces", seen.len(), sample.pieces);
-    check_requests(&seen, &sample);
-    assert!(seen.len() < sample.pieces as usize / 2, "{} requests", seen.len());
-    assert!(nginx.connections() <= PERMITS, "{} connections", nginx.connections());
-    mount.stop();
 }
 
 #[test]

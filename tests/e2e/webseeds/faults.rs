@@ -110,25 +110,6 @@ fn a_200_with_a_small_file_is_used_from_its_middle() {
 }
 
 #[test]
-fn a_status_that_is_about_one_file_costs_that_file_only() {
-    needs!(Fuse, Libtorrent);
-    for status in [401, 403, 404, 410, 416, 451] {
-        let alone = Alone::with(two_files(), &READ, move |asked| {
-            if asked.path.ends_with("two.bin") { Act::status(status) } else { Act::Serve }
-        });
-        assert_eq!(read(&alone.mount, &alone.sample, "two/two.bin", MIB, 4096), Outcome::Eio, "{status}");
-        assert_eq!(read(&alone.mount, &alone.sample, "two/one.bin", MIB, 4096), Outcome::Right, "{status}");
-        let told = webseed(&alone.mount, &alone.url);
-        assert_eq!(told["refused_files"], 1, "{status}: {told}");
-        let reason = wait_reason(&alone.mount, &alone.url, &[&status.to_string()]);
-        assert_ne!(reason["state"], "dropped", "{status}");
-        let bad = alone.server.asked().into_iter().filter(|asked| asked.path.ends_with("two.bin")).count();
-        assert!(bad <= PERMITS, "{status}: asked for {bad} times");
-        alone.stop();
-    }
-}
-
-#[test]
 fn a_retry_after_is_honoured() {
     needs!(Fuse, Libtorrent);
     for status in [429, 503] {
@@ -217,26 +198,6 @@ fn less_than_was_asked_for_is_refused() {
 }
 
 #[test]
-fn a_wrong_content_range_is_not_believed() {
-    needs!(Fuse, Libtorrent);
-    let size = Sample::small().total;
-    for (said, why) in [
-        (Some("bytes 0-9/10".to_owned()), "the server's file has 10 bytes"),
-        (Some("bytes 4194304-4456447/999".to_owned()), "without saying which"),
-        (Some("bytes 4194304-4456447/8888888".to_owned()), "the server's file has 8888888 bytes"),
-        (Some(format!("bytes 1-262144/{size}")), "announces"),
-        (Some("bytes */8388608".to_owned()), "without saying which"),
-        (Some("bytes 18446744073709551615-0/18446744073709551615".to_owned()), "without saying which"),
-        (Some("nonsense".to_owned()), "without saying which"),
-        (None, "without saying which"),
-    ] {
-        let told = said.clone();
-        eprintln!("{said:?}");
-        Alone::of(move |_| Act::Says(told.clone())).fails(&[why], 30);
-    }
-}
-
-#[test]
 fn a_compressed_body_was_not_asked_for() {
     needs!(Fuse, Libtorrent);
     for how in ["gzip", "br", "zstd", "deflate"] {
@@ -319,41 +280,9 @@ fn what_is_no_http_is_refused() {
 }
 
 #[test]
-fn no_answer_at_all() {
-    needs!(Fuse, Libtorrent);
-    let alone = Alone::of(|_| Act::Hang);
-    assert_eq!(alone.read(0), Outcome::Eio);
-    wait_reason(&alone.mount, &alone.url, &["answer"]);
-    assert!(alone.server.count() <= 4 * PERMITS, "{} requests", alone.server.count());
-    alone.stop();
-}
-
-#[test]
 fn a_late_answer_is_taken() {
     needs!(Fuse, Libtorrent);
     Alone::patient(|_| Act::Late(Duration::from_millis(300))).works(200);
-}
-
-#[test]
-fn a_body_that_stalls_is_given_up_and_asked_for_again() {
-    needs!(Fuse, Libtorrent);
-    let alone = Alone::of(|_| Act::Stall(20_000));
-    assert_eq!(alone.read(4 * MIB), Outcome::Eio);
-    wait_reason(&alone.mount, &alone.url, &[]);
-    assert!(alone.server.count() <= 8 * PERMITS, "{} requests", alone.server.count());
-    alone.stop();
-    Alone::patient(|asked| if asked.nth == 1 { Act::Stall(20_000) } else { Act::Serve }).works(200);
-}
-
-#[test]
-fn a_body_that_trickles_is_given_up() {
-    needs!(Fuse, Libtorrent);
-    let alone = Alone::of(|_| Act::Trickle(1, Duration::from_millis(100)));
-    // Bytes that come keep the read waiting no longer than blocks would.
-    assert_eq!(alone.read(4 * MIB), Outcome::Eio);
-    wait_reason(&alone.mount, &alone.url, &["stopped sending"]);
-    assert!(alone.server.count() <= 8 * PERMITS, "{} requests", alone.server.count());
-    alone.stop();
 }
 
 #[test]
@@ -382,18 +311,6 @@ fn deaf() -> (socket2::Socket, Vec<TcpStream>, SocketAddr) {
         queued.push(stream);
     }
     (socket, queued, addr)
-}
-
-#[test]
-fn a_connection_that_never_comes_about() {
-    needs!(Fuse, Libtorrent);
-    let sample = Sample::small();
-    let (_socket, _queued, addr) = deaf();
-    let url = format!("http://{addr}/");
-    let mount = Mount::of(&Seeded::by(&sample, &[&url]).torrent).args(&READ).start();
-    assert_eq!(read(&mount, &sample, &sample.name, 0, 4096), Outcome::Eio);
-    wait_reason(&mount, &url, &["connection"]);
-    mount.stop();
 }
 
 #[test]
@@ -455,23 +372,6 @@ fn redirects_that_lead_nowhere() {
     }
 }
 
-#[test]
-fn a_place_that_was_remembered_and_is_gone_is_asked_for_anew() {
-    needs!(Fuse, Libtorrent);
-    let sample = Sample::small();
-    let server = Server::start();
-    let first =
-        server.serve("first", &sample, |asked| if asked.nth < 4 { Act::Serve } else { Act::status(404) });
-    let second = server.serve("second", &sample, |_| Act::Serve);
-    let url = server.serve("seed", &sample, move |asked| {
-        let to = if asked.nth < PERMITS as u64 { &first } else { &second };
-        Act::redirect(302, format!("{to}{}", asked.path))
-    });
-    let mount = Mount::of(&Seeded::by(&sample, &[&url]).torrent).start();
-    mount.check_sums(&sample);
-    mount.stop();
-}
-
 // ----- several
 
 #[test]
@@ -497,7 +397,8 @@ fn w6_it_ends_at_once_with_16_hung_responses() {
     let sample = Sample::file("hung.bin", 64 * MIB, 256 << 10);
     let servers = [1, 2, 3, 4].map(|last| Server::start_at(Ipv4Addr::new(127, 0, 9, last)));
     let urls = servers.each_ref().map(|server| server.serve("seed", &sample, |_| Act::Hang));
-    let mount = Mount::of(&Seeded::by(&sample, &urls.each_ref().map(String::as_str)).torrent);
+    let seeded = Seeded::by(&sample, &urls.each_ref().map(String::as_str));
+    let mount = Mount::of(&seeded.torrent);
     let mount = mount.args(&["--prefetch", "all"]).start();
     let _reader = Proc::start("cat", [mount.path(&sample.name)]);
     let hung = || servers.iter().map(Server::under_way).sum::<usize>();
