@@ -156,7 +156,10 @@ fn l4_verify_while_dropping_a_thousand_times() {
                 for _ in 0..round % 4 {
                     if let Some(Work::Verified { piece, verdict, .. }) = done.blocking_recv() {
                         let closed = verdict == Verdict::Unwritten(ReadError::Closed);
-                        assert!(verdict == Verdict::Good || (closed && round % 2 == 0), "round {round}: {verdict:?}");
+                        assert!(
+                            verdict == Verdict::Good || (closed && round % 2 == 0),
+                            "round {round}: {verdict:?}"
+                        );
                         owner.table.set(piece, PieceState::Complete);
                         owner.wake(piece);
                     }
