@@ -7,6 +7,7 @@ macro_rules! call {
     ($function:ident($($argument:expr),* $(,)?)) => {{
         // SAFETY: each pointer among the arguments is that of a value which outlives the call, and has room for what
         // the call writes; texts end with NUL.
+        // The results' types differ, and arguments are plain expressions of this folder's tests.
         #[allow(clippy::unnecessary_cast, clippy::macro_metavars_in_unsafe)]
         let result = unsafe { libc::$function($($argument),*) } as i64;
         if result == -1 {
