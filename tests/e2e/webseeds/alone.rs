@@ -67,17 +67,20 @@ fn a_single_file_from_its_own_url_or_that_of_its_folder() {
 }
 
 #[test]
-fn a_request_is_for_many_pieces_while_the_reader_is_far_behind() {
-    needs!(Fuse, Libtorrent, Nginx);
+fn a_request_is_for_many_pieces_where_nobody_waits() {
+    needs!(Fuse, Libtorrent, Nginx, Attr);
     let sample = Sample::file("shared.bin", 64 << 20, 256 << 10);
     let nginx = nginx(&sample);
-    let mount = mounted(&sample, &[&nginx.url("data/")]);
-    mount.check_sums(&sample);
+    let seeded = Seeded::by(&sample, &[&nginx.url("data/")]);
+    let mount = Mount::of(&seeded.torrent).args(&["--prefetch", "all"]).start();
+    let path = mount.path(&sample.name);
+    wait_until("all of it", MINUTE, || mount.xattr(&path, "state").as_deref() == Some("complete"));
     let seen = nginx.seen();
     eprintln!("{} requests for {} pieces", seen.len(), sample.pieces);
     check_requests(&seen, &sample);
     assert!(seen.len() < sample.pieces as usize / 2, "{} requests", seen.len());
     assert!(nginx.connections() <= PERMITS, "{} connections", nginx.connections());
+    mount.check_sums(&sample);
     mount.stop();
 }
 
