@@ -179,7 +179,7 @@ impl Client {
             true => Some(HttpClients::new().map_err(|e| ClientError::Http(e.to_string()))?),
             false => None,
         };
-        let hub = Hub::new(HubOptions::default()).map_err(|e| ClientError::Http(e.to_string()))?;
+        let hub = Hub::new(HubOptions::default());
         let dht = options.use_dht.then(|| {
             let bind = match options.listen_addr {
                 Some(IpAddr::V4(addr)) => addr,

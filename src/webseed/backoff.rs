@@ -58,6 +58,11 @@ impl Backoff {
         self.retried = false;
     }
 
+    /// Whether nothing of it need be remembered.
+    pub fn is_clean(&self) -> bool {
+        self.failures == 0 && !self.retried && self.until.is_none()
+    }
+
     /// Until when it is to be left alone; past or none when it may be asked.
     pub fn until(&self) -> Option<Instant> {
         self.until

@@ -122,7 +122,7 @@ impl Hosts {
             let mut inner = self.inner.lock();
             let state = inner.hosts.entry(host.clone()).or_default();
             let changed = change(state);
-            if state.is_unused() && !state.failing && state.backoff.until().is_none() {
+            if state.is_unused() && !state.failing && state.backoff.is_clean() {
                 inner.hosts.remove(host);
             } else if inner.hosts.len() > REMEMBERED_MAX {
                 let now = now();
@@ -303,6 +303,16 @@ mod tests {
         tries.succeeded();
         let next = next.now_or_never().expect("it is well again");
         drop((tries, next));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn w3_who_breaks_one_connection_after_another_is_left_alone() {
+        // Nobody asks it between one and the next.
+        let hosts = Hosts::new(4);
+        let broken = Fault::Broken("closed".into());
+        assert_eq!(take(&hosts).ok().unwrap().failed(&broken, 1.0), None, "once may happen");
+        let until = take(&hosts).ok().unwrap().failed(&broken, 1.0).expect("a wait");
+        assert_eq!(take(&hosts).err(), Some(until));
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 //!
 //! Deliberately not here: a webseed of its own, and what is asked of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder, Url};
@@ -65,35 +65,24 @@ pub struct Hub {
     pub(super) options: HubOptions,
     pub(super) hosts: Arc<Hosts>,
     pub(super) table: Arc<Table>,
-    /// For torrents that are trusted, and for others.
-    clients: [Guarded; 2],
+    /// For torrents that are trusted, and for others. Made when one is first asked for: they read the system's
+    /// certificates, and most torrents have no webseed.
+    clients: [OnceLock<Guarded>; 2],
     #[cfg(test)]
     pub(super) at_step: torrentfs_fs::lock::RankedMutex<Option<AtStep>>,
 }
 
 impl Hub {
-    /// A hub without any webseed. Reads the system's certificates, so it is made at the start.
-    ///
-    /// # Errors
-    /// When TLS can't be set up at all. Without any certificates on the system it warns, and only HTTPS fails.
-    pub fn new(options: HubOptions) -> Result<Arc<Self>, reqwest::Error> {
-        let clients = match (client(&options, Reach::Any, true), client(&options, Reach::Public, true)) {
-            (Ok(any), Ok(public)) => [any, public],
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::warn!(
-                    "HTTPS webseeds won't work, the system's certificates can't be read ({error}); install ca-certificates"
-                );
-                [client(&options, Reach::Any, false)?, client(&options, Reach::Public, false)?]
-            }
-        };
-        Ok(Arc::new(Self {
+    /// A hub without any webseed.
+    pub fn new(options: HubOptions) -> Arc<Self> {
+        Arc::new(Self {
             hosts: Hosts::new(options.per_host),
             table: Table::new(),
             options,
-            clients,
+            clients: Default::default(),
             #[cfg(test)]
             at_step: torrentfs_fs::lock::RankedMutex::new(torrentfs_fs::lock::Rank::Leaf, "steps", None),
-        }))
+        })
     }
 
     /// Slices that are being fetched from all webseeds, the bytes that are still to come of them, and requests that
@@ -106,11 +95,30 @@ impl Hub {
     /// A GET request for a webseed, to be sent.
     ///
     /// # Errors
-    /// The host is in a private network, where this webseed may not reach.
+    /// The host is in a private network, where this webseed may not reach; or TLS can't be set up at all. Without any
+    /// certificates on the system there is a warning, and only HTTPS fails.
     pub(super) fn get(&self, url: &Url, trusted: bool, redirected: bool) -> Result<RequestBuilder, Fault> {
-        let [any, public] = &self.clients;
-        let client = if trusted { any } else { public };
+        let client = self.client(Reach::of(trusted))?;
         client.get(url.clone()).map_err(|refused| Fault::Private(PrivateHost { redirected, ..refused }))
+    }
+
+    fn client(&self, reach: Reach) -> Result<&Guarded, Fault> {
+        let [any, public] = &self.clients;
+        let place = match reach {
+            Reach::Any => any,
+            Reach::Public => public,
+        };
+        if let Some(client) = place.get() {
+            return Ok(client);
+        }
+        let made = client(&self.options, reach, true).or_else(|error| {
+            tracing::warn!(
+                "HTTPS webseeds won't work, the system's certificates can't be read ({error}); install ca-certificates"
+            );
+            client(&self.options, reach, false)
+        });
+        let made = made.map_err(|error| Fault::Tls(error.to_string()))?;
+        Ok(place.get_or_init(|| made))
     }
 
     /// What an error of the client is, of a request for this URL. The client follows no redirect, so it can't tell.

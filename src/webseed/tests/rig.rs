@@ -106,7 +106,7 @@ impl Make {
                 self.files.iter().zip(&names).map(|((_, len, pad), name)| (&name[..], *len, *pad)).collect();
             torrent(b"n", self.piece, &files)
         });
-        let hub = Hub::new(self.options).unwrap();
+        let hub = Hub::new(self.options);
         let limit = RateLimit::new(None);
         let url = server.url(if single { self.files[0].0 } else { "/" });
         let (sender, events) = mpsc::channel(self.channel);

@@ -111,7 +111,7 @@ fn an_image_is_mounted_through_a_loop_device() {
 fn fio_verifies_at_random_offsets() {
     needs!(Fuse, Libtorrent, Fio);
     const BLOCK: &str = "--bs=4k --size=16m --verify=crc32c --verify_fatal=1 --thread --name=job";
-    let fixture = Fixture::new(Sample::filled("tested", 256 * KIB, &|root| {
+    let fixture = Fixture::new(Sample::filled("verified", 256 * KIB, &|root| {
         // Each block carries its place and a checksum.
         shell(&format!("fio {BLOCK} --rw=write --do_verify=0 --filename=blocks.bin >/dev/null"), root, &[]);
         let mut bytes = std::fs::read(root.join("blocks.bin")).expect("a file");
