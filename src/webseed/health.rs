@@ -41,7 +41,8 @@ pub struct SeedStatus {
     pub url: String,
     /// What it does.
     pub state: SeedState,
-    /// What was wrong last, if that wasn't followed by a success; for one that was dropped, why.
+    /// What was wrong last, if that wasn't followed by a success; otherwise why it won't serve the file that it refused
+    /// last, if there is one. For one that was dropped, why.
     pub reason: Option<String>,
     /// How many files it won't serve.
     pub refused_files: usize,
@@ -57,6 +58,8 @@ struct Noted {
     until: Option<Instant>,
     dropped: bool,
     refused: BTreeSet<FileIndex>,
+    /// Of the last one that was refused.
+    refusal: Option<String>,
 }
 
 /// See the module's text.
@@ -106,7 +109,7 @@ impl Health {
         SeedStatus {
             url: self.url.clone(),
             state,
-            reason: noted.reason.clone(),
+            reason: noted.reason.as_ref().or(noted.refusal.as_ref()).cloned(),
             refused_files: noted.refused.len(),
             requests: self.requests.load(Ordering::Relaxed),
             bytes: self.counters.down.load(Ordering::Relaxed),
@@ -156,9 +159,11 @@ impl Health {
         self.noted.lock().until = until;
     }
 
-    /// It won't serve this file.
-    pub(super) fn refuses(&self, file: FileIndex) {
-        self.noted.lock().refused.insert(file);
+    /// It won't serve this file, for this reason.
+    pub(super) fn refuses(&self, file: FileIndex, reason: String) {
+        let mut noted = self.noted.lock();
+        noted.refused.insert(file);
+        noted.refusal = Some(reason);
     }
 
     /// It is over, for this reason. The first one stays.
@@ -230,7 +235,13 @@ mod tests {
         health.well();
         let seen = health.snapshot();
         assert_eq!((seen.state, seen.reason, seen.requests), (SeedState::Idle, None, 1));
-        [3, 5, 3].into_iter().for_each(|file| health.refuses(FileIndex(file)));
+        [3, 5, 3].into_iter().for_each(|file| health.refuses(FileIndex(file), format!("no {file}")));
+        health.well();
+        assert_eq!(
+            health.snapshot().reason.as_deref(),
+            Some("no 3"),
+            "other files being well says nothing of it"
+        );
         health.dropped("it lies");
         health.trouble("later".into(), false);
         health.well();

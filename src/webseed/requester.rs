@@ -88,9 +88,9 @@ impl Shared {
             }
             new
         });
-        self.ctx.health.trouble(reason, false);
+        self.ctx.health.trouble(reason.clone(), false);
         if new {
-            self.ctx.health.refuses(file);
+            self.ctx.health.refuses(file, reason);
             let (seed, file) = (self.ctx.health.url(), file.0);
             tracing::info!(%seed, file, "a webseed won't be asked for a file any more: {fault}");
         }

@@ -44,6 +44,15 @@ fn check_requests(seen: &[Seen], sample: &Sample) {
     assert!(sent >= sample.total && sent <= sample.total * 5 / 4, "{sent} bytes of {}", sample.total);
 }
 
+/// Connections are kept: there is one for each permit, however many requests, and another for each that was cut.
+#[track_caller]
+fn check_kept(nginx: &Nginx) {
+    let seen = nginx.seen();
+    let cut = seen.iter().filter(|seen| seen.range.is_none_or(|(_, length)| seen.bytes < length)).count();
+    let connections = nginx.connections();
+    assert!(connections <= PERMITS + cut, "{connections} connections, {cut} requests cut of {}", seen.len());
+}
+
 #[test]
 fn a_single_file_from_its_own_url_or_that_of_its_folder() {
     needs!(Fuse, Libtorrent, Nginx);
@@ -56,14 +65,31 @@ fn a_single_file_from_its_own_url_or_that_of_its_folder() {
         check_requests(&nginx.seen(), &sample);
         let seen = nginx.seen();
         assert!(seen.iter().all(|seen| seen.path == format!("/data/{}", sample.name)), "{seen:?}");
-        // Kept alive: a connection for each permit, and another one for each request that was cut.
-        assert!(nginx.connections() <= 2 * PERMITS, "{} connections", nginx.connections());
+        check_kept(&nginx);
         let told = webseed(&mount, &url);
         assert!(told["downloaded"].as_u64().is_some_and(|bytes| bytes >= sample.total), "{told}");
         assert!(told["requests"].as_u64().is_some_and(|requests| requests >= seen.len() as u64), "{told}");
         assert!(told["reason"].is_null(), "{told}");
         mount.stop();
     }
+}
+
+#[test]
+fn a_request_is_for_many_pieces_where_nobody_waits() {
+    needs!(Fuse, Libtorrent, Nginx, Attr);
+    let sample = Sample::file("shared.bin", 64 << 20, 256 << 10);
+    let nginx = nginx(&sample);
+    let seeded = Seeded::by(&sample, &[&nginx.url("data/")]);
+    let mount = Mount::of(&seeded.torrent).args(&["--prefetch", "all"]).start();
+    let path = mount.path(&sample.name);
+    wait_until("all of it", MINUTE, || mount.xattr(&path, "state").as_deref() == Some("complete"));
+    let seen = nginx.seen();
+    eprintln!("{} requests for {} pieces", seen.len(), sample.pieces);
+    check_requests(&seen, &sample);
+    assert!(seen.len() < sample.pieces as usize / 2, "{} requests", seen.len());
+    check_kept(&nginx);
+    mount.check_sums(&sample);
+    mount.stop();
 }
 
 #[test]
@@ -75,7 +101,7 @@ fn a_folder_with_and_without_a_slash_at_the_end_of_its_url() {
         let mount = mounted(&sample, &[&nginx.url(path)]);
         check_tree(&mount, &sample);
         check_requests(&nginx.seen(), &sample);
-        assert!(nginx.connections() <= PERMITS, "{} connections", nginx.connections());
+        check_kept(&nginx);
         mount.stop();
     }
 }
@@ -219,7 +245,7 @@ fn https_with_http_2_and_a_certificate_that_is_trusted() {
     check_requests(&seen, &sample);
     assert!(seen.iter().all(|seen| seen.protocol == "HTTP/2.0"), "{seen:?}");
     // All requests share a connection; one more may have been begun before it was known to be HTTP/2.
-    assert!(nginx.connections() <= PERMITS, "{} connections", nginx.connections());
+    check_kept(&nginx);
     mount.stop();
 }
 

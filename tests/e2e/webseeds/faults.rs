@@ -2,12 +2,14 @@
 //! requests than it takes.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::nginx::{Certificate, Nginx};
 use super::server::{Act, Asked, Server};
 use super::{MINUTE, Outcome, Seeded, read, wait_reason, wait_state, webseed};
-use crate::common::{Mount, MountBuilder, Proc, Sample, Seeder, cpu, wait_until};
+use crate::common::{Mount, Proc, Sample, Seeder, cpu, wait_until};
 use crate::needs;
 use crate::no_peer::free_port;
 
@@ -17,6 +19,8 @@ const PERMITS: usize = 4;
 const HOST_PERMITS: usize = 8;
 /// How long a read waits where nothing is to come.
 const READ: [&str; 2] = ["--read-timeout", "2s"];
+/// The same where the webseed's own time-out is to come first: 15 s for an answer, 10 s for the rest.
+const LONG_READ: [&str; 2] = ["--read-timeout", "20s"];
 
 /// A mount whose only source is the tests' server.
 struct Alone {
@@ -30,6 +34,11 @@ impl Alone {
     /// A file of 8 MiB in pieces of 256 KiB, whose reads wait for [`READ`] only.
     fn of(script: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
         Self::with(Sample::small(), &READ, script)
+    }
+
+    /// The same, whose reads wait for [`LONG_READ`].
+    fn slow(script: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
+        Self::with(Sample::small(), &LONG_READ, script)
     }
 
     /// The same, whose reads wait as long as they do by default: for what has to work in the end.
@@ -107,6 +116,25 @@ fn a_200_with_a_small_file_is_used_from_its_middle() {
     }
     alone.mount.check_sums(&alone.sample);
     alone.stop();
+}
+
+#[test]
+fn a_status_that_is_about_one_file_costs_that_file_only() {
+    needs!(Fuse, Libtorrent);
+    for status in [401, 403, 404, 410, 416, 451] {
+        let alone = Alone::with(two_files(), &READ, move |asked| {
+            if asked.path.ends_with("two.bin") { Act::status(status) } else { Act::Serve }
+        });
+        assert_eq!(read(&alone.mount, &alone.sample, "two/two.bin", MIB, 4096), Outcome::Eio, "{status}");
+        assert_eq!(read(&alone.mount, &alone.sample, "two/one.bin", MIB, 4096), Outcome::Right, "{status}");
+        let told = webseed(&alone.mount, &alone.url);
+        assert_eq!(told["refused_files"], 1, "{status}: {told}");
+        let reason = wait_reason(&alone.mount, &alone.url, &[&status.to_string()]);
+        assert_ne!(reason["state"], "dropped", "{status}");
+        let bad = alone.server.asked().into_iter().filter(|asked| asked.path.ends_with("two.bin")).count();
+        assert!(bad <= PERMITS, "{status}: asked for {bad} times");
+        alone.stop();
+    }
 }
 
 #[test]
@@ -198,6 +226,26 @@ fn less_than_was_asked_for_is_refused() {
 }
 
 #[test]
+fn a_wrong_content_range_is_not_believed() {
+    needs!(Fuse, Libtorrent);
+    let size = Sample::small().total;
+    for (said, why) in [
+        (Some("bytes 0-9/10".to_owned()), "the server's file has 10 bytes"),
+        (Some("bytes 4194304-4456447/999".to_owned()), "without saying which"),
+        (Some("bytes 4194304-4456447/8888888".to_owned()), "the server's file has 8888888 bytes"),
+        (Some(format!("bytes 1-262144/{size}")), "when asked for"),
+        (Some("bytes */8388608".to_owned()), "without saying which"),
+        (Some("bytes 18446744073709551615-0/18446744073709551615".to_owned()), "without saying which"),
+        (Some("nonsense".to_owned()), "without saying which"),
+        (None, "without saying which"),
+    ] {
+        let told = said.clone();
+        eprintln!("{said:?}");
+        Alone::of(move |_| Act::Says(told.clone())).fails(&[why], 30);
+    }
+}
+
+#[test]
 fn a_compressed_body_was_not_asked_for() {
     needs!(Fuse, Libtorrent);
     for how in ["gzip", "br", "zstd", "deflate"] {
@@ -280,9 +328,35 @@ fn what_is_no_http_is_refused() {
 }
 
 #[test]
+fn no_answer_at_all() {
+    needs!(Fuse, Libtorrent);
+    Alone::slow(|_| Act::Hang).fails(&["no answer"], 2 * PERMITS);
+}
+
+#[test]
 fn a_late_answer_is_taken() {
     needs!(Fuse, Libtorrent);
     Alone::patient(|_| Act::Late(Duration::from_millis(300))).works(200);
+}
+
+#[test]
+fn a_body_that_stalls_is_given_up() {
+    needs!(Fuse, Libtorrent);
+    Alone::slow(|_| Act::Stall(1_000)).fails(&["stopped sending"], 4 * PERMITS);
+}
+
+#[test]
+fn a_body_that_stalls_once_is_asked_for_again() {
+    needs!(Fuse, Libtorrent);
+    Alone::patient(|asked| if asked.nth == 1 { Act::Stall(20_000) } else { Act::Serve }).works(200);
+}
+
+#[test]
+fn a_body_that_trickles_is_given_up() {
+    needs!(Fuse, Libtorrent);
+    // Bytes that come keep a read waiting no longer: whole blocks would.
+    let pace = Duration::from_millis(100);
+    Alone::slow(move |_| Act::Trickle(1, pace)).fails(&["stopped sending"], 4 * PERMITS);
 }
 
 #[test]
@@ -314,6 +388,18 @@ fn deaf() -> (socket2::Socket, Vec<TcpStream>, SocketAddr) {
 }
 
 #[test]
+fn a_connection_that_never_comes_about() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::small();
+    let (_socket, _queued, addr) = deaf();
+    let url = format!("http://{addr}/");
+    let mount = Mount::of(&Seeded::by(&sample, &[&url]).torrent).args(&LONG_READ).start();
+    assert_eq!(read(&mount, &sample, &sample.name, 0, 4096), Outcome::Eio);
+    wait_reason(&mount, &url, &["connection"]);
+    mount.stop();
+}
+
+#[test]
 fn a_certificate_that_is_not_trusted() {
     needs!(Fuse, Libtorrent, Nginx, Openssl);
     let sample = Sample::small();
@@ -321,8 +407,7 @@ fn a_certificate_that_is_not_trusted() {
     let nginx = Nginx::secure(&sample.data, &certificate);
     let url = nginx.url("");
     let seeded = Seeded::by(&sample, &[&url]);
-    let mount = Mount::of(&seeded.torrent).env("SSL_CERT_FILE", other.authority());
-    let mount = mount.args(&READ).start();
+    let mount = Mount::of(&seeded.torrent).env("SSL_CERT_FILE", other.authority()).args(&READ).start();
     assert_eq!(read(&mount, &sample, &sample.name, 0, 4096), Outcome::Eio);
     wait_reason(&mount, &url, &["secure"]);
     assert!(nginx.sent() == 0, "{:?}", nginx.seen());
@@ -372,6 +457,31 @@ fn redirects_that_lead_nowhere() {
     }
 }
 
+#[test]
+fn a_place_that_was_remembered_and_is_gone_is_asked_for_anew() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::small();
+    let server = Server::start();
+    let moved = Arc::new(AtomicBool::new(false));
+    let has_moved = |moved: &Arc<AtomicBool>| {
+        let moved = moved.clone();
+        move || moved.load(Ordering::SeqCst)
+    };
+    let (for_first, for_seed) = (has_moved(&moved), has_moved(&moved));
+    let first =
+        server.serve("first", &sample, move |_| if for_first() { Act::status(404) } else { Act::Serve });
+    let second = server.serve("second", &sample, |_| Act::Serve);
+    let url = server.serve("seed", &sample, move |asked| {
+        Act::redirect(302, format!("{}{}", if for_seed() { &second } else { &first }, asked.path))
+    });
+    let mount = Mount::of(&Seeded::by(&sample, &[&url]).torrent).start();
+    assert_eq!(read(&mount, &sample, &sample.name, 0, 4096), Outcome::Right);
+    wait_until("nothing under way", MINUTE, || server.under_way() == 0);
+    moved.store(true, Ordering::SeqCst);
+    mount.check_sums(&sample);
+    mount.stop();
+}
+
 // ----- several
 
 #[test]
@@ -384,10 +494,10 @@ fn w1_no_more_requests_at_once_than_permits() {
     let mount = Mount::of(&Seeded::by(&sample, &urls.each_ref().map(String::as_str)).torrent).start();
     mount.check_sums(&sample);
     for root in roots {
-        let (all, of_root) = server.peaks(root);
+        let (all, of_root) = (server.peak(), server.peak_of(root));
         assert!(of_root <= PERMITS && all <= HOST_PERMITS, "{root}: {of_root} at once, {all} in all");
     }
-    assert!(server.peaks("a").0 >= 2, "they were asked one at a time");
+    assert!(server.peak() >= 2, "they were asked one at a time");
     mount.stop();
 }
 
@@ -398,8 +508,7 @@ fn w6_it_ends_at_once_with_16_hung_responses() {
     let servers = [1, 2, 3, 4].map(|last| Server::start_at(Ipv4Addr::new(127, 0, 9, last)));
     let urls = servers.each_ref().map(|server| server.serve("seed", &sample, |_| Act::Hang));
     let seeded = Seeded::by(&sample, &urls.each_ref().map(String::as_str));
-    let mount = Mount::of(&seeded.torrent);
-    let mount = mount.args(&["--prefetch", "all"]).start();
+    let mount = Mount::of(&seeded.torrent).args(&["--prefetch", "all"]).start();
     let _reader = Proc::start("cat", [mount.path(&sample.name)]);
     let hung = || servers.iter().map(Server::under_way).sum::<usize>();
     wait_until("16 hung responses", MINUTE, || hung() >= 16);
@@ -437,9 +546,8 @@ fn a_bep_17_server_that_is_busy_or_lacks_the_torrent() {
     let server = Server::start();
     let mounted = |script: fn(&Asked) -> Act, args: &[&str]| {
         let url = server.serve("seed", &sample, script).trim_end_matches('/').to_owned();
-        let seeded = Seeded::by_pieces(&sample, &[&url]);
-        let mount: MountBuilder = Mount::of(&seeded.torrent).args(args);
-        (mount.start(), url)
+        let mount = Mount::of(&Seeded::by_pieces(&sample, &[&url]).torrent).args(args).start();
+        (mount, url)
     };
     // It says in the body how many seconds to wait.
     let (mount, _) = mounted(

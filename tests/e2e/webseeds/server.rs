@@ -202,11 +202,15 @@ impl Server {
         self.shared.now.load(Ordering::SeqCst)
     }
 
-    /// The most requests that were under way at once, of all roots together and of a root.
-    pub fn peaks(&self, root: &str) -> (usize, usize) {
-        let of_root =
-            self.shared.roots.lock().expect("roots").get(root).map(|root| root.peak.load(Ordering::SeqCst));
-        (self.shared.peak.load(Ordering::SeqCst), of_root.expect("a root"))
+    /// The most requests that were under way at once.
+    pub fn peak(&self) -> usize {
+        self.shared.peak.load(Ordering::SeqCst)
+    }
+
+    /// The most requests of a root that were under way at once.
+    pub fn peak_of(&self, root: &str) -> usize {
+        let roots = self.shared.roots.lock().expect("roots");
+        roots.get(root).expect("a root").peak.load(Ordering::SeqCst)
     }
 
     /// Bytes of bodies that were handed to connections.
