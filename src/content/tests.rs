@@ -277,19 +277,21 @@ async fn a_disk_that_hangs_holds_up_no_open_and_no_statfs() {
         NodeId::new(folder.slot(), content.tree().subtree(folder.slot()).unwrap().child(0, "a").unwrap());
     let workers = running.client.view(LONG).workers;
     let look = || workers.view(Instant::now());
-    let (ends, hung): (Vec<SyncSender<()>>, Vec<_>) = (0..look().threads)
-        .map(|_| {
+    let ends: Vec<SyncSender<()>> = (0..look().threads)
+        .map(|thread| {
             let (end, ended) = sync_channel(0);
             let client = running.client.clone();
-            (end, tokio::spawn(async move { client.on_worker(move || _ = ended.recv()).await }))
+            running.client.spawn(&format!("hung {thread}"), async move {
+                client.on_worker(move || _ = ended.recv()).await;
+            });
+            end
         })
-        .unzip();
+        .collect();
     until("all workers hang", || look().running.len() == look().threads).await;
     let (tell, told) = sync_channel(1);
     // On a thread that knows no runtime, as the filesystem's.
-    let (asked, opened) =
-        (content.clone(), Box::new(move |b: Option<Backing>| tell.send(b.is_some()).unwrap()));
-    std::thread::spawn(move || asked.backing(file, opened)).join().unwrap();
+    let opened = Box::new(move |backing: Option<Backing>| tell.send(backing.is_some()).unwrap());
+    std::thread::scope(|scope| scope.spawn(|| content.backing(file, opened)).join()).unwrap();
     let mut answer = None;
     until("the open goes on", || {
         answer = told.try_recv().ok();
@@ -299,9 +301,7 @@ async fn a_disk_that_hangs_holds_up_no_open_and_no_statfs() {
     assert_eq!(answer, Some(false));
     assert_eq!(content.space().free, free, "what was seen last");
     drop(ends);
-    for task in hung {
-        tokio::time::timeout(LONG, task).await.unwrap().unwrap().unwrap();
-    }
+    until("all workers are there again", || look().running.is_empty()).await;
     // The look that came too late is let go, and the next open has its file.
     let (tell, told) = sync_channel(1);
     content.backing(file, Box::new(move |backing| tell.send(backing.is_some()).unwrap()));
