@@ -44,7 +44,7 @@ pub(super) fn torrent_v2(piece_length: u32, sizes: &[u64]) -> Info {
     let mut e = Encoder::new();
     e.dict_begin().key("file tree").dict_begin();
     for (number, size) in sizes.iter().enumerate() {
-        e.key(&format!("f{number:03}")).dict_begin().key("").dict_begin();
+        e.key(format!("f{number:03}")).dict_begin().key("").dict_begin();
         e.key("length").int(*size as i64);
         if *size > 0 {
             e.key("pieces root").bytes([7; 32]);

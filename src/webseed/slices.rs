@@ -144,8 +144,11 @@ mod tests {
         info.geometry.all_pieces().flat_map(of).collect()
     }
 
-    /// All slices one after another: how many blocks, and file, offset and length of each part.
-    fn all(info: &Info, kind: Kind, size: u64) -> Vec<(usize, Vec<(u32, u64, u64)>)> {
+    /// File, offset and length of a part.
+    type Place = (u32, u64, u64);
+
+    /// All slices one after another: how many blocks, and where the parts are.
+    fn all(info: &Info, kind: Kind, size: u64) -> Vec<(usize, Vec<Place>)> {
         let mut wanted = blocks(info);
         let mut found = Vec::new();
         while let Some(slice) = next(&wanted, info, kind, size) {
@@ -211,8 +214,9 @@ mod tests {
 
     #[test]
     fn filling_is_never_asked_for() {
-        let (a, pad, b): (&[&[u8]], &[&[u8]], &[&[u8]]) = (&[b"a"], &[b".pad", b"1"], &[b"b"]);
-        let info = torrent(b"n", 2 * BLOCK_LEN, &[(a, B + 5, false), (pad, 3 * B - 5, true), (b, 10, false)]);
+        let [a, b]: [&[&[u8]]; 2] = [&[b"a"], &[b"b"]];
+        let files = [(a, B + 5, false), (&[b".pad", b"1"], 3 * B - 5, true), (b, 10, false)];
+        let info = torrent(b"n", 2 * BLOCK_LEN, &files);
         for kind in [Kind::Url, Kind::Http] {
             let all = all(&info, kind, B);
             assert_eq!(

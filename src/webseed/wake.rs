@@ -32,6 +32,12 @@ impl<T> Level<T> {
         Self { inner: RankedMutex::new(Rank::Leaf, name, inner) }
     }
 
+    /// How many wait.
+    #[cfg(test)]
+    pub(super) fn sleepers(&self) -> usize {
+        self.turn(|inner| inner.sleepers.len())
+    }
+
     fn turn<R>(&self, turn: impl FnOnce(&mut Inner<T>) -> R) -> R {
         #[cfg(test)]
         TAKEN.with(|taken| taken.set(taken.get() + 1));
@@ -109,27 +115,4 @@ thread_local! {
 #[cfg(test)]
 pub(super) fn taken_by_this_thread() -> u64 {
     TAKEN.with(std::cell::Cell::get)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::{FutureExt, poll};
-
-    #[tokio::test]
-    async fn who_waits_is_woken_by_a_change_and_leaves_nothing_when_dropped() {
-        let level = Level::new("test", 0);
-        let mut one = Box::pin(level.until(|n| (*n >= 2).then_some(*n)));
-        let mut gone = Box::pin(level.until(|n| (*n >= 2).then_some(*n)));
-        assert!(poll!(&mut one).is_pending() && poll!(&mut gone).is_pending());
-        drop(gone);
-        level.with(|n| *n += 1);
-        level.change(|n| *n += 1, |n| *n >= 3);
-        assert!(poll!(&mut one).is_ready(), "it is seen all the same");
-        let mut one = Box::pin(level.until(|n| (*n >= 3).then_some(*n)));
-        assert!(poll!(&mut one).is_pending());
-        level.change(|n| *n += 1, |n| *n >= 3);
-        assert_eq!(one.as_mut().now_or_never(), Some(3));
-        assert!(level.turn(|inner| inner.sleepers.is_empty()));
-    }
 }

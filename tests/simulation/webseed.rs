@@ -144,8 +144,8 @@ impl Webseed {
             if let Some(found) = response.blocks.iter_mut().find(|coming| coming.asked.0 == block) {
                 found.unwanted = true;
             }
-            while let Some(last) = response.blocks.pop_back_if(|last| last.unwanted) {
-                self.taken_back.push(last.asked.0);
+            while response.blocks.back().is_some_and(|last| last.unwanted) {
+                self.taken_back.extend(response.blocks.pop_back().map(|last| last.asked.0));
             }
         }
         let before = self.responses.len();

@@ -8,3 +8,4 @@ mod flow;
 mod rig;
 mod rows;
 mod server;
+mod wake;

@@ -30,6 +30,7 @@ pub mod notifier;
 pub mod parked;
 #[path = "../../../fs/src/tree.rs"]
 pub mod tree;
+#[allow(dead_code, reason = "the models need a part of it")]
 #[path = "../../../src/webseed/wake.rs"]
 pub mod wake;
 
