@@ -39,9 +39,11 @@ pub(crate) fn start(
     Worker::spawn("fs-events", move || {
         while !stop.is_raised() {
             match events.recv_timeout(LOOK) {
-                Ok(ContentEvent::RootChanged { names }) => {
+                Ok(ContentEvent::RootChanged { .. }) => {
+                    // Those that wait are of changes which the tree shows already.
+                    while events.try_recv().is_ok() {}
                     let present = content.tree();
-                    for (name, old) in void(&known, &present, &names) {
+                    for (name, old) in void(&known, &present) {
                         if !drained(&parked, old, &stop) {
                             tracing::debug!("{name}: its reads still wait, so its entry is left to expire");
                             continue;
@@ -59,13 +61,10 @@ pub(crate) fn start(
     })
 }
 
-/// Of the changed names those that stood for a node which is gone.
-fn void<'a>(known: &Tree, present: &Tree, names: &'a [String]) -> Vec<(&'a str, NodeId)> {
-    let gone = |name: &'a String| {
-        let old = known.root_child(name)?;
-        present.subtree(old.slot()).is_none().then_some((name.as_str(), old))
-    };
-    names.iter().filter_map(gone).collect()
+/// The names that stood for a node which is gone. All of them, not only those of the change that was told: the tree
+/// may be ahead of that already, and it is the one that the next is compared with.
+fn void<'a>(known: &'a Tree, present: &Tree) -> Vec<(&'a str, NodeId)> {
+    known.root().filter(|(_, old)| present.subtree(old.slot()).is_none()).collect()
 }
 
 /// Waits until no read of that torrent is parked; false if that didn't come about.
@@ -97,9 +96,7 @@ mod tests {
         };
         let known = tree(&[("gone", 1), ("renamed", 2), ("stays", 3), ("replaced", 4)]);
         let present = tree(&[("other", 2), ("stays", 3), ("replaced", 5), ("new", 6)]);
-        let names: Vec<String> =
-            ["gone", "renamed", "stays", "replaced", "new", "unheard"].map(String::from).to_vec();
-        let void = void(&known, &present, &names);
+        let void = void(&known, &present);
         assert_eq!(void, [("gone", NodeId::new(1, 0)), ("replaced", NodeId::new(4, 0))]);
     }
 
@@ -170,6 +167,20 @@ mod tests {
         assert!(parked.any_in_slot(torrents[0].slot()));
         answer(Err(ContentError::Gone));
         assert_eq!(told.recv_timeout(SOON).unwrap(), ("T".to_owned(), false));
+        let answer: ReadDone = Box::new(|_| ());
+        Bed { mock, torrents, parked, answer, told, stop, worker }.end();
+    }
+
+    #[test]
+    fn f9_what_goes_while_another_is_waited_for_is_told_as_well() {
+        let Bed { mock, torrents, parked, answer, told, stop, worker } = Bed::new();
+        // The tree is without both when the thread hears of the first.
+        mock.remove(torrents[0]);
+        mock.remove(torrents[1]);
+        answer(Err(ContentError::Gone));
+        let mut names = [(); 2].map(|()| told.recv_timeout(SOON).unwrap());
+        names.sort();
+        assert_eq!(names.map(|(name, _)| name), ["T", "U"]);
         let answer: ReadDone = Box::new(|_| ());
         Bed { mock, torrents, parked, answer, told, stop, worker }.end();
     }

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::{Dht, DhtOptions};
-use crate::discovery::tracker::HttpClients;
+use crate::discovery::tracker::http_clients;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
 use crate::net::hosts::Reach;
@@ -122,9 +122,6 @@ pub enum ClientError {
     /// A thread could not be started.
     #[error("can't start a thread: {0}")]
     Thread(std::io::Error),
-    /// The HTTP client could not be made.
-    #[error("can't set up HTTP: {0}")]
-    Http(String),
     /// The cache folder.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -175,10 +172,7 @@ impl Client {
         let listener = Listener::bind(options.listen_addr, options.listen_port, &cache).await?;
         let port = listener.port();
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
-        let http = match options.use_trackers {
-            true => Some(HttpClients::new().map_err(|e| ClientError::Http(e.to_string()))?),
-            false => None,
-        };
+        let http = options.use_trackers.then(http_clients);
         let hub = Hub::new(HubOptions::default());
         let dht = options.use_dht.then(|| {
             let bind = match options.listen_addr {

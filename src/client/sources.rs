@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 
-use crate::discovery::tracker::HttpClients;
+use crate::discovery::tracker::http_clients;
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
 use crate::metainfo::magnet::Magnet;
@@ -198,8 +198,12 @@ fn read_open(file: std::fs::File, path: &Path) -> Result<Vec<u8>, SourceError> {
 async fn fetch(text: &str, reach: Reach) -> Result<Vec<u8>, SourceError> {
     let failed = |why: String| SourceError::Unfetched { url: text.to_owned(), why };
     let url = reqwest::Url::parse(text).map_err(|e| failed(e.to_string()))?;
-    let clients = HttpClients::new().map_err(|e| failed(e.to_string()))?;
-    let send = async |reach| match clients.of(reach).get(url.clone()) {
+    let clients = http_clients();
+    let send = async |reach| match clients
+        .of(reach)
+        .map_err(|e| (failed(root_cause(&e)), false))?
+        .get(url.clone())
+    {
         Ok(request) => request.send().await.map_err(|e| match hosts::refused(&e, &url) {
             Some(private) => (failed(private.to_string()), !private.redirected),
             None => (failed(root_cause(&e)), false),

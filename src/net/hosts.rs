@@ -10,8 +10,9 @@
 //! orders.
 
 use std::error::Error;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{ClientBuilder, RequestBuilder, Url, redirect};
@@ -191,6 +192,57 @@ impl Guarded {
     pub fn get(&self, url: Url) -> Result<RequestBuilder, PrivateHost> {
         check(&url, self.reach)?;
         Ok(self.client.get(url))
+    }
+}
+
+/// The HTTP clients of one purpose, by how far they reach. Each is made when it is first asked for: that reads the
+/// system's certificates, half a megabyte, and mostly one of them is used, or none.
+pub struct Clients {
+    purpose: &'static str,
+    redirects: usize,
+    setup: Box<dyn Fn() -> ClientBuilder + Send + Sync>,
+    public: OnceLock<Guarded>,
+    any: OnceLock<Guarded>,
+}
+
+impl fmt::Debug for Clients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clients").field("purpose", &self.purpose).finish_non_exhaustive()
+    }
+}
+
+impl Clients {
+    /// None is made yet. Each will be of `setup`, follow at most `redirects` in a row, and be known in the log by what it
+    /// is for (a plural).
+    pub fn new(
+        purpose: &'static str,
+        redirects: usize,
+        setup: impl Fn() -> ClientBuilder + Send + Sync + 'static,
+    ) -> Self {
+        Self { purpose, redirects, setup: Box::new(setup), public: OnceLock::new(), any: OnceLock::new() }
+    }
+
+    /// The one that reaches so far. The first time it reads the system's certificates, some milliseconds' work.
+    ///
+    /// # Errors
+    /// When TLS can't be set up at all. Without any certificates on the system it warns, and only HTTPS fails.
+    pub fn of(&self, reach: Reach) -> Result<&Guarded, reqwest::Error> {
+        let place = match reach {
+            Reach::Public => &self.public,
+            Reach::Any => &self.any,
+        };
+        if let Some(client) = place.get() {
+            return Ok(client);
+        }
+        let made = Guarded::new((self.setup)(), reach, self.redirects).or_else(|error| {
+            let purpose = self.purpose;
+            tracing::warn!(
+                "HTTPS {purpose} won't work, the system's certificates can't be read ({error}); install ca-certificates"
+            );
+            // Without any of them no server is valid for it.
+            Guarded::new((self.setup)().tls_certs_only([]), reach, self.redirects)
+        })?;
+        Ok(place.get_or_init(|| made))
     }
 }
 

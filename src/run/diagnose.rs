@@ -156,6 +156,7 @@ pub async fn report(
 
 /// Who holds which lock, and who waits for it.
 fn locks(text: &mut String, look: &Look) {
+    line(text, 1, format_args!("{} taken since the start", look.taken));
     for held in look.held.iter().take(LOCKS_MAX) {
         line(text, 1, format_args!("{}", holder(held)));
         let mut waiting = look.waiting.iter().filter(|waits| waits.address == held.address);

@@ -73,9 +73,7 @@ pub fn client_failure(error: &ClientError) -> Failure {
     match error {
         ClientError::Listen { addr, source } => Failure::listen(addr, source),
         ClientError::Cache(error) => cache_failure(error),
-        ClientError::Thread(_) | ClientError::Http(_) | ClientError::Closing => {
-            Failure::internal("can't start the client", error)
-        }
+        ClientError::Thread(_) | ClientError::Closing => Failure::internal("can't start the client", error),
     }
 }
 

@@ -34,12 +34,12 @@ use super::table::ReadClock;
 use super::work::{self, Ready, Work};
 use super::{Command, Torrent, Turns};
 use crate::discovery::dht::Dht;
-use crate::discovery::tracker::{HttpClients, TrackerOptions, Trackers};
+use crate::discovery::tracker::{TrackerOptions, Trackers};
 use crate::discovery::{Announce, Following, FoundPeers, PeerDiscovery, Progress};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
-use crate::net::hosts::Reach;
+use crate::net::hosts::{Clients, Reach};
 use crate::net::limit::RateLimit;
 use crate::peer::PeerKey;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
@@ -105,7 +105,7 @@ pub struct Environment {
     /// The pieces kept in memory, of all torrents.
     pub recent: Arc<Recent>,
     /// For HTTP trackers; `None` when trackers are off.
-    pub http: Option<HttpClients>,
+    pub http: Option<Arc<Clients>>,
     /// For webseeds.
     pub hub: Arc<Hub>,
     /// `None` when it is off.
@@ -419,11 +419,7 @@ impl Owner {
             Effect::First(peer, message) => self.tell(peer, |o| o.first(message)),
             Effect::Extended(peer, id, payload) => self.tell(peer, |o| o.extended(id, payload)),
             Effect::Distrust(peer, file) => self.tell(peer, |o| o.distrust(file)),
-            Effect::Disconnect(peer, reason) => {
-                if !self.seed_goes(peer, &reason) {
-                    self.tell(peer, |o| o.disconnect(reason));
-                }
-            }
+            Effect::Disconnect(peer, reason) => self.goes(peer, reason),
             Effect::Have(peers, piece) => {
                 for peer in peers {
                     self.tell(peer, |o| o.have(piece));

@@ -24,9 +24,7 @@ use crate::metainfo::geometry::{BLOCK_LEN, FileIndex, PieceIndex};
 use crate::metainfo::info::FileKind;
 use crate::peer::PeerKey;
 use crate::peer::event::Item;
-
-/// Why a webseed goes that sent bad data once more.
-const TWO_BAD_FILES: &str = "it sent bad data of more than one file";
+use crate::webseed::fault::Fault;
 
 /// A webseed.
 #[derive(Debug)]
@@ -127,10 +125,11 @@ impl Swarm {
         }
         let suspects = seed.suspects.clone().unwrap_or_default();
         if suspects.is_empty() {
-            tracing::warn!(torrent = %live.info.name, webseed = seed.url, "dropped: {TWO_BAD_FILES}");
+            let why = Fault::Distrusted.to_string();
+            tracing::warn!(torrent = %live.info.name, webseed = seed.url, "dropped: {why}");
             seed.dropped = true;
             live.forget(key, fx);
-            fx.push(Effect::Disconnect(key, TWO_BAD_FILES.into()));
+            fx.push(Effect::Disconnect(key, why));
             return;
         }
         let info = live.info.clone();

@@ -29,8 +29,8 @@ use crate::peer::event::Item;
 use crate::peer::outbox::Wanted;
 use crate::peer::wire::BlockRequest;
 
-/// Blocks come in small lots when few are under way, since for each that comes one or two are asked for. Of those that
-/// nobody waits for at least so many bytes are asked for at once, as long as others are under way.
+/// Blocks are asked for in small lots while others are under way, since what is wanted moves on with what comes. Those
+/// that nobody waits for are gathered until they are a requester's share of all, and at least so many bytes.
 const GATHER: u64 = 256 * 1024;
 /// With no more than this left to come the next request is made, so that the line doesn't fall silent between the two.
 const NEARLY_DONE: u64 = 128 * 1024;
@@ -215,10 +215,20 @@ impl Desk {
         if self.queued == [0; 2] || self.waiting.is_some() || self.closed {
             return false;
         }
-        let coming = self.coming();
+        if self.queued[0] > 0 {
+            return true;
+        }
         // Pieces are of whole blocks, but for the last ones.
-        let queued = self.queued[1] as u64 * u64::from(BLOCK_LEN);
-        self.queued[0] > 0 || coming <= NEARLY_DONE || queued >= GATHER
+        let (queued, coming) = (self.queued[1] as u64 * u64::from(BLOCK_LEN), self.coming());
+        // Of what nobody sends any more the share is smaller than what comes in its place: it can't keep that.
+        coming <= NEARLY_DONE || queued >= self.size(false, queued + coming)
+    }
+
+    /// Bytes that are worth one request, of which somebody waits for a part or not, when so many are asked for in all.
+    fn size(&self, urgent: bool, all: u64) -> u64 {
+        // A share of all that there is for each, so that none of them has nothing to do while another has much.
+        let share = (all / self.requesters.max(1) as u64).max(GATHER);
+        slices::size(self.rate, urgent, self.info.geometry.piece_length()).min(share)
     }
 
     /// Bytes that are claimed and still to come.
@@ -246,9 +256,7 @@ impl Desk {
         }
         let urgent = self.queued[0] > 0;
         let all = (self.queued[0] + self.queued[1]) as u64 * u64::from(BLOCK_LEN) + self.coming();
-        // A share of all that there is for each, so that none of them has nothing to do while another has much.
-        let share = (all / self.requesters.max(1) as u64).max(GATHER);
-        let size = slices::size(self.rate, urgent, self.info.geometry.piece_length()).min(share);
+        let size = self.size(urgent, all);
         let wanted = self.wanted();
         let slice = slices::next(&wanted, &self.info, self.kind, size)?;
         for block in &slice.blocks {

@@ -212,3 +212,67 @@ fn small_lots_are_gathered_while_others_are_under_way() {
     let (slice, progress) = owner.desk.claim(9).unwrap();
     assert!(progress.urgent && slice.blocks.len() == 1);
 }
+
+/// Requests for a torrent that is read from front to back by a reader `ahead` bytes behind what is wanted, all of them
+/// answered at the same pace.
+fn requests_of_a_reader(ahead: u64, rate: u64) -> (u64, u64) {
+    const PIECE: u32 = 16;
+    const ALL: u64 = 64 << 20;
+    let info = Arc::new(torrent(b"n", PIECE * BLOCK_LEN, &[(&[], ALL, false)]));
+    let pieces = info.geometry.pieces();
+    let mut desk = Desk::new(info.clone(), Kind::Url, 4);
+    desk.measured(rate);
+    let ask = |desk: &mut Desk, piece: u32| {
+        let piece = PieceIndex(piece);
+        let buffer = Arc::new(PieceBuffer::new(piece, PIECE));
+        let wanted = (0..PIECE).map(|n| {
+            let request = BlockRequest { piece, begin: n * BLOCK_LEN, len: BLOCK_LEN };
+            Wanted { request, buffer: buffer.clone(), urgent: false }
+        });
+        desk.ask(wanted.collect());
+    };
+    let (mut asked, mut read, mut requests) = (0, 0, 0);
+    let mut left = vec![PIECE; pieces as usize];
+    let mut claims: Vec<(u64, VecDeque<BlockRef>, Arc<Progress>)> = Vec::new();
+    while read < pieces {
+        while asked < pieces && u64::from(asked - read) * u64::from(PIECE * BLOCK_LEN) < ahead {
+            ask(&mut desk, asked);
+            asked += 1;
+        }
+        while claims.len() < 4
+            && let Some((slice, progress)) = desk.claim(requests)
+        {
+            claims.push((requests, slice.blocks.into(), progress));
+            requests += 1;
+        }
+        assert!(!claims.is_empty(), "something is always under way");
+        for (claim, blocks, progress) in &mut claims {
+            let block = blocks.pop_front().unwrap();
+            progress.left.fetch_sub(u64::from(BLOCK_LEN), Ordering::Relaxed);
+            assert_eq!(desk.came(*claim, std::iter::once(block)).len(), 1);
+            left[block.piece.0 as usize] -= 1;
+        }
+        claims.retain(|(claim, blocks, _)| {
+            if blocks.is_empty() {
+                desk.unclaim(*claim);
+            }
+            !blocks.is_empty()
+        });
+        while read < pieces && left[read as usize] == 0 {
+            read += 1;
+        }
+    }
+    (u64::from(pieces), requests)
+}
+
+#[test]
+fn a_reader_far_behind_has_many_pieces_fetched_at_once() {
+    let (pieces, requests) = requests_of_a_reader(8 << 20, 100 << 20);
+    assert!(requests * 4 <= pieces, "{requests} requests for {pieces} pieces");
+    // Of a slow server not more than it sends in a short time, and one close by gets them piece by piece.
+    let (pieces, requests) = requests_of_a_reader(8 << 20, 128 << 10);
+    assert!(requests * 2 <= pieces * 11 / 10, "{requests} requests for {pieces} pieces");
+    assert!(requests * 3 >= pieces, "{requests} requests for {pieces} pieces");
+    let (pieces, requests) = requests_of_a_reader(512 << 10, 100 << 20);
+    assert!(requests >= pieces / 2, "{requests} requests for {pieces} pieces");
+}

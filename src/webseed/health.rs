@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reqwest::Url;
 use torrentfs_fs::lock::{Rank, RankedMutex};
@@ -72,12 +72,32 @@ pub struct Health {
     counters: Arc<Counters>,
 }
 
+/// How long a request may go without a byte before that is told when it is given up: its own time-outs are longer than
+/// the patience of some readers.
+const SILENT: Duration = Duration::from_secs(1);
+
 /// A request under way; ends when it is dropped.
-pub(super) struct Busy<'a>(&'a Health);
+pub(super) struct Busy<'a> {
+    health: &'a Health,
+    /// When something came, or was asked for.
+    heard: Instant,
+}
+
+impl Busy<'_> {
+    /// Something came, or we ourselves kept it waiting until now.
+    pub(super) fn heard(&mut self) {
+        self.heard = now();
+    }
+}
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.health.busy.fetch_sub(1, Ordering::Relaxed);
+        let silent = now().saturating_duration_since(self.heard);
+        if silent >= SILENT {
+            let reason = format!("nothing came for {} s, until nobody waited for it", silent.as_secs());
+            self.health.trouble(reason, true);
+        }
     }
 }
 
@@ -131,7 +151,7 @@ impl Health {
     pub(super) fn request(&self) -> Busy<'_> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy(self)
+        Busy { health: self, heard: now() }
     }
 
     /// A request went well. While it waits for something else that was wrong, the reason for that stays.

@@ -6,7 +6,7 @@
 //!
 //! Deliberately not here: a webseed of its own, and what is asked of it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder, Url};
@@ -14,7 +14,7 @@ use reqwest::{Client, RequestBuilder, Url};
 use super::fault::Fault;
 use super::hosts::Hosts;
 use super::table::Table;
-use crate::net::hosts::{Guarded, PrivateHost, Reach};
+use crate::net::hosts::{Clients, PrivateHost, Reach};
 use crate::sync::timeouts;
 
 /// How long a connection is kept that nobody uses: servers close theirs after 60 s and more, and a reader that seeks
@@ -22,7 +22,7 @@ use crate::sync::timeouts;
 const KEEP_IDLE: Duration = Duration::from_secs(50);
 
 /// What a hub is made with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct HubOptions {
     /// Most requests to one webseed at a time; 1 at least.
     pub per_seed: usize,
@@ -65,9 +65,7 @@ pub struct Hub {
     pub(super) options: HubOptions,
     pub(super) hosts: Arc<Hosts>,
     pub(super) table: Arc<Table>,
-    /// For torrents that are trusted, and for others. Made when one is first asked for: they read the system's
-    /// certificates, and most torrents have no webseed.
-    clients: [OnceLock<Guarded>; 2],
+    clients: Clients,
     #[cfg(test)]
     pub(super) at_step: torrentfs_fs::lock::RankedMutex<Option<AtStep>>,
 }
@@ -78,8 +76,16 @@ impl Hub {
         Arc::new(Self {
             hosts: Hosts::new(options.per_host),
             table: Table::new(),
+            clients: Clients::new("webseeds", 0, move || {
+                Client::builder()
+                    .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
+                    .referer(false)
+                    .no_proxy()
+                    .connect_timeout(timeouts::WEBSEED_CONNECT)
+                    .pool_idle_timeout(KEEP_IDLE)
+                    .pool_max_idle_per_host(options.per_host.max(1))
+            }),
             options,
-            clients: Default::default(),
             #[cfg(test)]
             at_step: torrentfs_fs::lock::RankedMutex::new(torrentfs_fs::lock::Rank::Leaf, "steps", None),
         })
@@ -98,27 +104,8 @@ impl Hub {
     /// The host is in a private network, where this webseed may not reach; or TLS can't be set up at all. Without any
     /// certificates on the system there is a warning, and only HTTPS fails.
     pub(super) fn get(&self, url: &Url, trusted: bool, redirected: bool) -> Result<RequestBuilder, Fault> {
-        let client = self.client(Reach::of(trusted))?;
+        let client = self.clients.of(Reach::of(trusted)).map_err(|error| Fault::Tls(error.to_string()))?;
         client.get(url.clone()).map_err(|refused| Fault::Private(PrivateHost { redirected, ..refused }))
-    }
-
-    fn client(&self, reach: Reach) -> Result<&Guarded, Fault> {
-        let [any, public] = &self.clients;
-        let place = match reach {
-            Reach::Any => any,
-            Reach::Public => public,
-        };
-        if let Some(client) = place.get() {
-            return Ok(client);
-        }
-        let made = client(&self.options, reach, true).or_else(|error| {
-            tracing::warn!(
-                "HTTPS webseeds won't work, the system's certificates can't be read ({error}); install ca-certificates"
-            );
-            client(&self.options, reach, false)
-        });
-        let made = made.map_err(|error| Fault::Tls(error.to_string()))?;
-        Ok(place.get_or_init(|| made))
     }
 
     /// What an error of the client is, of a request for this URL. The client follows no redirect, so it can't tell.
@@ -142,19 +129,6 @@ impl Hub {
         #[cfg(not(test))]
         let _ = step;
     }
-}
-
-/// A client; without the system's certificates none is valid for it.
-fn client(options: &HubOptions, reach: Reach, certificates: bool) -> Result<Guarded, reqwest::Error> {
-    let builder = Client::builder()
-        .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
-        .referer(false)
-        .no_proxy()
-        .connect_timeout(timeouts::WEBSEED_CONNECT)
-        .pool_idle_timeout(KEEP_IDLE)
-        .pool_max_idle_per_host(options.per_host.max(1));
-    let builder = if certificates { builder } else { builder.tls_certs_only([]) };
-    Guarded::new(builder, reach, 0)
 }
 
 /// What a test does when a requester comes to a step.

@@ -181,7 +181,7 @@ struct Answer<'a> {
     body: Body,
     /// When the request was made.
     asked: Instant,
-    _busy: Busy<'a>,
+    busy: Busy<'a>,
 }
 
 /// Runs a requester until it is dropped.
@@ -316,7 +316,7 @@ impl<'a> Turn<'a> {
             let mut request = ctx.hub.get(&at, ctx.seed.trusted, redirected).map_err(failed)?;
             self.permit_for(&at).await?;
             ctx.hub.step(Step::Permitted);
-            let busy = ctx.health.request();
+            let mut busy = ctx.health.request();
             self.progress.started.store(true, Ordering::Relaxed);
             let time = now();
             request = request.header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -328,6 +328,7 @@ impl<'a> Turn<'a> {
                 Ok(response) => response.map_err(|error| failed(ctx.hub.fault(&error, &at, redirected)))?,
                 Err(_) => return Err(failed(Fault::TimedOut(Phase::FirstByte))),
             };
+            busy.heard();
             if let Some(to) = redirect(response.status(), response.headers()) {
                 let next = at.join(&to).map_err(|error| failed(Fault::Redirects(error.to_string())))?;
                 page(response).await;
@@ -346,7 +347,7 @@ impl<'a> Turn<'a> {
                     if ctx.seed.kind == Kind::Url && !before.is_empty() {
                         shared.desk.with(|desk| desk.redirects(file, Some(at)));
                     }
-                    Ok(Answer { response, body, asked: time, _busy: busy })
+                    Ok(Answer { response, body, asked: time, busy })
                 }
                 Err(fault) => {
                     let page = page(response).await;
@@ -432,6 +433,7 @@ impl<'a> Turn<'a> {
                 limit.take(read).await;
                 paused = true;
             }
+            answer.busy.heard();
             // Pauses of our own are none of the server's.
             let enough = lately >= timeouts::WEBSEED_STALL_BYTES && now() >= since + Duration::from_secs(1);
             if paused || enough {

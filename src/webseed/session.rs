@@ -24,14 +24,10 @@ use super::hosts::now;
 use super::requester::{self, Shared};
 use super::wake::Level;
 use super::{Context, url};
-use crate::metainfo::geometry::FileIndex;
 use crate::peer::event::{Item, PeerEvent};
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 
-/// Files of which it sent wrong bytes before nothing is taken from it any more. A bad piece may have parts of two files,
-/// so the second one may be innocent.
-const DISTRUSTED_MAX: usize = 3;
 /// Items told at once.
 const ITEMS_MAX: usize = 1024;
 
@@ -44,7 +40,6 @@ struct Session {
     choked: bool,
     /// When it may be asked again.
     until: Option<Instant>,
-    distrusted: Vec<FileIndex>,
 }
 
 /// Runs a webseed until it ends.
@@ -81,7 +76,7 @@ async fn serve(scope: &TaskScope, ctx: Context, base: reqwest::Url) -> String {
         // Refused only when it is to end already.
         requests.spawn(&n.to_string(), requester::run(shared.clone()));
     }
-    let session = Session { shared: shared.clone(), choked: false, until: None, distrusted: Vec::new() };
+    let session = Session { shared: shared.clone(), choked: false, until: None };
     let driven = tokio::select! {
         biased;
         () = scope.token().cancelled() => Ok(Ended("it was removed".to_owned())),
@@ -129,13 +124,7 @@ impl Session {
             return Err(Ended(reason));
         }
         for file in out.distrusted {
-            if !self.distrusted.contains(&file) {
-                self.distrusted.push(file);
-            }
             self.shared.refuse(file, &Fault::Corrupt);
-        }
-        if self.distrusted.len() >= DISTRUSTED_MAX {
-            return Err(Ended(Fault::Distrusted.to_string()));
         }
         let cuts = self.shared.change(|desk| {
             out.unsent.into_iter().for_each(|request| desk.never_asked(block_of(request)));

@@ -1,6 +1,7 @@
 //! Disks of a test's own, and what lies on them: small file systems that can be filled, the room that a folder
 //! takes, and pages that are to be forgotten.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -98,15 +99,26 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Bytes that everything below a folder takes on the disk, in whole blocks. What goes meanwhile is passed over.
+/// Bytes that everything below a folder takes on the disk, in whole blocks. What goes meanwhile is passed over. Files
+/// are looked at one after another, and while one is looked at another may give back what this one takes: so each is
+/// looked at twice, all of them before any again, and the lower of the two counts. That is never more than what all
+/// took together in between.
 pub fn allocated(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let sizes = entries.map(|entry| match entry.path().symlink_metadata() {
-        Ok(meta) if meta.is_dir() => allocated(&entry.path()),
-        Ok(meta) => meta.blocks() * 512,
-        Err(_) => 0,
-    });
-    sizes.sum()
+    let (mut first, mut second) = (HashMap::new(), HashMap::new());
+    each_allocated(folder, &mut first);
+    each_allocated(folder, &mut second);
+    second.iter().map(|(inode, size)| first.get(inode).map_or(0, |before| *size.min(before))).sum()
+}
+
+/// What each file takes, by its inode: it may get another name meanwhile.
+fn each_allocated(folder: &Path, sizes: &mut HashMap<u64, u64>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.path().symlink_metadata() {
+            Ok(meta) if meta.is_dir() => each_allocated(&entry.path(), sizes),
+            Ok(meta) => _ = sizes.insert(meta.ino(), meta.blocks() * 512),
+            Err(_) => {}
+        }
+    }
 }
 
 /// Has the kernel forget what it keeps in memory of a file, so that who reads it asks for it again.

@@ -55,6 +55,8 @@ impl WebseedSpec {
 type Asked = (BlockRef, u32, Arc<PieceBuffer>);
 /// The least of what is queued that each of several requests gets.
 const GATHER: u64 = 256 << 10;
+/// With no more than this left to come the next request is made, however small.
+const NEARLY_DONE: u64 = 128 << 10;
 
 /// A block of a response.
 struct Coming {
@@ -157,11 +159,17 @@ impl Webseed {
     fn claim(&mut self, now: Time, geometry: &Geometry) {
         while self.responses.len() < ABREAST && !self.waits {
             let urgent = !self.queues[0].is_empty();
-            let Some(first) = self.queues[usize::from(!urgent)].pop_front() else { return };
-            let queued = self.queues.iter().map(VecDeque::len).sum::<usize>() as u64 * u64::from(BLOCK_LEN);
-            let share = (queued / ABREAST as u64).max(GATHER);
+            let bytes = |blocks: usize| blocks as u64 * u64::from(BLOCK_LEN);
+            let queued = bytes(self.queues.iter().map(VecDeque::len).sum());
+            let coming = bytes(self.responses.iter().map(|response| response.blocks.len()).sum());
+            let share = ((queued + coming) / ABREAST as u64).max(GATHER);
             let each = self.spec.rate / ABREAST as u64;
-            let most = slices::size(each, urgent, geometry.piece_length()).min(share) / u64::from(BLOCK_LEN);
+            let most = slices::size(each, urgent, geometry.piece_length()).min(share);
+            if !urgent && coming > NEARLY_DONE && queued < most {
+                return;
+            }
+            let most = most / u64::from(BLOCK_LEN);
+            let Some(first) = self.queues[usize::from(!urgent)].pop_front() else { return };
             let mut last = first.0;
             let mut blocks = VecDeque::from([Coming { asked: first, unwanted: false }]);
             while blocks.len() < most as usize {

@@ -58,6 +58,8 @@ pub struct Look {
     pub held: Vec<Taking>,
     /// Locks that are waited for.
     pub waiting: Vec<Taking>,
+    /// How many were taken since the program began: who spins takes ever more.
+    pub taken: u64,
 }
 
 /// Everything that was taken just now is held for no time; what an earlier look saw, since then. Waits for nothing
@@ -72,6 +74,7 @@ pub fn look() -> Look {
     // SAFETY: records are leaked, so whatever stands in the list lives for ever.
     while let Some(thread) = unsafe { at.as_ref() } {
         for slot in &thread.held {
+            found.taken += slot.taken();
             found.held.extend(slot.read().map(|seen| {
                 let same = slot.seen.swap(seen.version, Ordering::Relaxed) == seen.version;
                 if !same {
@@ -153,6 +156,11 @@ impl Slot {
         self.key.store(label.key, Ordering::Relaxed);
         self.site.store(std::ptr::from_ref(site).cast_mut(), Ordering::Relaxed);
         self.version.store(version.wrapping_add(2), Ordering::Release);
+    }
+
+    /// How many locks have stood in it: each has made two versions.
+    fn taken(&self) -> u64 {
+        self.version.load(Ordering::Relaxed) as u64 / 2
     }
 
     /// By its thread alone.
@@ -426,6 +434,15 @@ mod tests {
         assert_eq!((held("kind: rw").len(), waiting("kind: rw").len()), (1, 0));
         drop(within);
         assert!(held("kind: mutex").is_empty() && held("kind: rw").is_empty());
+    }
+
+    #[test]
+    fn each_taking_counts() {
+        let lock = RankedMutex::new(Rank::Leaf, "counted", ());
+        let before = look().taken;
+        (0..1_000).for_each(|_| drop(lock.lock()));
+        // Other tests take theirs.
+        assert!(look().taken >= before + 1_000);
     }
 
     #[test]

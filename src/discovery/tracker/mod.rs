@@ -30,7 +30,7 @@ use self::schedule::Schedule;
 use self::tiers::TierOrder;
 use self::transport::Tracker;
 use super::{Announce, FoundPeers, ProgressFn};
-use crate::net::hosts::{Guarded, Reach};
+use crate::net::hosts::{Clients, Reach};
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts::{TRACKER_HTTP, TRACKER_STOPPED};
 
@@ -39,57 +39,25 @@ const MAX_TRACKERS: usize = 100;
 /// Redirects that are followed: a tracker that moved to HTTPS and to another host needs two.
 const MAX_REDIRECTS: usize = 5;
 
-/// The HTTP clients for trackers and `.torrent` files: one pair for the whole program.
-#[derive(Debug, Clone)]
-pub struct HttpClients {
-    public: Guarded,
-    any: Guarded,
-}
-
-impl HttpClients {
-    /// Makes them. They never take a proxy from the environment, bound redirects, and keep no connection for long. Reads
-    /// the system's certificates, so they are made at the start.
-    ///
-    /// # Errors
-    /// When TLS can't be set up at all. Without any certificates on the system it warns, and only HTTPS fails.
-    pub fn new() -> Result<Self, reqwest::Error> {
-        let builder = || {
-            reqwest::Client::builder()
-                .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
-                .referer(false)
-                .no_proxy()
-                .timeout(TRACKER_HTTP)
-                .pool_idle_timeout(Duration::from_secs(30))
-                .pool_max_idle_per_host(1)
-        };
-        let guarded = |builder, reach| Guarded::new(builder, reach, MAX_REDIRECTS);
-        let (public, any) = match guarded(builder(), Reach::Public) {
-            Ok(public) => (public, guarded(builder(), Reach::Any)?),
-            Err(error) => {
-                tracing::warn!(
-                    "HTTPS trackers won't work, the system's certificates can't be read ({error}); install ca-certificates"
-                );
-                let bare = || builder().tls_certs_only([]);
-                (guarded(bare(), Reach::Public)?, guarded(bare(), Reach::Any)?)
-            }
-        };
-        Ok(Self { public, any })
-    }
-
-    /// The one that reaches so far.
-    pub fn of(&self, reach: Reach) -> &Guarded {
-        match reach {
-            Reach::Public => &self.public,
-            Reach::Any => &self.any,
-        }
-    }
+/// The HTTP clients for trackers and `.torrent` files: one pair for the whole program. They never take a proxy from the
+/// environment, bound redirects, and keep no connection for long.
+pub fn http_clients() -> Arc<Clients> {
+    Arc::new(Clients::new("trackers", MAX_REDIRECTS, || {
+        reqwest::Client::builder()
+            .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
+            .referer(false)
+            .no_proxy()
+            .timeout(TRACKER_HTTP)
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(1)
+    }))
 }
 
 /// How to announce.
 #[derive(Debug, Clone)]
 pub struct TrackerOptions {
-    /// From [`HttpClients::new`].
-    pub http: HttpClients,
+    /// From [`http_clients`].
+    pub http: Arc<Clients>,
     /// The torrent is private (BEP 27): tiers strictly in order, one tracker at a time, none added.
     pub private: bool,
     /// Peers to ask for; trackers give 50 unasked, and 200 at most.
@@ -103,7 +71,7 @@ pub struct TrackerOptions {
 impl TrackerOptions {
     /// For a public torrent, asking for 100 peers: what 80 connections need, some of them being dead. Trackers of the
     /// internet only.
-    pub fn new(http: HttpClients) -> Self {
+    pub fn new(http: Arc<Clients>) -> Self {
         Self { http, private: false, num_want: 100, reach: Reach::Public, named: Vec::new() }
     }
 }

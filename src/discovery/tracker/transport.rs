@@ -9,6 +9,7 @@
 
 use std::error::Error as _;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -21,7 +22,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::message::{Answer, Ask, Event, TrackerError};
 use super::{TrackerOptions, http, udp};
 use crate::discovery::{FoundPeers, PeerSource};
-use crate::net::hosts::{self, Guarded, LookupError, Reach};
+use crate::net::hosts::{self, Clients, LookupError, Reach};
 use crate::sync::timeouts::{
     TRACKER_HTTP, TRACKER_UDP_CONNECTION, TRACKER_UDP_FIRST, TRACKER_UDP_OTHER, TRACKER_UDP_TRIES,
 };
@@ -42,9 +43,10 @@ enum Transport {
 }
 
 struct HttpTracker {
-    client: Guarded,
-    /// What to ask with if its own host turns out to be in the local network: the user named it.
-    wider: Option<Guarded>,
+    clients: Arc<Clients>,
+    reach: Reach,
+    /// The user named it, so its own host may be in the local network.
+    named: bool,
     url: Url,
     /// Given by the tracker, sent back to it.
     id: Option<Vec<u8>>,
@@ -97,9 +99,8 @@ impl Tracker {
         let name = format!("{}://{host}{port}", url.scheme());
         let transport = match url.scheme() {
             "http" | "https" => {
-                let client = options.http.of(options.reach).clone();
-                let wider = named.then(|| options.http.of(Reach::Any).clone());
-                Transport::Http(HttpTracker { client, wider, url, id: None, registered: false })
+                let (clients, reach) = (options.http.clone(), options.reach);
+                Transport::Http(HttpTracker { clients, reach, named, url, id: None, registered: false })
             }
             "udp" => {
                 let port = url.port().ok_or_else(|| bad("a UDP tracker's URL must name a port"))?;
@@ -180,14 +181,14 @@ impl HttpTracker {
     ) -> Result<Answer, TrackerError> {
         let ask = Ask { event: event_for(self.registered, ask.event), ..*ask };
         let url = http::announce_url(&self.url, &ask, self.id.as_deref());
-        let fetched = timeout(TRACKER_HTTP, Self::fetch(&self.client, url.clone())).await;
-        let fetched = match (fetched, &self.wider) {
+        let fetched = timeout(TRACKER_HTTP, self.fetch(url.clone())).await;
+        let fetched = match fetched {
             // The user's own word for this very host, not for where a host of the internet redirects to.
-            (Ok(Err(TrackerError::Private(private))), Some(wider)) if !private.redirected => {
-                self.client = wider.clone();
-                timeout(TRACKER_HTTP, Self::fetch(&self.client, url)).await
+            Ok(Err(TrackerError::Private(private))) if self.named && !private.redirected => {
+                self.reach = Reach::Any;
+                timeout(TRACKER_HTTP, self.fetch(url)).await
             }
-            (fetched, _) => fetched,
+            fetched => fetched,
         };
         let mut answer = fetched.map_err(|_| TrackerError::TimedOut(TRACKER_HTTP))??;
         // Noted before the wait below, so that whoever drops us there doesn't forget to say goodbye.
@@ -199,7 +200,8 @@ impl HttpTracker {
         Ok(answer)
     }
 
-    async fn fetch(client: &Guarded, url: Url) -> Result<Answer, TrackerError> {
+    async fn fetch(&self, url: Url) -> Result<Answer, TrackerError> {
+        let client = self.clients.of(self.reach).map_err(network_error)?;
         let sent = client.get(url.clone())?.send().await;
         let mut response = sent.map_err(|error| match hosts::refused(&error, &url) {
             Some(private) => private.into(),

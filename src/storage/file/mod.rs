@@ -514,14 +514,14 @@ impl Store for FileStore {
         let mut found = self.look()?;
         for (index, found) in found.iter_mut().enumerate() {
             let file = index as u32;
-            if self.is_as_known(file, *found) {
+            if self.is_as_known(file, *found, false) {
                 continue;
             }
             // It may just have been given its other name.
             let _turn = self.turn(file)?;
             let again = self.look_in(self.names.split(file).0, file..file + 1)?;
             *found = again.first().copied().flatten();
-            if !self.is_as_known(file, *found) {
+            if !self.is_as_known(file, *found, true) {
                 return Err(self.changed(file));
             }
         }
@@ -548,15 +548,17 @@ impl Store for FileStore {
 }
 
 impl FileStore {
-    /// Whether a file that was looked at is what is known of it. What isn't known yet is learnt.
-    fn is_as_known(&self, file: u32, found: Option<(Name, Stat)>) -> bool {
+    /// Whether a file that was looked at is what is known of it. What isn't known yet is learnt. Unless it was looked
+    /// at in its turn, another's turn may be giving it its other name, and what is known of it is forgotten meanwhile.
+    fn is_as_known(&self, file: u32, found: Option<(Name, Stat)>, in_turn: bool) -> bool {
         let mut table = self.table.lock();
+        let elsewhere = !in_turn && table.turns.contains(&file);
         let is_open = table.open.contains_key(&file);
         let standing = table.standing.get(&file);
         let inode = standing.and_then(|standing| standing.inode);
         let marked = standing.and_then(|standing| standing.mark);
         match found {
-            None => standing.is_none(),
+            None => standing.is_none() && !elsewhere,
             Some((name, stat)) => {
                 table.had.entry(file).or_insert(stat.len);
                 if inode.is_some_and(|inode| inode != stat.inode) {

@@ -152,15 +152,14 @@ impl Owner {
         self.apply(Event::Refuses { key, files });
     }
 
-    /// It is decided that a webseed goes. False if it isn't one.
-    pub(super) fn seed_goes(&mut self, key: PeerKey, reason: &str) -> bool {
-        let Some(planted) = self.seeds.find(key) else { return false };
-        planted.ended.get_or_insert_with(|| reason.to_owned());
-        if let Some((_, running)) = &planted.running {
-            running.close();
+    /// It is decided that a webseed or peer goes.
+    pub(super) fn goes(&mut self, key: PeerKey, reason: String) {
+        if let Some(planted) = self.seeds.find(key) {
+            // Said at once, whatever its tasks are at.
+            planted.ended.get_or_insert_with(|| reason.clone());
+            self.show_seeds();
         }
-        self.show_seeds();
-        true
+        self.tell(key, |outbox| outbox.disconnect(reason));
     }
 
     /// A webseed has ended, whyever.

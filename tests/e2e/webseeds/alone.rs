@@ -44,13 +44,19 @@ fn check_requests(seen: &[Seen], sample: &Sample) {
     assert!(sent >= sample.total && sent <= sample.total * 5 / 4, "{sent} bytes of {}", sample.total);
 }
 
-/// Connections are kept: there is one for each permit, however many requests, and another for each that was cut.
+/// Connections are kept: there is one for each permit, however many requests, and another for each that was cut. One
+/// that is still on its way back to the client's pool when the next request is made may get a companion: the pool holds
+/// twice as many.
 #[track_caller]
 fn check_kept(nginx: &Nginx) {
     let seen = nginx.seen();
     let cut = seen.iter().filter(|seen| seen.range.is_none_or(|(_, length)| seen.bytes < length)).count();
     let connections = nginx.connections();
-    assert!(connections <= PERMITS + cut, "{connections} connections, {cut} requests cut of {}", seen.len());
+    assert!(
+        connections <= 2 * PERMITS + cut,
+        "{connections} connections, {cut} requests cut of {}",
+        seen.len()
+    );
 }
 
 #[test]
@@ -74,15 +80,13 @@ fn a_single_file_from_its_own_url_or_that_of_its_folder() {
     }
 }
 
-#[test]
-fn a_request_is_for_many_pieces_where_nobody_waits() {
-    needs!(Fuse, Libtorrent, Nginx, Attr);
+/// Fetches 256 pieces in a way of its own; requests are for several of them each.
+fn many_pieces(args: &[&str], fetch: impl FnOnce(&Mount, &Sample)) {
     let sample = Sample::file("shared.bin", 64 << 20, 256 << 10);
     let nginx = nginx(&sample);
     let seeded = Seeded::by(&sample, &[&nginx.url("data/")]);
-    let mount = Mount::of(&seeded.torrent).args(&["--prefetch", "all"]).start();
-    let path = mount.path(&sample.name);
-    wait_until("all of it", MINUTE, || mount.xattr(&path, "state").as_deref() == Some("complete"));
+    let mount = Mount::of(&seeded.torrent).args(args).start();
+    fetch(&mount, &sample);
     let seen = nginx.seen();
     eprintln!("{} requests for {} pieces", seen.len(), sample.pieces);
     check_requests(&seen, &sample);
@@ -90,6 +94,15 @@ fn a_request_is_for_many_pieces_where_nobody_waits() {
     check_kept(&nginx);
     mount.check_sums(&sample);
     mount.stop();
+}
+
+#[test]
+fn a_request_is_for_many_pieces_where_nobody_waits() {
+    needs!(Fuse, Libtorrent, Nginx, Attr);
+    many_pieces(&["--prefetch", "all"], |mount, sample| {
+        let path = mount.path(&sample.name);
+        wait_until("all of it", MINUTE, || mount.xattr(&path, "state").as_deref() == Some("complete"));
+    });
 }
 
 #[test]

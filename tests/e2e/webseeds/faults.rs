@@ -334,6 +334,13 @@ fn no_answer_at_all() {
 }
 
 #[test]
+fn a_reader_that_goes_sooner_than_the_webseed_is_given_up_leaves_a_reason_all_the_same() {
+    needs!(Fuse, Libtorrent);
+    Alone::of(|_| Act::Hang).fails(&["nothing came"], 2 * PERMITS);
+    Alone::of(|_| Act::Stall(1_000)).fails(&["nothing came"], 4 * PERMITS);
+}
+
+#[test]
 fn a_late_answer_is_taken() {
     needs!(Fuse, Libtorrent);
     Alone::patient(|_| Act::Late(Duration::from_millis(300))).works(200);
