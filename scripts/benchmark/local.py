@@ -22,56 +22,66 @@ LIST_LIMIT = 120
 PASSES = 5
 
 
-def repeated(results, who, path, size, stored=None):
-    """A complete file: in order, warm and with the reader's pages dropped; then at random places."""
+def repeated(results, readers, size):
+    """A complete file, by each of the readers (a name, a path, and where it is stored if that is elsewhere): in order, warm
+    and with the reader's pages dropped; then at random places. They take turns, since what the machine gives changes
+    from one second to the next."""
 
-    def once(row):
+    def in_turn(row, once):
         """The median of some passes: the first ones after the pages came are the kernel's own affair."""
-        rates = []
+        figures = {who: [] for who, _, _ in readers}
         for _ in range(PASSES):
-            with open(path, "rb", buffering=0) as stream:
-                rates.append(size / MIB / read_through(stream, size))
-        results.add(row, who, statistics.median(rates))
+            for who, path, _ in readers:
+                figures[who].append(once(path))
+        for who, values in figures.items():
+            results.add(row, who, statistics.median(values))
 
-    once_through(path, size)
-    once("here: warm, MiB/s")
-    forget_pages(path)
-    if stored:
-        # In the page cache of the disk's file system, whoever put it there before.
-        once_through(stored, size)
-    once("here: reader's pages dropped, MiB/s")
+    for _, path, _ in readers:
+        once_through(path, size)
+    in_turn("here: warm, MiB/s", lambda path: size / MIB / once_through(path, size))
+    for _, path, stored in readers:
+        forget_pages(path)
+        if stored:
+            # In the page cache of the disk's file system, whoever put it there before.
+            once_through(stored, size)
+    in_turn("here: reader's pages dropped, MiB/s", lambda path: size / MIB / once_through(path, size))
     for length, count, row in ((SMALL, SMALL_READS, "here: random 4 KiB, µs"), (LARGE, LARGE_READS, "here: random 128 KiB, µs")):
         source = random.Random(length)
         places = [length * source.randrange(size // length) for _ in range(count)]
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            buffer = [bytearray(length)]
-            begin = time.perf_counter()
-            for place in places:
-                if os.preadv(fd, buffer, place) != length:
-                    raise Failed(f"a short read at {place}")
-            results.add(row, who, (time.perf_counter() - begin) / count * 1e6)
-        finally:
-            os.close(fd)
+        in_turn(row, lambda path, length=length, places=places: at_random(path, length, places))
+
+
+def at_random(path, length, places):
+    """Microseconds for each read."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        buffer = [bytearray(length)]
+        begin = time.perf_counter()
+        for place in places:
+            if os.preadv(fd, buffer, place) != length:
+                raise Failed(f"a short read at {place}")
+        return (time.perf_counter() - begin) / len(places) * 1e6
+    finally:
+        os.close(fd)
 
 
 def once_through(path, size):
+    """Seconds that it took."""
     with open(path, "rb", buffering=0) as stream:
-        read_through(stream, size)
+        return read_through(stream, size)
 
 
-def mounted(results, client):
-    """A client that has fetched all of its file."""
-    size = client.swarm.torrent.size
+def mounted(results, client, plain):
+    """A client that has fetched all of its file, beside a copy of that at `plain`; without that, alone."""
+    torrent = client.swarm.torrent
     with client:
-        once_through(client.path, size)
-        repeated(results, client.name, client.path, size, client.stored())
-
-
-def plain(results, torrent, aside):
-    if not aside.exists():
-        shutil.copyfile(torrent.content, aside)
-    repeated(results, "plain file", aside, torrent.size)
+        once_through(client.path, torrent.size)
+        readers = [(client.name, client.path, client.stored())]
+        if plain:
+            if not plain.exists():
+                shutil.copyfile(torrent.content, plain)
+            readers.append(("plain file", plain, None))
+        repeated(results, readers, torrent.size)
 
 
 def make_tree(folder, count, folders, size):

@@ -40,6 +40,7 @@ struct Inner {
     requests: VecDeque<Wanted>,
     cancels: Vec<BlockRequest>,
     unsent: Vec<BlockRequest>,
+    hurried: Vec<BlockRequest>,
     haves: Vec<PieceIndex>,
     dont_haves: Vec<(u8, PieceIndex)>,
     extended: VecDeque<(u8, Bytes)>,
@@ -59,6 +60,8 @@ pub struct Outgoing {
     pub cancels: Vec<BlockRequest>,
     /// Requests that were taken back before they were sent.
     pub unsent: Vec<BlockRequest>,
+    /// Requests that a read waits for now, and didn't when they were made.
+    pub hurried: Vec<BlockRequest>,
     /// Whether we choke the peer, where that changed.
     pub choke: Option<bool>,
     /// Files of which it sent bytes that were wrong.
@@ -117,6 +120,14 @@ impl Outbox {
             } else {
                 i.unsent.push(request);
             }
+        });
+    }
+    /// A read waits now for what was asked for before. For webseeds: a peer answers in order, and its session takes no
+    /// notice.
+    pub fn hurry(&self, request: BlockRequest) {
+        self.change(|i| match i.requests.iter_mut().find(|wanted| wanted.request == request) {
+            Some(wanted) => wanted.urgent = true,
+            None => i.hurried.push(request),
         });
     }
     /// We have a piece more.
@@ -196,6 +207,7 @@ impl Outbox {
         out.distrusted = std::mem::take(&mut inner.distrusted);
         out.cancels = std::mem::take(&mut inner.cancels);
         out.unsent = std::mem::take(&mut inner.unsent);
+        out.hurried = std::mem::take(&mut inner.hurried);
         out.requests = inner.requests.drain(..).collect();
         out
     }

@@ -152,6 +152,8 @@ pub enum Effect {
     Request(Vec<Assignment>),
     /// Take a request back.
     Cancel(PeerKey, BlockRef),
+    /// A read waits now for what a webseed was asked for before.
+    Hurry(PeerKey, BlockRef),
     /// Tell a peer whether we are interested.
     Interested(PeerKey, bool),
     /// Choke or unchoke a peer.

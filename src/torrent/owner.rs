@@ -414,6 +414,11 @@ impl Owner {
                     link.outbox.cancel(request);
                 }
             }
+            Effect::Hurry(peer, block) => {
+                if let (Some(link), Some(request)) = (self.links.get(&peer), self.request(block)) {
+                    link.outbox.hurry(request);
+                }
+            }
             Effect::Interested(peer, yes) => self.tell(peer, |o| o.interested(yes)),
             Effect::Choke(peer, yes) => self.tell(peer, |o| o.choke(yes)),
             Effect::First(peer, message) => self.tell(peer, |o| o.first(message)),

@@ -33,6 +33,8 @@ const AHEAD_ALL: u64 = 64 << 20;
 const AHEAD_TIME: u64 = 8;
 /// …but at least this: the rate isn't known at first.
 const AHEAD_MIN: u64 = 4 << 20;
+/// In how many steps a window goes forward by its own length.
+const AHEAD_STEPS: u64 = 8;
 /// Below this much read in sequence a window takes whole pieces only: the first blocks of one further that nobody
 /// comes to would be for nothing, and a piece that one is soon to need whole is asked for soon enough.
 const PARTS_FROM: u64 = 512 << 10;
@@ -147,7 +149,7 @@ impl Streams {
             .min(most)
             .min((self.ahead_all / active).max(piece_length))
             .min((rate * AHEAD_TIME).max(AHEAD_MIN));
-        let (wanted, edge) = stream.window(ahead, piece_length);
+        let (wanted, edge) = stream.step(stream.window(ahead, piece_length), ahead, piece_length);
         let old_last = stream.wanted.end.wrapping_sub(1);
         let grown = edge != std::mem::replace(&mut stream.edge, edge);
         let old = std::mem::replace(&mut stream.wanted, wanted.clone());
@@ -240,6 +242,26 @@ impl Stream {
             edge = u32::MAX;
         }
         (window, edge)
+    }
+}
+
+impl Stream {
+    /// The window's end goes forward in steps of some pieces, where it holds many: what is wanted a piece at a time is
+    /// asked for a piece at a time, and where a request is a round trip that is the slowest way.
+    fn step(
+        &self,
+        (mut wanted, mut edge): (Range<u32>, u32),
+        ahead: u64,
+        piece_length: u64,
+    ) -> (Range<u32>, u32) {
+        let step = (ahead / AHEAD_STEPS / piece_length) as u32;
+        let end = self.wanted.end;
+        let goes_on = !self.wanted.is_empty() && (wanted.start..wanted.end).contains(&end);
+        let at_end = u64::from(wanted.end) * piece_length >= self.end;
+        if goes_on && !at_end && wanted.end - end < step {
+            (wanted.end, edge) = (end, self.edge);
+        }
+        (wanted, edge)
     }
 }
 

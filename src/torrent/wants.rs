@@ -27,6 +27,7 @@ impl Swarm {
     pub(super) fn schedule(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         let Some(live) = &mut self.live else { return };
         self.scheduled += 1;
+        let hurried = live.picker.take_hurried();
         if self.blocked.is_some() || self.faults.max(self.lost_syncs) >= FAULTS {
             return;
         }
@@ -41,6 +42,7 @@ impl Swarm {
         }
         // Cancels first: what is recalled from a peer makes room for what is asked of it instead.
         fx.extend(live.picker.take_void().into_iter().map(|(peer, block)| Effect::Cancel(peer, block)));
+        fx.extend(hurried.into_iter().map(|(webseed, block)| Effect::Hurry(webseed, block)));
         for request in &requests {
             live.table.set(request.block.piece, PieceState::Requested);
         }

@@ -32,6 +32,10 @@ use crate::peer::wire::BlockRequest;
 /// Blocks are asked for in small lots while others are under way, since what is wanted moves on with what comes. Those
 /// that nobody waits for are gathered until they are a requester's share of all, and at least so many bytes.
 const GATHER: u64 = 256 * 1024;
+/// The part of a second that a request should take before it is shared, …
+const WORTH_SHARING: u64 = 50;
+/// … and the most that isn't shared for that.
+const GATHER_MAX: u64 = 4 << 20;
 /// With no more than this left to come the next request is made, so that the line doesn't fall silent between the two.
 const NEARLY_DONE: u64 = 128 * 1024;
 /// A request isn't cut for so little: it is nearly here, and cutting costs a connection.
@@ -174,6 +178,9 @@ impl Desk {
                 self.asked.insert(block, Asked { buffer, urgent, claim: Some(claim) });
             } else if let Some(asked) = self.asked.get_mut(&block) {
                 asked.buffer = buffer;
+                if urgent {
+                    self.hurry(block);
+                }
             } else if self.takes(block) {
                 self.asked.insert(block, Asked { buffer, urgent, claim: None });
                 self.queued[usize::from(!urgent)] += 1;
@@ -205,6 +212,22 @@ impl Desk {
         (held.wanted == 0 && much).then(|| progress.cut.clone())
     }
 
+    /// A read waits now for a block that was asked for before. Returns what is to be cut for that, outside of the lock: a
+    /// claim that hasn't begun yet stands in line as one that nobody waits for, and so it is made anew.
+    pub(super) fn hurry(&mut self, block: BlockRef) -> Option<CancellationToken> {
+        let asked = self.asked.get_mut(&block).filter(|asked| !asked.urgent)?;
+        asked.urgent = true;
+        let Some(claim) = asked.claim else {
+            self.queued[1] -= 1;
+            self.queued[0] += 1;
+            self.queues[0].push_back(block);
+            return None;
+        };
+        let progress = &self.claims.get(&claim)?.progress;
+        progress.urgent.store(true, Ordering::Relaxed);
+        (!progress.started.load(Ordering::Relaxed)).then(|| progress.cut.clone())
+    }
+
     /// A block that was taken back before it was passed on here.
     pub(super) fn never_asked(&mut self, block: BlockRef) {
         self.say.items.push(Item::Recalled(block));
@@ -226,8 +249,10 @@ impl Desk {
 
     /// Bytes that are worth one request, of which somebody waits for a part or not, when so many are asked for in all.
     fn size(&self, urgent: bool, all: u64) -> u64 {
-        // A share of all that there is for each, so that none of them has nothing to do while another has much.
-        let share = (all / self.requesters.max(1) as u64).max(GATHER);
+        // A share of all that there is for each, so that none of them has nothing to do while another has much. What is
+        // here in no time isn't worth sharing.
+        let least = (self.rate / WORTH_SHARING).clamp(GATHER, GATHER_MAX);
+        let share = (all / self.requesters.max(1) as u64).max(least);
         slices::size(self.rate, urgent, self.info.geometry.piece_length()).min(share)
     }
 

@@ -29,6 +29,7 @@ struct Owner {
 enum Op {
     Ask(usize, usize, bool),
     Cancel(usize, usize),
+    Hurry(usize, usize),
     Claim,
     /// Of the n-th claim so many blocks come.
     Come(usize, usize),
@@ -45,6 +46,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (0..BLOCKS, 1..12usize, any::<bool>()).prop_map(|(from, n, urgent)| Op::Ask(from, n, urgent)),
         2 => (0..BLOCKS, 1..6usize).prop_map(|(from, n)| Op::Cancel(from, n)),
+        2 => (0..BLOCKS, 1..6usize).prop_map(|(from, n)| Op::Hurry(from, n)),
         4 => Just(Op::Claim),
         4 => (0..4usize, 1..8usize).prop_map(|(n, blocks)| Op::Come(n, blocks)),
         2 => (0..4usize).prop_map(Op::End),
@@ -101,6 +103,14 @@ impl Owner {
                     self.desk.cancel(*block);
                 }
             }
+            Op::Hurry(from, n) => {
+                for block in self.blocks[from..].iter().take(n) {
+                    if let Some(urgent) = self.asked.get_mut(block) {
+                        *urgent = true;
+                    }
+                    self.desk.hurry(*block);
+                }
+            }
             Op::Claim => {
                 if self.claims.len() < 3
                     && let Some((slice, progress)) = self.desk.claim(self.next)
@@ -108,7 +118,7 @@ impl Owner {
                     assert!(slice.blocks.iter().all(|block| self.asked.contains_key(block)), "it is wanted");
                     assert!(slice.blocks.iter().all(|block| !self.desk.is_refused(*block)));
                     let urgent = self.asked.values().any(|urgent| *urgent);
-                    assert!(urgent || !progress.urgent);
+                    assert!(urgent || !progress.is_urgent());
                     self.claims.push((self.next, slice.blocks));
                     self.next += 1;
                 }
@@ -210,7 +220,7 @@ fn small_lots_are_gathered_while_others_are_under_way() {
     owner.play(&Op::Claim);
     owner.play(&Op::Ask(30, 1, true));
     let (slice, progress) = owner.desk.claim(9).unwrap();
-    assert!(progress.urgent && slice.blocks.len() == 1);
+    assert!(progress.is_urgent() && slice.blocks.len() == 1);
 }
 
 /// Requests for a torrent that is read from front to back by a reader `ahead` bytes behind what is wanted, all of them
@@ -275,4 +285,27 @@ fn a_reader_far_behind_has_many_pieces_fetched_at_once() {
     assert!(requests * 3 >= pieces, "{requests} requests for {pieces} pieces");
     let (pieces, requests) = requests_of_a_reader(512 << 10, 100 << 20);
     assert!(requests >= pieces / 2, "{requests} requests for {pieces} pieces");
+}
+
+#[test]
+fn what_a_read_comes_to_wait_for_is_not_kept_behind_what_nobody_waits_for() {
+    let mut owner = Owner::new();
+    owner.play(&Op::Ask(0, 30, false));
+    let (_, stuck) = owner.desk.claim(1).unwrap();
+    stuck.started.store(true, Ordering::Relaxed);
+    // The rest is too little for a request of its own as long as so much is to come.
+    assert!(owner.desk.claim(2).is_none());
+    let block = owner.blocks[29];
+    assert!(owner.desk.hurry(block).is_none());
+    let (slice, progress) = owner.desk.claim(2).unwrap();
+    assert!(slice.blocks == [block] && progress.is_urgent());
+    // In a claim that is under way it isn't cut any more; one that isn't is made anew, sooner.
+    let under_way = owner.blocks[1];
+    assert!(stuck.spare().is_some());
+    assert!(owner.desk.hurry(under_way).is_none());
+    assert!(stuck.spare().is_none() && stuck.is_urgent());
+    stuck.urgent.store(false, Ordering::Relaxed);
+    stuck.started.store(false, Ordering::Relaxed);
+    assert!(owner.desk.hurry(under_way).is_none(), "it is known already");
+    assert!(owner.desk.hurry(owner.blocks[2]).is_some());
 }

@@ -367,11 +367,11 @@ impl<'a> Turn<'a> {
         self.permit = None;
         self.progress.started.store(false, Ordering::Relaxed);
         let hub = &self.shared.ctx.hub;
-        if self.progress.urgent && hub.hosts.is_full(&host) {
+        if self.progress.is_urgent() && hub.hosts.is_full(&host) {
             let least = self.shared.desk.with(|desk| desk.worth_a_cut());
             hub.table.cut_for_urgent(&host, least);
         }
-        let permit = hub.hosts.acquire(host.clone(), self.progress.urgent).await.map_err(Stop::Waits)?;
+        let permit = hub.hosts.acquire(host.clone(), self.progress.is_urgent()).await.map_err(Stop::Waits)?;
         self.permit = Some(permit);
         if let Some(claim) = &self.claim {
             claim.goes_to(&host);

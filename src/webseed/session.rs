@@ -131,7 +131,10 @@ impl Session {
             let cancels = out.cancels.into_iter();
             let cuts: Vec<_> = cancels.filter_map(|request| desk.cancel(block_of(request))).collect();
             desk.ask(out.requests);
-            cuts
+            let hurried = out.hurried.into_iter();
+            cuts.into_iter()
+                .chain(hurried.filter_map(|request| desk.hurry(block_of(request))))
+                .collect::<Vec<_>>()
         });
         cuts.into_iter().for_each(|cut| cut.cancel());
         self.shared.cut_for_urgent();

@@ -31,8 +31,8 @@ pub(super) struct Progress {
     pub left: AtomicU64,
     /// A request is under way.
     pub started: AtomicBool,
-    /// A read waits for it.
-    pub urgent: bool,
+    /// A read waits for a part of it.
+    pub urgent: AtomicBool,
     /// Cancelled when it is to be given up.
     pub cut: CancellationToken,
 }
@@ -41,12 +41,17 @@ impl Progress {
     /// Of a slice of so many bytes.
     pub(super) fn new(len: u64, urgent: bool) -> Arc<Self> {
         let (left, started) = (AtomicU64::new(len), AtomicBool::new(false));
-        Arc::new(Self { left, started, urgent, cut: CancellationToken::new() })
+        Arc::new(Self { left, started, urgent: AtomicBool::new(urgent), cut: CancellationToken::new() })
+    }
+
+    /// Whether a read waits for a part of it.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Relaxed)
     }
 
     /// What cutting it would save, in bytes; `None` when it isn't to be cut for something urgent.
     pub(super) fn spare(&self) -> Option<u64> {
-        if self.urgent || self.cut.is_cancelled() {
+        if self.is_urgent() || self.cut.is_cancelled() {
             return None;
         }
         // What wasn't begun loses nothing.

@@ -134,6 +134,14 @@ impl Webseed {
         self.queues.iter().all(VecDeque::is_empty) && self.responses.is_empty() && self.on_line.is_none()
     }
 
+    /// A read waits for a block that was asked for before.
+    pub fn hurry(&mut self, block: BlockRef) {
+        if let Some(at) = self.queues[1].iter().position(|(b, ..)| *b == block) {
+            let asked = self.queues[1].remove(at);
+            self.queues[0].extend(asked);
+        }
+    }
+
     /// A block is taken back.
     pub fn cancel(&mut self, block: BlockRef) {
         for queue in &mut self.queues {

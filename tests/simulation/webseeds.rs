@@ -92,7 +92,8 @@ fn copying_from_webseeds_and_peers() {
     assert!(report.overhead() <= 1.02, "{report}");
     let share = report.webseeds[0].sent as f64 / report.fetched as f64;
     assert!((0.35..=0.65).contains(&share), "{share:.2} by HTTP\n{report}");
-    assert!(report.webseeds[0].each() >= 256 << 10, "runs of blocks, though peers take some\n{report}");
+    // The reader is as fast as all of them, so it waits for each piece in the end.
+    assert!(report.webseeds[0].each() >= 128 << 10, "runs of blocks, though peers take some\n{report}");
 }
 
 #[test]

@@ -336,6 +336,11 @@ impl World {
                     }
                 }
             }
+            Effect::Hurry(key, block) => {
+                if let Some(seed) = self.webseed(key) {
+                    seed.hurry(block);
+                }
+            }
             Effect::Interested(key, yes) => {
                 if let Some(&n) = self.keys.get(&key) {
                     self.tell(n, key, Ours::Interested(yes));

@@ -175,6 +175,8 @@ pub struct Picker {
     orphans: VecDeque<PieceIndex>,
     /// Requests that are void, to be taken back at the peers.
     void: Vec<(PeerKey, BlockRef)>,
+    /// Blocks that webseeds were asked for when nobody waited for them, and somebody does now.
+    hurried: Vec<(PeerKey, BlockRef)>,
     /// Bytes of all pieces being fetched or verified.
     held: u64,
     /// Blocks of them that are here or on their way: what they really take.
@@ -208,6 +210,7 @@ impl Picker {
             peers: BTreeMap::new(),
             orphans: VecDeque::new(),
             void: Vec::new(),
+            hurried: Vec::new(),
             held: 0,
             filled: 0,
             memory,
@@ -462,10 +465,30 @@ impl Picker {
             None => piece.demands.push(wanted),
         }
         if matches!(id, DemandId::Waiter(_)) {
-            self.waited.insert(index);
+            let first = self.waited.insert(index);
             self.free_recalled(index);
+            if first {
+                self.hurry(index);
+            }
         }
         self.reopen(index);
+    }
+
+    /// Somebody waits for this piece now: webseeds that were asked for blocks of it when nobody did are to know. A peer
+    /// answers in order, whatever is urgent; a webseed may have it stand behind what isn't.
+    fn hurry(&mut self, index: PieceIndex) {
+        let Some(parts) = self.pieces.get(&index).and_then(|p| p.parts.as_ref()) else { return };
+        for (i, state) in parts.blocks.iter().enumerate() {
+            let Block::Requested(peers) = state else { continue };
+            let webseeds = peers.iter().filter(|key| self.peers.get(key).is_some_and(PeerLoad::is_webseed));
+            let block = BlockRef { piece: index, block: BlockIndex(i as u32) };
+            self.hurried.extend(webseeds.map(|key| (*key, block)));
+        }
+    }
+
+    /// Blocks that somebody waits for since the last call, and whom to tell: a webseed that was asked for them before.
+    pub fn take_hurried(&mut self) -> Vec<(PeerKey, BlockRef)> {
+        std::mem::take(&mut self.hurried)
     }
 
     /// Somebody waits for this piece now: its recalled blocks are asked for again at once, even if one should

@@ -153,3 +153,29 @@ fn bulk_asked_of_a_webseed_gives_way_to_what_is_urgent() {
     let again = picker.schedule(now);
     assert!(void.iter().any(|(_, block)| again.iter().any(|a| a.block == *block)));
 }
+
+#[test]
+fn a_webseed_is_told_what_a_read_comes_to_wait_for() {
+    let now = Instant::now();
+    let mut picker = picker(64 * KIB, 8, PLENTY);
+    picker.add_peer(SEED, webseed(now, 1 << 20));
+    for piece in 0..8 {
+        picker.want(PieceIndex(piece), DemandId::Stream(1), now + S * piece / 10);
+    }
+    let asked = picker.schedule(now);
+    assert!(asked.iter().all(|a| !a.urgent && a.peer == SEED));
+    assert_eq!(picker.take_hurried(), []);
+    picker.want(PieceIndex(3), read(1), now);
+    let of_it: Vec<_> =
+        asked.iter().filter(|a| a.block.piece == PieceIndex(3)).map(|a| (SEED, a.block)).collect();
+    assert!(!of_it.is_empty());
+    assert_eq!(picker.take_hurried(), of_it);
+    // Once; another reader of the same changes nothing. A peer answers in order, and isn't told.
+    picker.want(PieceIndex(3), read(2), now);
+    assert_eq!(picker.take_hurried(), []);
+    picker.remove_peer(SEED);
+    picker.add_peer(PeerKey(1), measured(now, 1 << 20));
+    assert!(!picker.schedule(now).is_empty());
+    picker.want(PieceIndex(0), read(3), now);
+    assert_eq!(picker.take_hurried(), []);
+}

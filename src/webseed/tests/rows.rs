@@ -261,6 +261,25 @@ async fn r1_what_is_urgent_is_asked_for_at_once_though_nothing_comes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn r1_what_a_read_comes_to_wait_for_does_not_stand_behind_what_hangs() {
+    let mut rig = Make::blocks(800).start().await;
+    rig.server.answers(|_, request| match request.range.clone().unwrap().start {
+        start if start < 700 * B => Answer::Part(B),
+        _ => Answer::Right,
+    });
+    let all = rig.all();
+    rig.ask(&all[..500], false);
+    rig.state(|rig| rig.server.hanging.load(Ordering::SeqCst) == 4).await;
+    // Nobody waits for these when they are asked for.
+    rig.ask(&all[700..716], false);
+    let start = tokio::time::Instant::now();
+    rig.running.outbox.hurry(rig.request(all[705]));
+    rig.until(|told| told.came.contains_key(&all[705])).await;
+    assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+    rig.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn w2_idle_requesters_sleep_while_one_is_stalled() {
     let mut rig = Make::blocks(64).options(16, 16).start().await;
     rig.server.answers(|_, _| Answer::Hang);

@@ -106,6 +106,12 @@ fn a_request_is_for_many_pieces_where_nobody_waits() {
 }
 
 #[test]
+fn a_request_is_for_many_pieces_ahead_of_a_reader() {
+    needs!(Fuse, Libtorrent, Nginx);
+    many_pieces(&[], |mount, sample| mount.check_sums(sample));
+}
+
+#[test]
 fn a_folder_with_and_without_a_slash_at_the_end_of_its_url() {
     needs!(Fuse, Libtorrent, Nginx);
     let sample = Sample::tree();
