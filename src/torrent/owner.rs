@@ -661,6 +661,8 @@ impl Owner {
                     let _ = done.send(());
                 });
             }
+            #[cfg(test)]
+            Command::Panic => std::panic::panic_any("a planned panic of an owner"),
         }
     }
 
