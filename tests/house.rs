@@ -269,3 +269,45 @@ fn each_regression_has_a_test_of_its_name() {
         REGRESSIONS.iter().filter(|row| !tests.iter().any(|test| test.starts_with(**row))).collect();
     assert!(missing.is_empty(), "rows of REGRESSIONS without a test of their name: {missing:?}");
 }
+
+/// The text between two marks, each time they occur in this order.
+fn between<'a>(text: &'a str, begin: &'a str, end: char) -> impl Iterator<Item = &'a str> {
+    text.split(begin).skip(1).filter_map(move |rest| rest.split(end).next())
+}
+
+#[test]
+fn every_lock_and_every_time_out_stands_in_the_document() {
+    // What stands in for the program, or for a disk, in tests.
+    const FOR_TESTS: [&str; 4] = ["fs/src/lock", "fs/src/mock", "src/storage/volume", "src/webseed/tests"];
+    let document = std::fs::read_to_string(root().join("docs/CONCURRENCY.md")).expect("it is there");
+    let section = |title: &str| {
+        let text = document.split(&format!("\n## {title}\n")).nth(1).expect("a section");
+        text.split("\n## ").next().unwrap_or_default()
+    };
+    let (locks, timeouts) = (section("Locks"), section("Time-outs"));
+    let mut missing = Vec::new();
+    for (path, text) in ["src", "fs/src"].into_iter().flat_map(sources) {
+        if is_tests(&path) || FOR_TESTS.iter().any(|folder| path.to_string_lossy().starts_with(folder)) {
+            continue;
+        }
+        let code: String = code(&text).map(|(_, line)| line.trim()).collect::<Vec<_>>().join(" ");
+        for made in ["RankedMutex::new", "RankedRwLock::new"] {
+            // The rank, a key perhaps, the name.
+            let calls =
+                between(&code, made, ';').filter(|call| call.trim_start_matches("_keyed").starts_with('('));
+            for lock in calls.filter_map(|call| call.split('"').nth(1)) {
+                // Of a field that is there in tests only.
+                if lock != "steps" && !locks.contains(&format!("`{lock}`")) {
+                    missing.push(format!("{}: the lock `{lock}`", path.display()));
+                }
+            }
+        }
+    }
+    let all = std::fs::read_to_string(root().join("src/sync/timeouts.rs")).expect("it is there");
+    for constant in between(&all, "pub const ", ':') {
+        if !timeouts.contains(&format!("`{constant}`")) {
+            missing.push(format!("the time-out {constant}"));
+        }
+    }
+    assert!(missing.is_empty(), "docs/CONCURRENCY.md doesn't tell of:\n{}", missing.join("\n"));
+}

@@ -269,12 +269,6 @@ impl<T: ?Sized> RankedMutex<T> {
 }
 
 /// A locked [`RankedMutex`]; dropping it unlocks. Stays on its thread and never crosses an `.await`.
-///
-/// ```compile_fail
-/// fn send<T: Send>(_: T) {}
-/// let lock = torrentfs_fs::lock::RankedMutex::new(torrentfs_fs::lock::Rank::Leaf, "a", ());
-/// send(lock.lock());
-/// ```
 #[derive(Debug)]
 #[must_use = "dropping the guard unlocks"]
 pub struct RankedGuard<'a, T: ?Sized> {
@@ -486,6 +480,32 @@ mod tests {
     fn panic_text(run: impl FnOnce()) -> Option<String> {
         let caught = catch_unwind(AssertUnwindSafe(run)).err()?;
         Some(caught.downcast_ref::<String>().cloned().unwrap_or_default())
+    }
+
+    /// Which guards may go to another thread. A type that is `Send` has a method of its own name and the trait's, and its
+    /// own comes first; others have the trait's alone.
+    struct Sends<T>(std::marker::PhantomData<T>);
+
+    impl<T: Send> Sends<T> {
+        fn sends(&self) -> bool {
+            true
+        }
+    }
+
+    trait Stays {
+        fn sends(&self) -> bool {
+            false
+        }
+    }
+
+    impl<T> Stays for Sends<T> {}
+
+    #[test]
+    fn no_guard_leaves_its_thread() {
+        assert!(Sends::<u8>(std::marker::PhantomData).sends(), "what may go is told from what may not");
+        assert!(!Sends::<RankedGuard<'_, u8>>(std::marker::PhantomData).sends());
+        assert!(!Sends::<RankedReadGuard<'_, u8>>(std::marker::PhantomData).sends());
+        assert!(!Sends::<RankedWriteGuard<'_, u8>>(std::marker::PhantomData).sends());
     }
 
     #[test]

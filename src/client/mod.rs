@@ -531,4 +531,6 @@ async fn resolve(hosts: &[(String, u16)]) -> Vec<SocketAddr> {
 }
 
 #[cfg(test)]
+mod panic_tests;
+#[cfg(test)]
 mod webseed_tests;

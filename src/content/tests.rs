@@ -7,6 +7,7 @@ use super::*;
 use crate::client::Options;
 use crate::client::for_tests::{LONG, PIECE, Running, Sample, options};
 use crate::storage::StorageKind;
+use crate::torrent::table::PieceState;
 
 fn names(content: &TorrentContent) -> Vec<String> {
     content.tree().root().map(|(name, _)| name.to_owned()).collect()
@@ -306,5 +307,43 @@ async fn a_disk_that_hangs_holds_up_no_open_and_no_statfs() {
     let (tell, told) = sync_channel(1);
     content.backing(file, Box::new(move |backing| tell.send(backing.is_some()).unwrap()));
     assert_eq!(told.recv_timeout(LONG), Ok(true));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_long_list_of_ranges_is_cut() {
+    const PIECES: u32 = 200;
+    let dir = tempfile::tempdir().unwrap();
+    let size = u64::from(PIECES * PIECE) - 7;
+    let sample = Sample::new("x", &[("a", size), ("b", 7)]);
+    let running = Running::start(dir.path(), options()).await;
+    let torrent = add(&running, &sample).await;
+    let content = TorrentContent::new(running.client.clone());
+    let folder = find(&content, "x");
+    let file =
+        NodeId::new(folder.slot(), content.tree().subtree(folder.slot()).unwrap().child(0, "a").unwrap());
+    let shared = torrent.live().unwrap();
+    let piece = u64::from(PIECE);
+    let pairs = |starts: &[u64]| {
+        let pairs: Vec<String> =
+            starts.iter().map(|at| format!("{}-{}", at * piece, (at + 1) * piece)).collect();
+        pairs.join(",")
+    };
+    // Every second piece, so that none joins another: as many as are listed, and one more.
+    let seconds: Vec<u64> = (0..100).map(|number| 2 * number).collect();
+    for (count, cut) in [(1, ""), (RANGES_MAX, ""), (RANGES_MAX + 1, ",…"), (100, ",…")] {
+        for at in &seconds[..count] {
+            shared.table.set(PieceIndex(*at as u32), PieceState::Complete);
+        }
+        let listed = &seconds[..count.min(RANGES_MAX)];
+        assert_eq!(text(&content, file, "ranges"), Some(pairs(listed) + cut), "{count} pieces");
+    }
+    // What joins the last of them is still told.
+    shared.table.set(PieceIndex(127), PieceState::Complete);
+    let last = format!(",{}-{},…", 126 * piece, 129 * piece);
+    assert!(text(&content, file, "ranges").unwrap().ends_with(&last));
+    // All of it is one range, up to the end of the file.
+    (0..PIECES).for_each(|at| shared.table.set(PieceIndex(at), PieceState::Complete));
+    assert_eq!(text(&content, file, "ranges"), Some(format!("0-{size}")));
     running.stop().await;
 }

@@ -58,6 +58,11 @@ impl Watchdog {
     /// # Errors
     /// [`crate::cli::exit::Exit::Internal`] when the system refuses a thread.
     pub fn start(scope: &TaskScope) -> Result<Self, Failure> {
+        Self::start_with(scope, TURN)
+    }
+
+    /// As [`Watchdog::start`], with another bound for tasks and owners.
+    fn start_with(scope: &TaskScope, turn: Duration) -> Result<Self, Failure> {
         let asked = Asked::new()?;
         let reporter = Arc::new(Reporter::new(scope));
         let (end, ended) = sync_channel(0);
@@ -65,7 +70,7 @@ impl Watchdog {
         // Not joined: it ends within a look, or with the process.
         std::thread::Builder::new()
             .name("watchdog".into())
-            .spawn(move || watch(&watched, &asked, &ended))
+            .spawn(move || watch(&watched, &asked, &ended, turn))
             .map_err(|error| Failure::internal("can't start the watchdog", error))?;
         Ok(Self { reporter, _end: end })
     }
@@ -86,8 +91,8 @@ impl Watchdog {
     }
 }
 
-fn watch(reporter: &Arc<Reporter>, asked: &Asked, ended: &Receiver<()>) {
-    let mut alarms = (Alarms::new(LOCK), Alarms::new(TURN), Alarms::new(TURN));
+fn watch(reporter: &Arc<Reporter>, asked: &Asked, ended: &Receiver<()>, turn: Duration) {
+    let mut alarms = (Alarms::new(LOCK), Alarms::new(turn), Alarms::new(turn));
     let mut pace = Pace::new(Instant::now());
     let mut slow = Instant::now();
     let mut report: Option<Awaited> = None;
@@ -99,7 +104,7 @@ fn watch(reporter: &Arc<Reporter>, asked: &Asked, ended: &Receiver<()>) {
         let mut lines = locks(&mut alarms.0, &look);
         if now >= slow {
             slow = now + SLOW;
-            if let Some(tasks) = reporter.scope().unyielding(TURN, now) {
+            if let Some(tasks) = reporter.scope().unyielding(turn, now) {
                 let due = alarms.1.due(tasks, |task| (task.name.clone(), task.runs.unwrap_or_default()));
                 lines.extend(due.into_iter().map(|task| {
                     let runs = diagnose::time(task.runs.unwrap_or_default());
@@ -246,9 +251,76 @@ pub(super) fn warnings_of_owner(torrent: &Arc<Torrent>, after: &[Duration]) -> V
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::fs::File;
+
+    use torrentfs_fs::lock::{Rank, RankedMutex};
+
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+    /// For what happens within seconds, on a busy machine.
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Looks until something is found.
+    fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let end = Instant::now() + LONG;
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            assert!(Instant::now() < end, "waited {LONG:?} in vain for {what}");
+            std::thread::sleep(5 * MS);
+        }
+    }
+
+    /// The names of this process's threads.
+    fn threads() -> Vec<String> {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok()).collect()
+    }
+
+    #[test]
+    fn l5_the_thread_itself_writes_what_hangs_and_goes_with_its_owner() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let sink: Arc<File> = Arc::new(log.reopen().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(sink).finish();
+        // To where the whole program logs: the thread has no log of its own.
+        tracing::subscriber::set_global_default(subscriber).expect("no other test does");
+        let line = |words: &[&str]| {
+            until(&format!("a line with {words:?}"), || {
+                let text = std::fs::read_to_string(log.path()).unwrap();
+                text.lines().find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
+            })
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let _inside = runtime.enter();
+        let scope = TaskScope::root();
+        let watchdog = Watchdog::start_with(&scope, 300 * MS).unwrap();
+
+        let lock = Arc::new(RankedMutex::new(Rank::Leaf, "planned hold", ()));
+        let held = lock.lock();
+        let other = lock.clone();
+        let waits = std::thread::Builder::new().name("the waiter".into());
+        let waits = waits.spawn(move || drop(other.lock())).unwrap();
+        let said = line(&["WARN", "lock `planned hold` is held by ", "the waiter (tid "]);
+        assert!(said.contains(" at least, taken at src/run/watchdog.rs:"), "{said}");
+        drop(held);
+        waits.join().unwrap();
+
+        let (end, ended) = sync_channel::<()>(0);
+        // It never gives way, as one that calls what blocks.
+        scope.spawn("runs on", async move {
+            let _ = ended.recv();
+        });
+        line(&["WARN", "task runs on has run without giving way for "]);
+        drop(end);
+        until("the task's end", || scope.live().is_empty().then_some(()));
+
+        assert!(threads().iter().any(|name| name.trim() == "watchdog"), "{:?}", threads());
+        drop(watchdog);
+        until("its thread's end", || threads().iter().all(|name| name.trim() != "watchdog").then_some(()));
+    }
 
     #[test]
     fn what_goes_on_is_said_when_it_is_too_long_and_then_ever_less_often() {

@@ -116,6 +116,9 @@ pub enum Command {
         /// Answered when they were told.
         done: oneshot::Sender<()>,
     },
+    /// Panic, as by a bug.
+    #[cfg(test)]
+    Panic,
 }
 
 /// The handle on a torrent that runs. Cheap to share; dropping it doesn't stop the torrent (its task scope

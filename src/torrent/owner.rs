@@ -28,7 +28,7 @@ use super::recent::Recent;
 use super::records::Records;
 use super::room::{Membership, Room};
 use super::sessions::Sessions;
-use super::status::{State, Status, Waiting};
+use super::status::{Facts, State, Status, Waiting};
 use super::swarm::{Settings, Swarm};
 use super::table::ReadClock;
 use super::work::{self, Ready, Work};
@@ -666,6 +666,8 @@ impl Owner {
                     let _ = done.send(());
                 });
             }
+            #[cfg(test)]
+            Command::Panic => std::panic::panic_any("a planned panic of an owner"),
         }
     }
 
@@ -699,7 +701,7 @@ impl Owner {
             error: self.failed.clone().or_else(|| self.swarm.error().map(str::to_owned)),
             ..Status::default()
         };
-        let can_go_on = status.error.is_none();
+        let mut facts = Facts { failed: status.error.is_some(), ..Facts::default() };
         if let Some(shared) = self.torrent.live() {
             let complete = shared.table.complete_count() == shared.table.len();
             status.size = shared.size();
@@ -713,27 +715,18 @@ impl Owner {
                     .take(Status::WAITING_MAX)
                     .map(|w| Waiting { file: w.file, offset: w.offset, since: w.since })
                     .collect();
-                status.state = if !can_go_on {
-                    State::Error
-                } else if complete {
-                    State::Complete
-                } else if self.checking > 0 {
-                    State::Checking
-                } else if demands.is_stalled(now) {
-                    State::Stalled
-                } else if self.swarm.is_fetching() {
-                    State::Downloading
-                } else {
-                    State::Idle
-                };
+                facts.live = true;
+                facts.complete = complete;
+                facts.checking = self.checking > 0;
+                facts.stalled = demands.is_stalled(now);
+                facts.fetching = self.swarm.is_fetching();
                 // Not the torrent's trouble, but what a reader was told, who asks why.
                 let gave_up = || demands.gave_up().map(ToString::to_string);
                 status.error = status.error.take().or_else(gave_up);
             }
             debug_assert!(status.have <= status.size);
-        } else if !can_go_on {
-            status.state = State::Error;
         }
+        status.state = State::of(facts);
         let few = self.swarm.peer_count() < PEERS_FEW && status.state != State::Complete;
         if let Some(following) = &self.following {
             following.want_peers(few);

@@ -120,6 +120,8 @@ impl Sessions {
             // Without it the session is only slower.
             socket: stream.as_fd().try_clone_to_owned().ok(),
         };
+        #[cfg(test)]
+        let stream = planned::Stream::new(stream, addr);
         // A panic ends here, so that the owner learns in every case that the peer is gone and what it was
         // asked for is asked of others.
         let end = std::panic::AssertUnwindSafe(session::run(stream, context)).catch_unwind().await;
@@ -132,5 +134,81 @@ impl Sessions {
             tracing::error!(peer = %addr, "{reason}");
         }
         let _ = self.events.send(PeerEvent::Gone { key, reason }).await;
+    }
+}
+
+/// For tests: sessions that panic in the middle of what a peer sends.
+#[cfg(test)]
+pub(crate) mod planned {
+    use std::io::{IoSlice, Result};
+    use std::net::SocketAddr;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+    use tokio::net::TcpStream;
+    use torrentfs_fs::lock::{Rank, RankedMutex};
+
+    /// Whose next session panics, and after how many bytes of his.
+    static PLANS: RankedMutex<Vec<(SocketAddr, usize)>> = RankedMutex::new(Rank::Leaf, "plans", Vec::new());
+
+    /// The next session with the peer at this address panics when more than so many bytes have come.
+    pub(crate) fn panic_after(addr: SocketAddr, bytes: usize) {
+        PLANS.lock().push((addr, bytes));
+    }
+
+    /// A connection, of which reading may panic.
+    pub(super) struct Stream {
+        inner: TcpStream,
+        left: Option<usize>,
+    }
+
+    impl Stream {
+        pub(super) fn new(inner: TcpStream, addr: SocketAddr) -> Self {
+            let mut plans = PLANS.lock();
+            let at = plans.iter().position(|(planned, _)| *planned == addr);
+            Self { inner, left: at.map(|at| plans.swap_remove(at).1) }
+        }
+    }
+
+    impl AsyncRead for Stream {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<Result<()>> {
+            let before = buf.filled().len();
+            let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+            let came = buf.filled().len() - before;
+            if let Some(left) = &mut self.left {
+                match left.checked_sub(came) {
+                    Some(less) => *left = less,
+                    None => std::panic::panic_any("a planned panic of a session"),
+                }
+            }
+            polled
+        }
+    }
+
+    impl AsyncWrite for Stream {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
+            Pin::new(&mut self.inner).poll_write(cx, buf)
+        }
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bufs: &[IoSlice<'_>],
+        ) -> Poll<Result<usize>> {
+            Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        }
+        fn is_write_vectored(&self) -> bool {
+            self.inner.is_write_vectored()
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+            Pin::new(&mut self.inner).poll_flush(cx)
+        }
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+            Pin::new(&mut self.inner).poll_shutdown(cx)
+        }
     }
 }

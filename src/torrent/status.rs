@@ -26,7 +26,37 @@ pub enum State {
     Error,
 }
 
+/// What a torrent's state follows from.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Facts {
+    /// It can't go on.
+    pub failed: bool,
+    /// Its metadata and its storage are here.
+    pub live: bool,
+    /// Every piece of it is.
+    pub complete: bool,
+    /// Data on disk is being hashed.
+    pub checking: bool,
+    /// Somebody waits, and no block came for a while.
+    pub stalled: bool,
+    /// Blocks are on their way, or asked for.
+    pub fetching: bool,
+}
+
 impl State {
+    /// What is shown of all that holds at once: what a person has to know first.
+    pub fn of(facts: Facts) -> Self {
+        match facts {
+            Facts { failed: true, .. } => Self::Error,
+            Facts { live: false, .. } => Self::Resolving,
+            Facts { complete: true, .. } => Self::Complete,
+            Facts { checking: true, .. } => Self::Checking,
+            Facts { stalled: true, .. } => Self::Stalled,
+            Facts { fetching: true, .. } => Self::Downloading,
+            _ => Self::Idle,
+        }
+    }
+
     /// The word for it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -121,6 +151,30 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_state_is_what_a_person_has_to_know_first() {
+        let none = Facts::default();
+        let live = Facts { live: true, ..none };
+        let busy = Facts { fetching: true, ..live };
+        for (facts, word) in [
+            (none, "resolving"),
+            (Facts { failed: true, ..none }, "error"),
+            // Metadata is fetched, too.
+            (Facts { fetching: true, ..none }, "resolving"),
+            (live, "idle"),
+            (busy, "downloading"),
+            (Facts { stalled: true, ..live }, "stalled"),
+            (Facts { stalled: true, ..busy }, "stalled"),
+            (Facts { checking: true, ..live }, "checking"),
+            (Facts { checking: true, stalled: true, ..busy }, "checking"),
+            (Facts { complete: true, ..live }, "complete"),
+            (Facts { complete: true, checking: true, ..busy }, "complete"),
+            (Facts { failed: true, complete: true, checking: true, stalled: true, ..busy }, "error"),
+        ] {
+            assert_eq!(State::of(facts).as_str(), word, "{facts:?}");
+        }
+    }
 
     #[test]
     fn what_a_webseed_does_in_words() {

@@ -788,3 +788,6 @@ mod costs;
 
 #[path = "swarm_webseed_tests.rs"]
 mod webseeds;
+
+#[path = "swarm_state_tests.rs"]
+mod states;

@@ -183,3 +183,36 @@ fn owner_permissions_and_options_of_the_mount() {
         assert!(said.contains(words), "{options}: {said}");
     }
 }
+
+#[test]
+fn on_a_terminal_a_line_for_each_torrent_is_redrawn_in_place() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::small();
+    let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
+    peer.hold(0..sample.pieces as u32);
+    let place = Place::new();
+    let mut words = vec![program().to_string_lossy().into_owned(), "mount".into()];
+    words.extend(place.options());
+    words.extend(["--peer".into(), peer.addr().to_string()]);
+    words.extend([&sample.torrent, &place.point].map(|path| path.display().to_string()));
+    let mut mount = Proc::start("script", ["-qefc", &words.join(" "), "/dev/null"]);
+    mount.wait_for("ready", MINUTE);
+    // What is drawn of a torrent begins with its name; it is drawn over the line before it, and what is left of that erased.
+    let drawn = |output: &str, state: &str| {
+        output.split("\u{1b}[1A\r").skip(1).any(|line| {
+            let line = line.lines().next().unwrap_or_default();
+            line.starts_with(&sample.name) && line.contains(state) && line.contains("\u{1b}[K")
+        })
+    };
+    wait_until("a line that says idle", MINUTE, || drawn(&mount.output(), " idle "));
+    let mut reader = Proc::start("cat", [place.point.join(&sample.name)]);
+    reader.wait_parked();
+    wait_until("a line that says downloading", MINUTE, || drawn(&mount.output(), " downloading "));
+    peer.release();
+    reader.success(MINUTE);
+    wait_until("a line that says complete", MINUTE, || drawn(&mount.output(), " complete "));
+    place.signal(Signal::SIGTERM);
+    let said = mount.success(STOP);
+    assert!(said.contains("unmounted") && !said.contains("panicked"), "{said}");
+    assert!(!is_mounted(&place.point));
+}

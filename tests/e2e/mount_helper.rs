@@ -2,7 +2,7 @@
 //! `fusermount3`. All in a mount namespace: nothing of the machine is changed, and nothing is left behind.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -205,6 +205,93 @@ fn a_plain_user_mounts_by_fusermount() {
     mount.signal(Signal::SIGTERM);
     mount.success(STOP);
     assert_eq!(space.mounted(&place.point), None);
+}
+
+/// What a user without rights tells a running mount, and is told of it, over the socket in `$XDG_RUNTIME_DIR`.
+#[test]
+fn a_plain_user_talks_to_the_mount_over_a_socket_in_the_runtime_folder() {
+    needs!(Fuse, Libtorrent, Namespace, Attr);
+    let (sample, other) = (Sample::small(), Sample::file("other.bin", 100_000, 16 << 10));
+    let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
+    let space = Namespace::new();
+    let place = users_place(&sample);
+    let added = place.base.join("b.torrent");
+    std::fs::copy(&other.torrent, &added).expect("a copy");
+    std::fs::set_permissions(&added, PermissionsExt::from_mode(0o644)).expect("its permissions");
+    let run = place.base.join("run");
+    std::fs::create_dir(&run).expect("a folder");
+    std::fs::set_permissions(&run, PermissionsExt::from_mode(0o700)).expect("its permissions");
+    std::os::unix::fs::chown(&run, Some(65534), Some(65534)).expect("an owner");
+    let said = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let (runtime, point) = (format!("XDG_RUNTIME_DIR={}", run.display()), said(&place.point));
+    let file = said(&place.point.join(&sample.name));
+    let here = |args: &[&str]| by_user(&space, &place.base, &[&[runtime.as_str()], args].concat());
+    let asked = |args: &[&str]| here(&[&["/sbin/torrentfs"], args].concat());
+
+    let mut command = space.as_user(&place.base, [runtime.as_str(), "/sbin/torrentfs", "mount"]);
+    command.args(place.options()).args(["--peer", &peer.addr().to_string()]);
+    command.arg(place.base.join("a.torrent")).arg(&place.point);
+    let mut mount = Proc::spawn(command);
+    mount.wait_for("ready", MINUTE);
+    let pid = place.pid();
+
+    // Where it is, whose it is, and that the mount names it.
+    let socket = run.join(format!("torrentfs/{pid}.sock"));
+    for (path, mode) in [(socket.as_path(), 0o600), (socket.parent().expect("its folder"), 0o700)] {
+        let found = path.symlink_metadata().expect("it is there");
+        assert_eq!((found.uid(), found.mode() & 0o777), (65534, mode), "{}", path.display());
+    }
+    let named =
+        here(&["getfattr", "--absolute-names", "--only-values", "-n", "user.torrentfs.socket", &point]);
+    assert_eq!(named, (Some(0), said(&socket)));
+
+    // It is found with the mount point and without.
+    let status = |args: &[&str]| {
+        let (code, said) = asked(&[&["status", "--json"], args].concat());
+        assert_eq!(code, Some(0), "{said}");
+        serde_json::from_str::<serde_json::Value>(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
+    };
+    let all = status(&[]);
+    let ours = |one: &&serde_json::Value| one["pid"] == pid && one["mountpoint"] == point;
+    assert_eq!(all["mounts"].as_array().expect("a list").iter().filter(ours).count(), 1, "{all}");
+    assert_eq!(status(&[&point])["socket"], said(&socket));
+    // Other folders of the same user, as another session of his may have: the mount itself says where to ask.
+    let (code, told) = by_user(&space, &place.base, &["/sbin/torrentfs", "status", &point]);
+    assert!(code == Some(0) && told.contains(&sample.name), "{told}");
+
+    let names = || {
+        let list = status(&[&point])["torrents"].as_array().cloned().expect("a list");
+        list.iter().map(|torrent| torrent["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    let rows: [(&[&str], &str); 5] = [
+        (&["add", &point, &said(&added)], "added  other.bin"),
+        (&["add", &point, &said(&added)], "was there  other.bin"),
+        (&["prefetch", &file], "fetching"),
+        (&["debug", &point], "control/accept"),
+        (&["remove", "--delete-data", &point, "other.bin"], "removed  other.bin, with its data"),
+    ];
+    for (number, (args, words)) in rows.into_iter().enumerate() {
+        let (code, said) = asked(args);
+        assert!(code == Some(0) && said.contains(words), "{args:?}: {code:?}: {said}");
+        let expected: &[&str] = if number < 4 { &[&sample.name, "other.bin"] } else { &[&sample.name] };
+        assert_eq!(names(), expected, "after {args:?}");
+    }
+    wait_until("what was prefetched to be here", MINUTE, || {
+        let torrent = status(&[&point])["torrents"][0].clone();
+        (&torrent["state"], &torrent["here"]) == (&"complete".into(), &sample.total.into())
+    });
+
+    let (code, told) = asked(&["unmount", &point]);
+    assert!(code == Some(0) && told.contains("unmounted"), "{told}");
+    assert_eq!(
+        (space.mounted(&place.point), socket.exists()),
+        (None, false),
+        "gone when the command says so"
+    );
+    let told = mount.success(STOP);
+    for bad in ["panicked at", "did not stop"] {
+        assert!(!told.contains(bad), "{told}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Behaviour, Mount, Proc, Reader, Sample, ScriptedPeer, Seeder, forget_pages, ran, wait_until,
+    Behaviour, Mount, Proc, Reader, Sample, ScriptedPeer, Seeder, forget_pages, home, ran, wait_until,
 };
 use crate::needs;
 
@@ -75,6 +75,53 @@ fn the_state_is_shown_in_attributes() {
     assert_eq!(mount.xattr(&path, "state").as_deref(), Some("complete"));
     assert_eq!(mount.xattr(&path, "progress"), Some(format!("{0}/{0}", sample.total)));
     assert_eq!(mount.xattr(&path, "ranges"), Some(format!("0-{}", sample.total)));
+    mount.stop();
+}
+
+/// Waits until the state of what is mounted there is this, as an attribute and in `status`.
+fn wait_state(mount: &Mount, path: &Path, state: &str) {
+    let point = mount.point().to_str().expect("UTF-8");
+    wait_until(&format!("the state {state}"), MINUTE, || {
+        mount.xattr(path, "state").as_deref() == Some(state)
+            && ran(["status", "--json", point]).json()["torrents"][0]["state"] == state
+    });
+}
+
+#[test]
+fn the_state_says_when_blocks_come_and_when_they_do_not() {
+    needs!(Fuse, Libtorrent, Attr);
+    let sample = Sample::small();
+    let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
+    peer.hold(0..sample.pieces as u32);
+    let mount = Mount::sample(&sample).peer(peer.addr()).start();
+    let path = mount.path(&sample.name);
+    wait_state(&mount, &path, "idle");
+    let start = Instant::now();
+    let mut reader = Reader::pread(&path, 4 * sample.piece_length, 4096);
+    // Blocks were asked for, and nobody can know yet that they won't come.
+    wait_state(&mount, &path, "downloading");
+    wait_state(&mount, &path, "stalled");
+    assert!(start.elapsed() >= Duration::from_secs(10), "too early: {:?}", start.elapsed());
+    let point = mount.point().to_str().expect("UTF-8");
+    ran(["status", point]).said(0, &["stalled"]);
+    peer.release();
+    assert!(reader.success(MINUTE).contains("read 4096"));
+    wait_state(&mount, &path, "idle");
+    mount.stop();
+}
+
+#[test]
+fn the_state_says_that_what_is_on_the_disk_is_being_checked() {
+    needs!(Fuse, Libtorrent, Attr);
+    // Gigabytes of zeros that take no room, as a file of which nobody kept a record: hashing them takes seconds.
+    let sample = Sample::huge();
+    let cache = tempfile::tempdir().expect("a folder");
+    let data = home(&sample, cache.path()).join("data");
+    std::fs::create_dir_all(&data).expect("a folder");
+    let file = std::fs::File::create(data.join(&sample.name)).expect("a file");
+    file.set_len(sample.total).expect("its length");
+    let mount = Mount::sample(&sample).cache(cache.path()).arg("--initial-check=full").start();
+    wait_state(&mount, &mount.path(&sample.name), "checking");
     mount.stop();
 }
 

@@ -13,12 +13,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use statements::view::{OnDisk, Stat, View, stat_of};
+use statements::view::{OnDisk, Stat, View, blocks_now, stat_of};
 use statements::{
-    Control, DATE, LARGE, LATER, MANY, PIECE, PROGRAM, Restarted, Shown, Subject, TREE, UMASK, World,
+    Control, DATE, LARGE, LATER, MANY, PIECE, PROGRAM, Restarted, Shown, Shrunk, Subject, TREE, UMASK, World,
 };
 
-use crate::common::{Made, Mount, Sample, Seeder, bytes_at, home, ran, wait_until};
+use crate::common::{Behaviour, Made, Mount, Sample, ScriptedPeer, Seeder, bytes_at, home, ran, wait_until};
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -109,6 +109,29 @@ impl Control for Real<'_> {
     fn bring(&self, _path: &str) {
         // The reader's wish is enough.
     }
+    fn shrunk(&self) -> Shrunk {
+        // There is room for one of two, and some.
+        let samples = ["goes.bin", "comes.bin"].map(|name| Sample::file(name, 12 << 20, PIECE));
+        let peers = samples.clone().map(|sample| ScriptedPeer::start(sample, Behaviour::default()));
+        let mount = samples.iter().fold(Mount::empty(), |mount, sample| mount.source(&sample.torrent));
+        let mount = peers.iter().fold(mount, |mount, peer| mount.peer(peer.addr()));
+        let mount = mount.arg("--cache-size=16M").start();
+        let path = mount.path("goes.bin");
+        std::fs::read(&path).expect("reads");
+        wait_until("it to be whole", MINUTE, || here(&mount, &path) == 12 << 20);
+        let before = blocks_now(&path);
+        std::fs::read(mount.path("comes.bin")).expect("reads");
+        wait_until("some of it to go", MINUTE, || here(&mount, &path) < 12 << 20);
+        // It may go on meanwhile.
+        let mut shrunk = None;
+        wait_until("nothing to go between two looks", MINUTE, || {
+            let (here_before, after) = (here(&mount, &path), blocks_now(&path));
+            shrunk = Some(Shrunk { before, after, here: here_before });
+            here(&mount, &path) == here_before
+        });
+        mount.stop();
+        shrunk.expect("it was looked at")
+    }
     fn asked_for(&self, path: &str) {
         let path = self.mount.path("semantics").join(path);
         wait_until("what was asked for to come", MINUTE, || here(self.mount, &path) > 0);
@@ -124,6 +147,10 @@ impl Control for Real<'_> {
         };
         let point = self.mount.point().to_owned();
         ran(["add".into(), point].into_iter().chain(names.iter().map(sample))).said(0, &[]);
+    }
+    fn add_magnet(&self, name: &str) {
+        let link = format!("magnet:?xt=urn:btih:{}&dn={name}", "5e".repeat(20));
+        ran(["add".as_ref(), self.mount.point().as_os_str(), link.as_ref()]).said(0, &[]);
     }
     fn remove(&self, names: &[String]) {
         let point = self.mount.point().to_owned();

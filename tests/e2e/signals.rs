@@ -1,5 +1,6 @@
 //! Signals at waiting readers: those that mean to stop one end it (row F1), the others don't (row F7).
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -55,6 +56,63 @@ fn f1_signals_end_waiting_readers_that_have_handlers() {
     let mut killed = Reader::pread_with(&path, 1 << 20, 4096, &["--handle", "INT,TERM,HUP"]);
     killed.wait_parked();
     gone(&mut killed, Signal::SIGKILL);
+    mount.stop();
+}
+
+/// Ways of reading that don't wait where a plain `read` does.
+const WAYS: [&str; 3] = ["direct", "sendfile", "splice"];
+
+#[test]
+fn f1_signals_end_readers_that_wait_in_other_calls() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::small();
+    let mount = Mount::sample(&sample).start();
+    let path = mount.path(&sample.name);
+    for way in WAYS {
+        // Each at a page of its own: who waits for a page that another has asked for waits for that one.
+        for (signal, place) in ENDING.into_iter().zip(1..) {
+            let mut reader = Reader::pread_with(&path, place << 20, 4096, &["--by", way]);
+            reader.wait_parked();
+            gone(&mut reader, signal);
+        }
+        let mut leaving = Reader::pread_with(&path, 4 << 20, 4096, &["--by", way, "--raise", "TERM"]);
+        leaving.wait_parked();
+        gone(&mut leaving, Signal::SIGTERM);
+        assert_eq!(leaving.ended(GONE).code(), Some(3), "{way}: its handler ended it");
+        let mut counting = Reader::pread_with(&path, 5 << 20, 4096, &["--by", way, "--handle", "TERM"]);
+        counting.wait_parked();
+        gone(&mut counting, Signal::SIGTERM);
+        let said = counting.success(GONE);
+        assert!(said.contains("error EINTR signals 1"), "{way}: {said}");
+    }
+    mount.stop();
+}
+
+#[test]
+fn what_is_not_here_comes_by_every_call() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::small();
+    let peer = ScriptedPeer::start(sample.clone(), Behaviour::default());
+    peer.hold(0..sample.pieces as u32);
+    let mount = Mount::sample(&sample).peer(peer.addr()).start();
+    // Across the border of two pieces; each of other ones.
+    let mut readers: Vec<_> = WAYS
+        .iter()
+        .zip(1..)
+        .map(|(way, place)| {
+            let offset = 4 * place * sample.piece_length - 4096;
+            let read = |path: &Path| Reader::pread_with(path, offset, 8192, &["--by", way]);
+            let mut reader = read(&mount.path(&sample.name));
+            reader.wait_parked();
+            (way, reader, Reader::pread(&sample.source(), offset, 8192).success(MINUTE))
+        })
+        .collect();
+    peer.release();
+    for (way, reader, expected) in &mut readers {
+        let said = reader.success(MINUTE);
+        assert!(said.contains("read 8192 "), "{way}: {said}");
+        assert_eq!(said, *expected, "{way}");
+    }
     mount.stop();
 }
 

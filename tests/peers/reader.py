@@ -1,12 +1,13 @@
 """Readers that ordinary tools don't offer: each prints "waiting" before it reads, and then what came of it.
 
-    reader.py pread PATH OFFSET LENGTH [--handle SIG,..] [--raise SIG,..]
+    reader.py pread PATH OFFSET LENGTH [--by WAY] [--handle SIG,..] [--raise SIG,..]
     reader.py mmap PATH                   the SHA-256 of the whole file, read through a mapping
     reader.py fault PATH OFFSET [--handle SIG,..]   touches one byte of a mapping
     reader.py many PATH COUNT STRIDE      COUNT threads, each reading 4 KiB at its own offset
     reader.py exec PATH                   runs the file
 
-"pread" calls the C library itself, since Python would silently retry a read that ends with EINTR.
+"pread" calls the C library itself, since Python would silently retry a read that ends with EINTR. Ways are pread, direct
+(with O_DIRECT), sendfile and splice (both to a pipe, of as many bytes as fit into one).
 With --handle, handlers that only count; with --raise, handlers that end the program with exit 3.
 """
 
@@ -42,17 +43,33 @@ def pread(args):
     for number in signals(getattr(args, "raise")):
         signal.signal(number, leave)
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.pread.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
-    libc.pread.restype = ctypes.c_ssize_t
-    fd = os.open(args.path, os.O_RDONLY)
-    buffer = ctypes.create_string_buffer(args.length)
+    number, size, pointer = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
+    for function, arguments in [
+        (libc.pread, [number, pointer, size, ctypes.c_int64]),
+        (libc.sendfile, [number, number, pointer, size]),
+        (libc.splice, [number, pointer, number, pointer, size, ctypes.c_uint]),
+    ]:
+        function.argtypes, function.restype = arguments, ctypes.c_ssize_t
+    fd = os.open(args.path, os.O_RDONLY | (os.O_DIRECT if args.by == "direct" else 0))
+    # Of whole pages, as O_DIRECT may ask for.
+    buffer = mmap.mmap(-1, args.length)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    offset = ctypes.c_int64(args.offset)
+    taken, given = os.pipe()
+    calls = {
+        "pread": lambda: libc.pread(fd, start, args.length, args.offset),
+        "direct": lambda: libc.pread(fd, start, args.length, args.offset),
+        "sendfile": lambda: libc.sendfile(given, fd, ctypes.addressof(offset), args.length),
+        "splice": lambda: libc.splice(fd, ctypes.addressof(offset), given, None, args.length, 0),
+    }
     print("waiting", flush=True)
-    got = libc.pread(fd, buffer, args.length, args.offset)
+    got = calls[args.by]()
     error = ctypes.get_errno()
     if got < 0:
         print(f"error {errno.errorcode.get(error, error)} signals {caught}", flush=True)
     else:
-        print(f"read {got} {hashlib.sha256(buffer.raw[:got]).hexdigest()} signals {caught}", flush=True)
+        data = os.read(taken, got) if args.by in ("sendfile", "splice") else buffer[:got]
+        print(f"read {got} {hashlib.sha256(data).hexdigest()} signals {caught}", flush=True)
 
 
 def map_whole(args):
@@ -105,6 +122,7 @@ def main():
     kind.add_argument("path")
     kind.add_argument("offset", type=int)
     kind.add_argument("length", type=int)
+    kind.add_argument("--by", choices=["pread", "direct", "sendfile", "splice"], default="pread")
     kind.add_argument("--handle", default="")
     kind.add_argument("--raise", default="")
     kind.set_defaults(run=pread)

@@ -5,21 +5,25 @@ use std::ffi::CStr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use torrentfs_fs::content::{BackingDone, Content, ContentError, ContentEvent, Space, Stream};
-use torrentfs_fs::lock::{Rank, RankedRwLock};
+use torrentfs_fs::lock::{Rank, RankedMutex, RankedRwLock};
 use torrentfs_fs::tree::{Leaf, NodeId, Subtree, SubtreeBuilder, Tree};
 use torrentfs_fs::{MountOptions, mount};
 
-use crate::common::{Raises, SLACK, SOON, can_mount};
+use crate::common::{Raises, SLACK, SOON, can_mount, until};
 
 /// A tree that is exchanged, of folders without anything in them and of what is given.
 struct Changing {
     tree: RankedRwLock<Arc<Tree>>,
     next: AtomicU32,
     empty: Arc<Subtree>,
+    /// A file for which the first who asks what is here of it waits, as long as somebody has the other end.
+    held: RankedMutex<Option<(NodeId, Receiver<()>)>>,
+    /// Whether he waits.
+    waits: AtomicBool,
 }
 
 impl Changing {
@@ -29,6 +33,8 @@ impl Changing {
             tree: RankedRwLock::new(Rank::Leaf, "changing tree", Arc::default()),
             next: AtomicU32::new(1),
             empty,
+            held: RankedMutex::new(Rank::Leaf, "held file", None),
+            waits: AtomicBool::new(false),
         })
     }
 
@@ -43,7 +49,13 @@ impl Content for Changing {
     fn tree(&self) -> Arc<Tree> {
         self.tree.read().clone()
     }
-    fn bytes_here(&self, _: NodeId) -> u64 {
+    fn bytes_here(&self, file: NodeId) -> u64 {
+        let held = self.held.lock().take_if(|(held, _)| *held == file);
+        if let Some((_, freed)) = held {
+            self.waits.store(true, Ordering::SeqCst);
+            let _ = freed.recv_timeout(SOON * 2);
+            self.waits.store(false, Ordering::SeqCst);
+        }
         0
     }
     fn open(&self, _: NodeId) -> Result<Box<dyn Stream>, ContentError> {
@@ -169,5 +181,46 @@ fn o4_folders_of_any_size_are_listed_in_time() {
         println!("{size} entries with their attributes: {:?}", began.elapsed());
         assert!(began.elapsed() < Duration::from_secs(2) * SLACK, "{size}: {:?}", began.elapsed());
     }
+    assert!(mounted.unmount(SOON).is_complete());
+}
+
+/// The kernel has lookups of one folder wait for each other unless it was told that they need not.
+#[test]
+fn o10_a_lookup_waits_for_no_other_in_the_same_folder() {
+    if !can_mount("o10_a_lookup_waits_for_no_other_in_the_same_folder") {
+        return;
+    }
+    let content = Changing::new();
+    let mut builder = SubtreeBuilder::folder("T", 0);
+    for (number, name) in ["slow", "other", "third"].into_iter().enumerate() {
+        builder.add(&[name], Leaf::File { size: 1, executable: false, file: number as u32 });
+    }
+    let subtree = Arc::new(builder.build());
+    let slow = NodeId::new(1, subtree.child(0, "slow").unwrap());
+    *content.tree.write() = Arc::new(Tree::new(vec![("T".into(), 1, subtree)], 0));
+    let folder = tempfile::tempdir().unwrap();
+    let mounted = mount(content.clone(), MountOptions::new(folder.path())).unwrap();
+    let at = folder.path().join("T");
+    at.symlink_metadata().unwrap();
+    let (free, freed) = channel();
+    *content.held.lock() = Some((slow, freed));
+    std::thread::scope(|scope| {
+        // Let go on every way out: the others may wait for it.
+        let free = free;
+        let first = scope.spawn(|| at.join("slow").symlink_metadata().unwrap().len());
+        until("the first lookup waits", || content.waits.load(Ordering::SeqCst));
+        let (tell, told) = channel();
+        let at = &at;
+        scope.spawn(move || {
+            let sizes = ["other", "third"].map(|name| at.join(name).symlink_metadata().unwrap().len());
+            // Not a listing: with the attributes of a name that is just looked up, the kernel waits for that.
+            let _ = tell.send((sizes, at.join("missing").symlink_metadata().is_err()));
+        });
+        let answer = told.recv_timeout(SOON);
+        let waits = content.waits.load(Ordering::SeqCst);
+        drop(free);
+        assert_eq!(answer, Ok(([1, 1], true)), "looked up meanwhile");
+        assert!(waits && first.join().unwrap() == 1);
+    });
     assert!(mounted.unmount(SOON).is_complete());
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use torrentfs_fs::attr::Kind;
 
 use super::view::Stat;
-use super::{DATE, LATER, LONG, PIECE, PROGRAM, Shown, TREE, UMASK, World, here_of, size_of, until};
+use super::{DATE, LATER, LONG, PIECE, PROGRAM, Shown, Shrunk, TREE, UMASK, World, here_of, size_of, until};
 
 pub fn numbers(world: &World<'_>) {
     let mut seen: HashMap<u64, String> = HashMap::new();
@@ -157,6 +157,9 @@ pub fn blocks_grow(world: &World<'_>) {
     until("it has come", || world.view.read(&path, PIECE, 10).unwrap() == expected);
     world.view.read(&path, 0, 10).unwrap();
     until("its blocks show that", || world.stat(&path).blocks == 2 * PIECE / 512);
+    let Shrunk { before, after, here } = world.control.shrunk();
+    assert_eq!(after, here.div_ceil(512).max(1), "{here} bytes are here");
+    assert!(after < before, "{before} blocks became {after}");
 }
 
 pub fn folders(world: &World<'_>) {
@@ -333,4 +336,30 @@ pub fn no_such_attribute(world: &World<'_>) {
     if world.point.is_some() {
         assert_eq!(world.view.xattr("semantics", "trusted.overlay.opaque", 100), Err(expected));
     }
+}
+
+pub fn socket(world: &World<'_>) {
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::FileTypeExt;
+    const NAME: &str = "user.torrentfs.socket";
+    assert_eq!(world.view.xattr_names("", 4096).unwrap(), format!("{NAME}\0").into_bytes());
+    let path =
+        std::path::PathBuf::from(std::ffi::OsString::from_vec(world.view.xattr("", NAME, 4096).unwrap()));
+    assert!(path.is_absolute() && path.symlink_metadata().unwrap().file_type().is_socket(), "{path:?}");
+    for path in ["semantics", "semantics/complete.bin", "semantics/folder", "single.bin"] {
+        assert_eq!(world.view.xattr(path, NAME, 4096), Err(libc::ENODATA), "{path}");
+    }
+}
+
+pub fn resolving(world: &World<'_>) {
+    world.control.add_magnet("later");
+    let name = "later.resolving".to_string();
+    until("it shows", || world.view.stat(&name).is_ok());
+    assert_eq!((world.stat(&name).kind, world.view.list(&name)), (Kind::Dir, Ok(Vec::new())));
+    for (attribute, expected) in [("state", "resolving"), ("progress", "0/0")] {
+        let value = world.view.xattr(&name, &format!("user.torrentfs.{attribute}"), 100).unwrap();
+        assert_eq!(String::from_utf8(value).unwrap(), expected);
+    }
+    world.control.remove(std::slice::from_ref(&name));
+    until("it is gone", || world.view.stat(&name) == Err(libc::ENOENT));
 }

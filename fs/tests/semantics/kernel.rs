@@ -126,6 +126,11 @@ pub fn direct(world: &World<'_>) {
             }
         }
     }
+    let file = open_with(&world.real("direct.bin"), libc::O_RDONLY | libc::O_DIRECT).map(File::from).unwrap();
+    let part = &mut buffer[aligned..aligned + 8192];
+    world.control.bring("direct.bin");
+    assert_eq!(file.read_at(part, PIECE - 4096).unwrap(), 8192, "of what isn't here");
+    assert!(part[..] == world.bytes("direct.bin", PIECE - 4096, 8192));
 }
 
 pub fn only_a_path(world: &World<'_>) {
@@ -284,6 +289,24 @@ pub fn within_the_kernel(world: &World<'_>) {
             pipe.read_exact(&mut buffer).unwrap();
             assert!(buffer == bytes[at..at + len], "splice at {at}");
         }
+    }
+    // Of what isn't here, across the border of two pieces.
+    for path in ["sent.bin", "spliced.bin"] {
+        let (file, len) = (open(world, path), 4096);
+        let mut offset = (PIECE - 2048) as libc::off_t;
+        let end = offset + len as libc::off_t;
+        world.control.bring(path);
+        while offset < end {
+            let (fd, to, left) = (file.as_raw_fd(), writer.as_raw_fd(), (end - offset) as usize);
+            let more = match path {
+                "sent.bin" => call!(sendfile(to, fd, &mut offset, left)),
+                _ => call!(splice(fd, &mut offset, to, std::ptr::null_mut::<libc::off_t>(), left, flags)),
+            };
+            assert!(more.unwrap() > 0, "{path}");
+        }
+        let mut buffer = vec![0; len];
+        reader.read_exact(&mut buffer).unwrap();
+        assert!(buffer == world.bytes(path, PIECE - 2048, len as u64), "{path}");
     }
 }
 

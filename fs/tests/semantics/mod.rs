@@ -65,13 +65,16 @@ pub const ALL: &[u64] = &[0, 1, 2, 3];
 
 /// What each subject shows: a torrent `semantics` with these, a torrent `many` with [`MANY`] files of a byte in the
 /// folder `d000`, none of them here, and a torrent `single.bin` of one file of 7 bytes, which is here and of a later date.
-pub const TREE: [(&str, Shown); 14] = [
+pub const TREE: [(&str, Shown); 17] = [
     ("complete.bin", Shown::File(3 * PIECE + 100, ALL)),
     ("half.bin", Shown::File(4 * PIECE, &[0, 2])),
     ("missing.bin", Shown::File(4 * PIECE, &[])),
     ("growing.bin", Shown::File(2 * PIECE, &[])),
     ("waited-for.bin", Shown::File(2 * PIECE, &[])),
     ("ahead.bin", Shown::File(2 * PIECE, &[])),
+    ("direct.bin", Shown::File(2 * PIECE, &[])),
+    ("sent.bin", Shown::File(2 * PIECE, &[])),
+    ("spliced.bin", Shown::File(2 * PIECE, &[])),
     ("empty", Shown::File(0, &[])),
     ("run.sh", Shown::Program(true)),
     ("plain.sh", Shown::Program(false)),
@@ -106,12 +109,19 @@ pub trait Control: Sync {
     fn bytes(&self, path: &str, offset: u64, len: usize) -> Vec<u8>;
     /// All of a file comes to be here a moment from now. Doesn't wait.
     fn bring(&self, path: &str);
+    /// Some of a whole file goes to make room: its blocks before and after, as the filesystem itself tells them, and how
+    /// many bytes of it are here then.
+    fn shrunk(&self) -> Shrunk;
     /// Waits until something of a file was asked for that isn't here, and lets all of it come.
     fn asked_for(&self, path: &str);
     /// Bytes that are free where the cache is.
     fn free(&self) -> u64;
     /// Torrents of these names come, each a folder with a file of 100 bytes at `d/file`, of which nothing was read.
     fn add(&self, names: &[String]);
+    /// A magnet link with this name comes, whose metadata nobody has.
+    fn add_magnet(&self, _name: &str) {
+        panic!("only the program takes links")
+    }
     /// They go.
     fn remove(&self, names: &[String]);
     /// A torrent `whole` comes to a mount, of a file `large.bin` of [`LARGE`] bytes that are all here. Opens it, and tells its
@@ -124,6 +134,13 @@ pub trait Control: Sync {
     fn restarted(&self, _dated: bool) -> Restarted {
         panic!("only the program can be started anew")
     }
+}
+
+/// See [`Control::shrunk`].
+pub struct Shrunk {
+    pub before: u64,
+    pub after: u64,
+    pub here: u64,
 }
 
 /// See [`Control::restarted`].

@@ -73,4 +73,6 @@ pub const CHECKS: &[Check] = &[
     ("S65", kernel::controls),
     ("S66", kernel::polls),
     ("S67", kernel::watched),
+    ("S68", attributes::socket),
+    ("S69", attributes::resolving),
 ];

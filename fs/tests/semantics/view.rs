@@ -60,6 +60,8 @@ pub trait View: Sync {
     fn read(&self, path: &str, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
         self.read_with(path, libc::O_RDONLY, offset, len)
     }
+    /// One read through a handle that was opened before something else happened.
+    fn read_after(&self, path: &str, meanwhile: &dyn Fn(), offset: u64, len: usize) -> Result<Vec<u8>, i32>;
     fn link(&self, path: &str) -> Result<String, i32>;
     fn open(&self, path: &str, flags: i32) -> Result<(), i32>;
     fn access(&self, path: &str, mode: i32) -> Result<(), i32>;
@@ -115,10 +117,30 @@ pub fn stat_of(stat: &std::fs::Metadata) -> Stat {
     }
 }
 
+/// The blocks that the filesystem itself tells of a file, whatever the kernel remembers.
+pub fn blocks_now(path: &Path) -> u64 {
+    let name = c_text(path);
+    // SAFETY: plain numbers, for which zeros will do.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC;
+    // SAFETY: the path ends with NUL, and there is room for what is told.
+    let told = unsafe { libc::statx(libc::AT_FDCWD, name.as_ptr(), flags, libc::STATX_BLOCKS, &mut found) };
+    assert_eq!(told, 0, "{}: {}", path.display(), std::io::Error::last_os_error());
+    found.stx_blocks
+}
+
 /// Opens a path with any flags.
 pub fn open_with(path: &Path, flags: i32) -> Result<OwnedFd, i32> {
     let flags = OFlag::from_bits_retain(flags | libc::O_CLOEXEC);
     nix::fcntl::open(path, flags, Mode::from_bits_retain(0o600)).map_err(|error| error as i32)
+}
+
+/// One read of an open file.
+fn read_at(file: &std::fs::File, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
+    let mut bytes = vec![0; len];
+    let length = file.read_at(&mut bytes, offset).map_err(errno)?;
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// The result of a call that gives a length or fails with -1.
@@ -139,11 +161,12 @@ impl View for OnDisk {
         Ok(stat_of(&std::fs::symlink_metadata(self.at(path)).map_err(errno)?))
     }
     fn read_with(&self, path: &str, flags: i32, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
-        let file = std::fs::File::from(open_with(&self.at(path), flags)?);
-        let mut bytes = vec![0; len];
-        let length = file.read_at(&mut bytes, offset).map_err(errno)?;
-        bytes.truncate(length);
-        Ok(bytes)
+        read_at(&open_with(&self.at(path), flags)?.into(), offset, len)
+    }
+    fn read_after(&self, path: &str, meanwhile: &dyn Fn(), offset: u64, len: usize) -> Result<Vec<u8>, i32> {
+        let file = open_with(&self.at(path), libc::O_RDONLY)?.into();
+        meanwhile();
+        read_at(&file, offset, len)
     }
     fn link(&self, path: &str) -> Result<String, i32> {
         let target = std::fs::read_link(self.at(path)).map_err(errno)?;

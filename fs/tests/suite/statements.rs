@@ -11,7 +11,8 @@ use torrentfs_fs::mock::MockFile;
 use torrentfs_fs::tree::NodeId;
 
 use crate::common::{Bed, can_mount, until};
-use crate::semantics::{self, Control, LARGE, LATER, LONG, MANY, PROGRAM, Shown, TREE, UMASK, World};
+use crate::semantics::view::blocks_now;
+use crate::semantics::{self, Control, LARGE, LATER, LONG, MANY, PROGRAM, Shown, Shrunk, TREE, UMASK, World};
 use crate::subject::{Kernel, Layer, Subject};
 
 /// For a reader to be there first.
@@ -77,6 +78,17 @@ impl Control for Scripted<'_> {
             mock.complete_all(node);
         };
         std::thread::Builder::new().name("bring".into()).spawn(bring).unwrap();
+    }
+    fn shrunk(&self) -> Shrunk {
+        let (mock, path) = (self.subject.mock(), "semantics/growing.bin");
+        let node = self.node(path);
+        let told = || match self.mounted {
+            Some((bed, _)) => blocks_now(&bed.path(path)),
+            None => self.subject.stat(path).unwrap().blocks,
+        };
+        let before = told();
+        mock.evict(node, 0);
+        Shrunk { before, after: told(), here: mock.bytes_here(node) }
     }
     fn asked_for(&self, path: &str) {
         let mock = self.subject.mock();

@@ -88,11 +88,12 @@ impl Layer {
         (opener, flags): (u32, i32),
         reader: u32,
         path: &str,
-        offset: u64,
-        len: usize,
+        meanwhile: &dyn Fn(),
+        (offset, len): (u64, usize),
     ) -> Result<Vec<u8>, i32> {
         let node = self.walk(path)?;
         let handle = self.open_node(node, flags, opener)?;
+        meanwhile();
         let (sender, receiver) = channel();
         let reply = Box::new(move |result: Result<&[u8], Errno>| {
             sender.send(result.map(<[u8]>::to_vec).map_err(Errno::number)).unwrap();
@@ -241,7 +242,10 @@ impl View for Layer {
         Ok(stat_of(&self.ops.getattr(node).map_err(Errno::number)?))
     }
     fn read_with(&self, path: &str, flags: i32, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
-        self.read_by((0, flags), 0, path, offset, len)
+        self.read_by((0, flags), 0, path, &|| (), (offset, len))
+    }
+    fn read_after(&self, path: &str, meanwhile: &dyn Fn(), offset: u64, len: usize) -> Result<Vec<u8>, i32> {
+        self.read_by((0, libc::O_RDONLY), 0, path, meanwhile, (offset, len))
     }
     fn link(&self, path: &str) -> Result<String, i32> {
         self.ops.readlink(self.walk(path)?).map_err(Errno::number)
@@ -287,7 +291,8 @@ impl Subject for Layer {
         offset: u64,
         len: usize,
     ) -> Option<Result<Vec<u8>, i32>> {
-        Some(self.read_by((if given { 0 } else { uid }, libc::O_RDONLY), uid, path, offset, len))
+        let opener = if given { 0 } else { uid };
+        Some(self.read_by((opener, libc::O_RDONLY), uid, path, &|| (), (offset, len)))
     }
     fn fail_reads(&self) {
         self.parked.refuse();
@@ -334,6 +339,9 @@ impl View for Kernel {
     }
     fn read_with(&self, path: &str, flags: i32, offset: u64, len: usize) -> Result<Vec<u8>, i32> {
         self.disk.read_with(path, flags, offset, len)
+    }
+    fn read_after(&self, path: &str, meanwhile: &dyn Fn(), offset: u64, len: usize) -> Result<Vec<u8>, i32> {
+        self.disk.read_after(path, meanwhile, offset, len)
     }
     fn link(&self, path: &str) -> Result<String, i32> {
         self.disk.link(path)

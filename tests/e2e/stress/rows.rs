@@ -1,4 +1,8 @@
 //! What row O9 names, each with readers of its own.
+//!
+//! While they read, peers and torrents come and go, and a fifth of the readers is killed where a row has a time. Not in
+//! these: fifteen workers of lookups (nothing may be served, and that is counted), concurrent fetches (the bytes are),
+//! and peers stay with the eight workers (a peer that was away may be dialled only after twice the 5 s that they have).
 
 use std::time::Duration;
 
@@ -6,7 +10,7 @@ use super::crew::Crew;
 use super::lasting;
 use super::watchdog::Watchdog;
 use super::worker::{Mix, Order, Until};
-use super::world::{Churn, Visits, World, report};
+use super::world::{Cast, Churn, Visits, World, report};
 use crate::common::{Random, Varied, wait_until};
 use crate::needs;
 
@@ -34,6 +38,34 @@ fn tree(name: &str, folders: u64, files: u64, piece_length: usize) -> Varied {
     Varied::folder(name, &list, piece_length)
 }
 
+/// Peers and a torrent that come and go.
+struct Unrest {
+    churn: Option<Churn>,
+    visits: Visits,
+}
+
+impl Unrest {
+    /// With peers that stay or not.
+    fn start(world: &mut World, peers: bool) -> Self {
+        let luck = Random(world.random.next());
+        let churn = peers.then(|| Churn::start(world.crowds.clone(), luck));
+        Self { churn, visits: Visits::start(world, false) }
+    }
+
+    /// Ends it: all peers are back, and no visitor is left.
+    fn end(self) {
+        drop(self.churn);
+        let visits = self.visits.end();
+        eprintln!("  torrents came and went {visits} times");
+        assert!(visits > 0, "none was added and removed");
+    }
+}
+
+/// A torrent that comes and goes.
+fn guests() -> Vec<Cast> {
+    vec![(tree("guests", 3, 24, 1 << 16), 2)]
+}
+
 /// The watchdog of all these rows, at readers that do hang.
 #[test]
 fn a_watchdog_says_what_hangs_and_ends_it() {
@@ -55,13 +87,15 @@ fn a_watchdog_says_what_hangs_and_ends_it() {
 #[test]
 fn o9_ten_readers_of_twenty_operations() {
     needs!(Fuse);
-    let mut world = World::start(vec![(tree("ten", 3, 21, 1 << 16), 3)], &[]);
+    let mut world = World::with_visitors(vec![(tree("ten", 3, 21, 1 << 16), 3)], guests(), &[]);
+    let unrest = Unrest::start(&mut world, true);
     let mut crew = Crew::new();
     for _ in 0..10 {
         crew.start(world.order(Mix::Reads, Until::Operations(20)));
     }
-    world.watch(&mut crew, "10 readers x 20 operations", EACH, ALL);
+    world.watch(&mut crew, "10 readers x 20 operations", EACH_OF_FEW, ALL);
     assert_eq!(crew.board.figures().done(), 200);
+    unrest.end();
     world.end();
 }
 
@@ -86,7 +120,8 @@ fn o9_eight_workers_with_five_seconds_for_each_operation() {
     const LIMIT: Duration = Duration::from_secs(5);
     needs!(Fuse);
     let cast = vec![(tree("had", 4, 40, 1 << 16), 3), (tree("lost", 2, 8, 1 << 16), 0)];
-    let mut world = World::start(cast, &["--read-timeout=2s"]);
+    let mut world = World::with_visitors(cast, guests(), &["--read-timeout=2s"]);
+    let unrest = Unrest::start(&mut world, false);
     let mut crew = Crew::new();
     let lasts = lasting(10);
     for number in 0..8 {
@@ -94,7 +129,8 @@ fn o9_eight_workers_with_five_seconds_for_each_operation() {
         let until = Until::Millis(lasts.as_millis() as u64);
         crew.start(Order { under: Some(under.to_owned()), ..world.order(Mix::Both, until) });
     }
-    world.watch(&mut crew, "8 workers, 5 s for each operation", 5 * LIMIT, lasts + 10 * LIMIT);
+    world.watch_and_kill(&mut crew, "8 workers, 5 s for each operation", 5 * LIMIT, lasts);
+    unrest.end();
     let figures = crew.board.figures();
     assert!(figures.refused() > 0, "some of what nobody has was read");
     let over = figures.over(LIMIT);
@@ -118,8 +154,7 @@ fn o9_fifty_workers_on_a_hundred_files() {
     let visitors = vec![(tree("guests", 3, 24, 1 << 16), 2), (Varied::new("guest.bin", 32, 1 << 17), 2)];
     let mut world = World::with_visitors(cast, visitors, &["--cache-size", &ROOM.to_string()]);
     assert!(world.size() > 2 * ROOM, "{} bytes fit twice", world.size());
-    let churn = Churn::start(world.crowds.clone(), Random(world.random.next()));
-    let visits = Visits::start(&mut world, false);
+    let unrest = Unrest::start(&mut world, true);
     let mut crew = Crew::new();
     let lasts = lasting(30);
     for _ in 0..50 {
@@ -127,10 +162,7 @@ fn o9_fifty_workers_on_a_hundred_files() {
         crew.start(world.order(Mix::Both, until));
     }
     world.watch_and_kill(&mut crew, "50 workers on 100 files", EACH_OF_FEW, lasts);
-    drop(churn);
-    let visits = visits.end();
-    eprintln!("  torrents came and went {visits} times");
-    assert!(visits > 0, "none was added and removed");
+    unrest.end();
     let (served, size) = (world.served(), world.size());
     eprintln!("  fetched {} MiB of {}, with room for {}", served / MIB, size / MIB, ROOM / MIB);
     assert!(served > ROOM, "nothing had to go: {served} bytes were fetched");
@@ -143,14 +175,17 @@ fn o9_fifty_workers_on_a_hundred_files() {
 fn o9_twelve_workers_over_eight_directories() {
     const DIRECTORIES: u64 = 8;
     needs!(Fuse);
-    let mut world = World::start(vec![(tree("eight", DIRECTORIES, 96, 1 << 16), 4)], &[]);
+    let cast = vec![(tree("eight", DIRECTORIES, 96, 1 << 16), 4)];
+    let mut world = World::with_visitors(cast, guests(), &[]);
+    let unrest = Unrest::start(&mut world, true);
     let mut crew = Crew::new();
     for number in 0..12 {
         let under = Some(format!("eight/{}/", number % DIRECTORIES));
         crew.start(Order { under, ..world.order(Mix::Both, Until::Operations(60)) });
     }
-    world.watch(&mut crew, "12 workers over 8 directories", EACH, ALL);
+    world.watch(&mut crew, "12 workers over 8 directories", EACH_OF_FEW, ALL);
     assert_eq!(crew.board.figures().done(), 720);
+    unrest.end();
     world.end();
 }
 
