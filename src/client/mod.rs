@@ -140,6 +140,8 @@ pub struct View {
     pub room: Room,
     /// What the pieces in the making may take.
     pub memory: Memory,
+    /// What all webseeds share.
+    pub hub: Arc<Hub>,
     /// `None` when it is off.
     pub dht: Option<Arc<Dht>>,
 }
@@ -278,6 +280,7 @@ impl Client {
             workers: self.env.workers.clone(),
             room: self.env.room.clone(),
             memory: self.env.memory.clone(),
+            hub: self.env.hub.clone(),
             dht: self.env.dht.clone(),
         }
     }
