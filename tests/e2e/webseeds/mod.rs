@@ -46,18 +46,23 @@ impl Seeded {
             [url] => text(url),
             _ => list(urls),
         };
-        Self::with(sample, "url-list", value)
+        Self::with(sample, &[("url-list", value)])
     }
 
     /// With `httpseeds` (BEP 17).
     pub fn by_pieces(sample: &Sample, urls: &[&str]) -> Self {
-        Self::with(sample, "httpseeds", list(urls))
+        Self::with(sample, &[("httpseeds", list(urls))])
     }
 
-    fn with(sample: &Sample, key: &str, value: Vec<u8>) -> Self {
+    /// With both.
+    pub fn by_both(sample: &Sample, urls: &[&str], pieces: &[&str]) -> Self {
+        Self::with(sample, &[("url-list", list(urls)), ("httpseeds", list(pieces))])
+    }
+
+    fn with(sample: &Sample, more: &[(&str, Vec<u8>)]) -> Self {
         let plain = std::fs::read(&sample.torrent).expect("the sample's torrent");
         let mut entries = entries(&plain);
-        entries.insert(key.as_bytes().to_vec(), value);
+        entries.extend(more.iter().map(|(key, value)| (key.as_bytes().to_vec(), value.clone())));
         let mut made = b"d".to_vec();
         for (key, value) in entries {
             made.extend(format!("{}:", key.len()).into_bytes());
