@@ -3,6 +3,7 @@
 //! **Parts.** `nginx`: a real server. `server` (with `flow` and `wire`): one of the tests' own, which does wrong what it
 //! is told to; `itself` shows that it does. `alone`: nginx as the only source. `mixed`: nginx beside libtorrent, and
 //! going down and up. `sources`: magnets, private hosts, torrents added at run time. `faults`: each fault once.
+//! `http2`: those that only HTTP/2 has, from a server of its own.
 //! `luck`: all of them at random, with many torrents and readers.
 //!
 //! What a webseed is at is read from `torrentfs status --json` alone, as a user would.
@@ -10,6 +11,7 @@
 mod alone;
 mod faults;
 mod flow;
+mod http2;
 mod itself;
 mod luck;
 mod mixed;
