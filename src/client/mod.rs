@@ -140,6 +140,8 @@ pub struct View {
     pub room: Room,
     /// What the pieces in the making may take.
     pub memory: Memory,
+    /// What all webseeds share.
+    pub hub: Arc<Hub>,
     /// `None` when it is off.
     pub dht: Option<Arc<Dht>>,
 }
@@ -278,6 +280,7 @@ impl Client {
             workers: self.env.workers.clone(),
             room: self.env.room.clone(),
             memory: self.env.memory.clone(),
+            hub: self.env.hub.clone(),
             dht: self.env.dht.clone(),
         }
     }
@@ -293,7 +296,7 @@ impl Client {
     }
 
     /// Adds a torrent, or returns the one that is there already, which gets the webseeds, trackers and peers that it
-    /// didn't have. Waits for the disk, to make its folder, and while the
+    /// didn't have; webseeds that had ended are started anew. Waits for the disk, to make its folder, and while the
     /// same torrent is just being removed ([`Client::remove`]).
     ///
     /// # Errors
@@ -303,12 +306,24 @@ impl Client {
     }
 
     /// As [`Client::add`], for a folder that is watched: unless somebody else adds the torrent, too, it goes with its
-    /// last file there ([`Client::remove_watched`]).
+    /// last file there ([`Client::remove_watched`]). Without the webseeds, which go as soon as no file names them any
+    /// more: what all files name together is said by [`Client::watched_webseeds`].
     ///
     /// # Errors
     /// As [`Client::add`].
     pub async fn add_watched(&self, loaded: Loaded) -> Result<Arc<Torrent>, ClientError> {
-        self.add_for(loaded, false).await
+        self.add_for(Loaded { webseeds: Vec::new(), ..loaded }, false).await
+    }
+
+    /// The files of a watched folder that stand for a torrent name these webseeds now, and no others. Waits for the owner
+    /// to take that, bounded.
+    pub async fn watched_webseeds(&self, torrent: &Torrent, webseeds: Vec<Seed>) {
+        let all = self.options.allow_private_hosts;
+        let webseeds = webseeds.into_iter().map(|seed| Seed { trusted: seed.trusted || all, ..seed });
+        let told = torrent.command(Command::Watched { webseeds: webseeds.collect() });
+        if tokio::time::timeout(timeouts::CONTROL_ANSWER, told).await.is_err() {
+            tracing::warn!("{} doesn't take the webseeds of its files; touch one of them", torrent.name());
+        }
     }
 
     /// The torrent that is there already. It is named from now on if this one who adds it does: said under the table's

@@ -12,6 +12,7 @@
 use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -136,15 +137,36 @@ fn bare(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
+/// Finds all addresses of a host: the system's resolver, but in tests.
+type Names = for<'a> fn(&'a str, u16) -> Found<'a>;
+type Found<'a> = Pin<Box<dyn Future<Output = std::io::Result<Vec<SocketAddr>>> + Send + 'a>>;
+
+fn system(host: &str, port: u16) -> Found<'_> {
+    Box::pin(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) })
+}
+
 /// The addresses of a host, by its name or address, that may be reached; never none. Waits for the resolver, bounded.
 /// Cancel-safe.
 ///
 /// # Errors
 /// There are none; see [`LookupError`].
 pub async fn lookup(host: &str, port: u16, reach: Reach) -> Result<Vec<SocketAddr>, LookupError> {
-    let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((bare(host), port)));
-    let all = found.await.map_err(|_| LookupError::TimedOut)??;
-    let (reachable, private): (Vec<_>, Vec<_>) = all.partition(|addr| reach.allows(addr.ip()));
+    lookup_by(system, host, port, reach).await
+}
+
+async fn lookup_by(
+    names: Names,
+    host: &str,
+    port: u16,
+    reach: Reach,
+) -> Result<Vec<SocketAddr>, LookupError> {
+    let found = tokio::time::timeout(RESOLVE, names(bare(host), port));
+    within(host, found.await.map_err(|_| LookupError::TimedOut)??, reach)
+}
+
+/// Those of a host's addresses that may be reached; never none.
+fn within(host: &str, all: Vec<SocketAddr>, reach: Reach) -> Result<Vec<SocketAddr>, LookupError> {
+    let (reachable, private): (Vec<_>, Vec<_>) = all.into_iter().partition(|addr| reach.allows(addr.ip()));
     if !reachable.is_empty() {
         Ok(reachable)
     } else if !private.is_empty() {
@@ -169,6 +191,15 @@ impl Guarded {
     /// # Errors
     /// As [`ClientBuilder::build`].
     pub fn new(builder: ClientBuilder, reach: Reach, redirects: usize) -> Result<Self, reqwest::Error> {
+        Self::by(system, builder, reach, redirects)
+    }
+
+    fn by(
+        names: Names,
+        builder: ClientBuilder,
+        reach: Reach,
+        redirects: usize,
+    ) -> Result<Self, reqwest::Error> {
         let policy = redirect::Policy::custom(move |attempt| {
             if redirects == 0 {
                 return attempt.stop();
@@ -181,7 +212,7 @@ impl Guarded {
                 Err(private) => attempt.error(private),
             }
         });
-        let client = builder.dns_resolver(Arc::new(Resolver(reach))).redirect(policy).build()?;
+        let client = builder.dns_resolver(Arc::new(Resolver(names, reach))).redirect(policy).build()?;
         Ok(Self { client, reach })
     }
 
@@ -247,14 +278,14 @@ impl Clients {
 }
 
 /// Looks names up for an HTTP client.
-struct Resolver(Reach);
+struct Resolver(Names, Reach);
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let reach = self.0;
+        let Self(names, reach) = *self;
         Box::pin(async move {
             // The client puts the port of the URL in.
-            let addrs = lookup(name.as_str(), 0, reach).await.map_err(|error| match error {
+            let addrs = lookup_by(names, name.as_str(), 0, reach).await.map_err(|error| match error {
                 // As it is, so that `refused` finds it.
                 LookupError::Private(private) => private.into(),
                 other => Box::<dyn Error + Send + Sync>::from(other),
@@ -280,6 +311,7 @@ pub fn refused(error: &reqwest::Error, asked: &Url) -> Option<PrivateHost> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use futures_util::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -400,6 +432,74 @@ mod tests {
         assert!(found.iter().all(|addr| addr.ip().is_loopback() && addr.port() == 80), "{found:?}");
         assert_eq!(lookup("1.2.3.4", 5, Reach::Public).await.unwrap(), ["1.2.3.4:5".parse().unwrap()]);
         assert!(matches!(lookup("no such name", 1, Reach::Any).await, Err(LookupError::Failed(_))));
+    }
+
+    #[test]
+    fn of_a_name_with_private_and_public_addresses_the_public_ones_are_left() {
+        let addr = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 80);
+        let (public, other) = ("192.0.2.7", "2001:db8::1");
+        let table: [(&[&str], Option<&[&str]>); 6] = [
+            (
+                &["10.0.0.1", public, "127.0.0.1", "::ffff:192.168.1.1", other, "fe80::1"],
+                Some(&[public, other]),
+            ),
+            (&[public], Some(&[public])),
+            // What it is at another time is looked at then.
+            (&["127.0.0.1"], None),
+            (&["127.0.0.1", "::1", "192.168.0.1"], None),
+            (&["::ffff:7f00:1", "64:ff9b::a00:1"], None),
+            (&[other, "0.0.0.0"], Some(&[other])),
+        ];
+        for (all, left) in table {
+            let all: Vec<SocketAddr> = all.iter().map(|ip| addr(ip)).collect();
+            assert_eq!(within("h", all.clone(), Reach::Any).unwrap(), all);
+            match (within("h", all.clone(), Reach::Public), left) {
+                (Ok(found), Some(left)) => {
+                    assert_eq!(found, left.iter().map(|ip| addr(ip)).collect::<Vec<_>>());
+                }
+                (Err(LookupError::Private(private)), None) => assert_eq!(private, PrivateHost::new("h")),
+                (found, _) => panic!("{all:?}: {found:?}"),
+            }
+        }
+        let none = within("h", Vec::new(), Reach::Public);
+        assert!(matches!(none, Err(LookupError::Failed(_))), "{none:?}");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_changes_its_mind_leads_to_no_private_host() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        // Of the internet when it is looked at first, then of both, then of this machine alone.
+        static LOOKS: AtomicUsize = AtomicUsize::new(0);
+        let names: Names = |host, port| {
+            assert_eq!(host, "flips.example");
+            let all: &[[u8; 4]] = match LOOKS.fetch_add(1, Ordering::SeqCst) {
+                0 => &[[192, 0, 2, 7]],
+                1 => &[[127, 0, 0, 1], [192, 0, 2, 7]],
+                _ => &[[127, 0, 0, 1]],
+            };
+            let all = all.iter().map(|ip| SocketAddr::from((*ip, port))).collect();
+            Box::pin(std::future::ready(Ok(all)))
+        };
+        let resolver = Resolver(names, Reach::Public);
+        for _ in 0..2 {
+            let found = resolver.resolve("flips.example".parse().unwrap()).await.unwrap();
+            assert_eq!(found.map(|addr| addr.ip().to_string()).collect::<Vec<_>>(), ["192.0.2.7"]);
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url =
+            Url::parse(&format!("http://flips.example:{}/", listener.local_addr().unwrap().port())).unwrap();
+        let client = |reach| {
+            let builder = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+            Guarded::by(names, builder, reach, 3).unwrap()
+        };
+        let error = client(Reach::Public).get(url.clone()).unwrap().send().await.unwrap_err();
+        assert_eq!(refused(&error, &url), Some(PrivateHost::new("flips.example")));
+        assert!(listener.accept().now_or_never().is_none(), "somebody was called");
+        tokio::select! {
+            called = listener.accept() => assert!(called.is_ok()),
+            // Nobody answers.
+            answer = client(Reach::Any).get(url).unwrap().send() => panic!("{answer:?}"),
+        }
     }
 
     #[tokio::test]

@@ -62,6 +62,7 @@ enum Part {
     Torrents,
     Counts,
     Parked,
+    Webseeds,
     Workers,
     Room,
 }
@@ -144,6 +145,7 @@ pub async fn report(
         }
         and_more(&mut text, 1, more);
         if let Ok(view) = view {
+            webseeds(&mut text, view, parts).await;
             heading(&mut text, "storage");
             storage(&mut text, view, parts).await;
         }
@@ -592,6 +594,21 @@ fn describe(text: &mut String, torrent: &Torrent, said: &Result<Box<Description>
         );
     }
     and_more(text, 3, swarm.peers.len().saturating_sub(OF_TORRENT_MAX));
+}
+
+/// What is under way from all webseeds together. Without any it is nothing, which is worth knowing.
+async fn webseeds(text: &mut String, view: &View, parts: &Arc<Parts>) {
+    let hub = view.hub.clone();
+    match aside(parts, Part::Webseeds, move || hub.under_way()).await {
+        Err(why) => line(text, 1, format_args!("what is under way from webseeds: {why}")),
+        Ok((slices, left, requests)) => line(
+            text,
+            1,
+            format_args!(
+                "under way from webseeds: {slices} slices, {left} bytes to come of them, {requests} requests"
+            ),
+        ),
+    }
 }
 
 async fn storage(text: &mut String, view: &View, parts: &Arc<Parts>) {

@@ -13,6 +13,9 @@
 //! A `.magnet` file holds a magnet link, or an info-hash, on a line of its own. Names that begin with a dot, folders, and
 //! what isn't a regular file are left alone. While the folder itself isn't there, nothing is removed.
 //!
+//! A file that is changed and stands for the same torrent brings its further trackers and peers. Webseeds a torrent has
+//! of the folder as long as one of its files names them; who touches one has those started anew that have ended.
+//!
 //! Who else has added a torrent keeps it ([`Client::add_watched`]). One that was removed otherwise stays away until its
 //! file is touched.
 
@@ -39,7 +42,8 @@ use crate::client::remove::RemoveError;
 use crate::client::sources::{self, Loaded};
 use crate::metainfo::source::Source;
 use crate::torrent::Torrent;
-use plan::{Key, Plan, Stamp};
+use crate::webseed::Seed;
+use plan::{Key, Plan, Stamp, Then};
 
 /// Between a look and the next, whatever inotify says.
 const LOOK: Duration = Duration::from_secs(30);
@@ -195,6 +199,7 @@ impl Watch {
                 }
                 let load = self.plan.seen(listing.files, &signs.touched);
                 self.read(load).await;
+                self.name_webseeds().await;
                 self.remove();
             }
             Some(Err(error)) => {
@@ -227,12 +232,13 @@ impl Watch {
         while let Some((name, loaded)) = read.next().await {
             // The program ends, or reading it panicked.
             let loaded = loaded.unwrap_or_else(|| Err("it could not be read".into()));
-            let found = loaded.as_ref().map(|loaded| loaded.info_hash.wire().0).map_err(Clone::clone);
+            let found = loaded.as_ref().map(|loaded| (loaded.info_hash.wire().0, seeds(loaded)));
             let here = |key| self.client.find(key).is_some();
-            if !self.plan.loaded(&name, found, here, Instant::now()) {
+            let then = self.plan.loaded(&name, found.map_err(Clone::clone), here, Instant::now());
+            let Ok(loaded) = loaded else { continue };
+            if then == Then::Nothing {
                 continue;
             }
-            let Ok(loaded) = loaded else { continue };
             let key = loaded.info_hash.wire().0;
             if self.client.is_being_removed(&loaded.info_hash) {
                 // That may take a while, which is no reason to keep all others waiting.
@@ -242,13 +248,22 @@ impl Watch {
             }
             match self.client.add_watched(loaded).await {
                 Ok(torrent) => {
-                    added.push(torrent.name().to_owned());
+                    added.extend((then == Then::Add).then(|| torrent.name().to_owned()));
                     self.torrents.insert(key, torrent);
                 }
                 Err(error) => self.plan.failed(key, &error.to_string(), Instant::now()),
             }
         }
         say("added", &added);
+    }
+
+    /// Tells torrents which webseeds their files name, where that isn't what it was.
+    async fn name_webseeds(&mut self) {
+        for (key, seeds) in self.plan.webseeds() {
+            if let Some(torrent) = self.torrents.get(&key) {
+                self.client.watched_webseeds(torrent, seeds).await;
+            }
+        }
     }
 
     /// Removes the torrents that no file stands for any more, in tasks of their own: the next round doesn't wait.
@@ -270,6 +285,12 @@ impl Watch {
             });
         }
     }
+}
+
+/// The webseeds that a file names.
+fn seeds(loaded: &Loaded) -> Vec<Seed> {
+    let seed = |(kind, url): &(_, String)| Seed { url: url.clone(), kind: *kind, trusted: loaded.trusted };
+    loaded.webseeds.iter().map(seed).collect()
 }
 
 /// Tells the log what became of torrents.

@@ -76,10 +76,16 @@ pub enum Command {
         trackers: Vec<Vec<String>>,
         /// How far those may be.
         reach: Reach,
-        /// Webseeds.
+        /// Webseeds. Those that are there already and have ended, or won't serve some files, are started anew.
         webseeds: Vec<Seed>,
         /// Addresses.
         peers: Vec<FoundPeers>,
+    },
+    /// Files of a watched folder stand for it, and name these webseeds together. Those that such files named before and
+    /// nobody else does are to go; for the others see [`Command::Extend`].
+    Watched {
+        /// What they name.
+        webseeds: Vec<Seed>,
     },
     /// Fetch files whole in the background, or no longer. Before the metadata is known only the whole torrent can be
     /// meant, and is fetched when it is.

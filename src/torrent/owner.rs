@@ -83,7 +83,7 @@ pub struct Plan {
     pub named_trackers: Vec<String>,
     /// How far the hosts may be that the torrent names.
     pub reach: Reach,
-    /// Its webseeds.
+    /// The webseeds that the user names.
     pub webseeds: Vec<Seed>,
     /// Addresses known from the start.
     pub peers: Vec<FoundPeers>,
@@ -293,7 +293,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
     };
     owner.totals.left.store(u64::MAX >> 1, Ordering::Relaxed);
     // Listed at once, started when there is something to ask for.
-    owner.plant(plan.webseeds);
+    owner.plant(plan.webseeds, seeds::By::User);
     scope.spawn_graceful("owner", owner.run(plan.info, plan.peers, peer_inbox, done, finds, orders));
     torrent
 }
@@ -651,6 +651,7 @@ impl Owner {
             Command::Extend { trackers, reach, webseeds, peers } => {
                 self.extend(trackers, reach, webseeds, peers);
             }
+            Command::Watched { webseeds } => self.replant(webseeds),
             Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
             Command::Describe { done } => {
                 // Whoever asked may have stopped waiting.

@@ -58,6 +58,8 @@ pub(super) enum Step {
     Put,
     /// What follows from the turn is settled, and it gives back what it holds.
     Settled,
+    /// Not a requester's: the session has taken what its outbox held.
+    Listened,
 }
 
 /// See the module's text.

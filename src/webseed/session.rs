@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use super::desk::{Desk, Say, block_of};
 use super::fault::Fault;
 use super::hosts::now;
+use super::hub::Step;
 use super::requester::{self, Shared};
 use super::wake::Level;
 use super::{Context, url};
@@ -120,6 +121,7 @@ impl Session {
     /// Passes on what the outbox holds.
     fn listen(&mut self) -> Result<(), Ended> {
         let out = self.shared.ctx.outbox.take();
+        self.shared.ctx.hub.step(Step::Listened);
         if let Some(reason) = out.disconnect {
             return Err(Ended(reason));
         }

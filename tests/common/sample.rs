@@ -73,6 +73,16 @@ impl Sample {
         })
     }
 
+    /// One file of random bytes in another kind of torrent.
+    pub fn file_of(kind: TorrentKind, name: &str, size: u64, piece_length: u64) -> Self {
+        let seed = size ^ (u64::from(name.as_bytes()[0]) << 56);
+        Self::made(&format!("{name}-{size}-{piece_length}-{kind:?}"), seed, |folder| {
+            let path = folder.join("data").join(name);
+            write_file(&path, seed, size);
+            make_torrent(&path, &folder.join("torrent"), kind, piece_length, &[])
+        })
+    }
+
     /// Some hundred files of 0 to 3,000,000 bytes in nested folders, with unicode names; v1, so that files
     /// begin and end inside pieces.
     pub fn tree() -> Self {
@@ -90,6 +100,11 @@ impl Sample {
 
     /// Files given by name and size, in a folder `name`. A name that ends in `.run` is executable.
     pub fn folder(name: &str, files: &[(&str, u64)], piece_length: u64) -> Self {
+        Self::folder_of(TorrentKind::V1, name, files, piece_length)
+    }
+
+    /// The same in another kind of torrent.
+    pub fn folder_of(kind: TorrentKind, name: &str, files: &[(&str, u64)], piece_length: u64) -> Self {
         let key: String =
             files.iter().map(|(file, size)| format!("-{}-{size}", file.replace('/', "_"))).collect();
         // A file name has 255 bytes at most.
@@ -98,12 +113,13 @@ impl Sample {
         } else {
             key
         };
+        let key = if kind == TorrentKind::V1 { key } else { format!("{key}-{kind:?}") };
         Self::made(&format!("folder-{name}-{piece_length}{key}"), 0, |folder| {
             let root = folder.join("data").join(name);
             for (number, (file, size)) in (1..).zip(files) {
                 write_file(&root.join(file), number, *size);
             }
-            make_torrent(&root, &folder.join("torrent"), TorrentKind::V1, piece_length, &[])
+            make_torrent(&root, &folder.join("torrent"), kind, piece_length, &[])
         })
     }
 
@@ -218,13 +234,14 @@ impl Sample {
         self.data.join(&self.name)
     }
 
-    /// Fills `buffer` with the torrent's bytes at `offset`, counted over all files in order.
+    /// Fills `buffer`, which is all zero, with the torrent's bytes at `offset`, counted over all files in order.
     pub fn content(&self, offset: u64, buffer: &mut [u8]) {
         let mut begin = 0;
         let end = offset + buffer.len() as u64;
         for (path, size) in &self.files {
             let (from, to) = (offset.max(begin), end.min(begin + size));
-            if from < to {
+            // Filling has no file.
+            if from < to && !path.contains("/.pad/") {
                 let part = &mut buffer[(from - offset) as usize..(to - offset) as usize];
                 let file = File::open(self.data.join(path)).expect("the sample's file");
                 file.read_exact_at(part, from - begin).expect("the sample's bytes");

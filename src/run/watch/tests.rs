@@ -210,6 +210,50 @@ async fn changes_are_noticed() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_edited_brings_and_takes_webseeds() {
+    let world = World::new().await;
+    let sample = Sample::new("1", &[]);
+    let link = |names: &[&str]| {
+        let seeds: String =
+            names.iter().map(|name| format!("&ws=http%3A%2F%2F127.0.0.1%3A9%2F{name}")).collect();
+        magnet(&sample) + &seeds
+    };
+    let urls = || {
+        let torrents = world.running.client.torrents();
+        let all = torrents.iter().flat_map(|torrent| torrent.webseeds());
+        all.map(|seed| seed.url.rsplit('/').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    world.put("1.torrent", torrent(&sample));
+    world.put("2.magnet", link(&["a", "b"]));
+    let mut watch = world.watch();
+    watch.look().await;
+    until("those of the link", || urls() == ["a", "b"]).await;
+    world.put("2.magnet", link(&["b", "c"]));
+    watch.look().await;
+    until("those of the edited link", || urls() == ["b", "c"]).await;
+    // Named by another file, too, and by the user.
+    world.put("3.magnet", link(&["c", "d"]));
+    watch.look().await;
+    until("those of both", || urls() == ["b", "c", "d"]).await;
+    let mine = sources::load_link(&Source::parse(&link(&["d"])).unwrap()).unwrap().unwrap();
+    world.running.client.add(mine).await.unwrap();
+    world.take("2.magnet");
+    watch.look().await;
+    until("one less", || urls() == ["c", "d"]).await;
+    world.put("3.magnet", b"rubbish");
+    watch.look().await;
+    assert_eq!(urls(), ["c", "d"], "it stands for what it did");
+    // Nothing of the folder is left: the torrent stays, being the user's, with what the user names.
+    for name in ["1.torrent", "3.magnet"] {
+        world.take(name);
+    }
+    watch.look().await;
+    until("the user's", || urls() == ["d"]).await;
+    assert_eq!(mounted(&world.running), keys([&sample]));
+    world.running.stop().await;
+}
+
+#[tokio::test]
 async fn while_the_folder_is_away_nothing_is_removed() {
     let world = World::new().await;
     let (one, two) = (Sample::new("1", &[]), Sample::new("2", &[]));

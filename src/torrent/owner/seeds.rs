@@ -2,8 +2,12 @@
 //! of them. A part of [`Owner`].
 //!
 //! They are started when the metadata is known: before, there is nothing that they could be asked for. One that is added
-//! later starts at once. One that has ended stays in the list, with its reason, and isn't started again in the torrent's
-//! life, unless it is added again by somebody whose word reaches further (see [`Seed::trusted`]).
+//! later starts at once. One that has ended stays in the list, with its reason, and isn't started again by itself: who
+//! names it once more has it started anew, as one that won't serve some files, or whose namer's word reaches further now
+//! (see [`Seed::trusted`]).
+//!
+//! Each is there because somebody named it: the user, with a source; or files of a watched folder, which together name
+//! so many and no others ([`Owner::replant`]). With nobody left who does, it ends and leaves the list.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,15 +29,56 @@ use crate::webseed::{self, Health, Running, Seed, Target};
 /// Webseeds of one torrent: as many as are read of a `.torrent` file.
 const SEEDS_MAX: usize = 200;
 
+/// Who names a webseed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// The user: a source on the command line, or one that was added to the running program.
+    User,
+    /// Files of the watched folder.
+    Folder,
+}
+
 /// A webseed of the torrent.
 struct Planted {
     seed: Seed,
+    /// Whether the user names it, and whether the watched folder does.
+    named: (bool, bool),
     /// Its latest key, and the tasks behind it; `None` before the metadata is known, and when it has ended.
     running: Option<(PeerKey, Running)>,
     /// How it is doing, or was at its end.
     health: Arc<Health>,
     /// Why it has ended.
     ended: Option<String>,
+}
+
+impl Planted {
+    fn is(&self, seed: &Seed) -> bool {
+        (&self.seed.url, self.seed.kind) == (&seed.url, seed.kind)
+    }
+
+    fn named(&mut self, by: By) {
+        match by {
+            By::User => self.named.0 = true,
+            By::Folder => self.named.1 = true,
+        }
+    }
+
+    /// It was named once more. What was wrong with it may be right now: then it is to be started anew.
+    fn again(&mut self, trusted: bool) {
+        let further = trusted && !self.seed.trusted;
+        self.seed.trusted |= trusted;
+        if further || self.ended.is_some() || self.health.snapshot().refused_files > 0 {
+            self.close();
+        }
+    }
+
+    /// Its tasks are told to end, without waiting for that; nothing of it is kept in mind.
+    fn close(&mut self) {
+        self.ended = None;
+        if let Some((_, running)) = self.running.take() {
+            running.close();
+        }
+    }
 }
 
 /// All of them.
@@ -84,35 +129,46 @@ impl Owner {
         for found in peers {
             self.apply(Event::Found(found));
         }
-        self.plant(seeds);
+        self.plant(seeds, By::User);
     }
 
-    /// Takes webseeds into the list, each once, and starts them if the metadata is known.
-    pub(super) fn plant(&mut self, seeds: Vec<Seed>) {
+    /// Takes webseeds into the list, each once, and starts them if the metadata is known. One that is there already and
+    /// isn't all well is started anew.
+    pub(super) fn plant(&mut self, seeds: Vec<Seed>, by: By) {
         for seed in seeds {
             let full = self.seeds.all.len() >= SEEDS_MAX;
-            let same = |p: &&mut Planted| (&p.seed.url, p.seed.kind) == (&seed.url, seed.kind);
-            match self.seeds.all.iter_mut().find(same) {
-                Some(known) if seed.trusted && !known.seed.trusted => {
-                    // What kept it from its host is no reason any more.
-                    known.seed.trusted = true;
-                    known.ended = None;
-                    if let Some((_, running)) = known.running.take() {
-                        running.close();
-                    }
+            match self.seeds.all.iter_mut().find(|planted| planted.is(&seed)) {
+                Some(known) => {
+                    known.named(by);
+                    known.again(seed.trusted);
                 }
-                Some(_) => {}
                 None if full => {
                     tracing::warn!(torrent = %self.torrent.name(), "more than {SEEDS_MAX} webseeds, the rest is left out");
                     break;
                 }
                 None => {
                     let health = Arc::new(Health::new(&seed.url, Arc::default()));
-                    self.seeds.all.push(Planted { seed, running: None, health, ended: None });
+                    let named = (by == By::User, by == By::Folder);
+                    self.seeds.all.push(Planted { seed, named, running: None, health, ended: None });
                 }
             }
         }
         self.start_seeds();
+    }
+
+    /// The files of the watched folder name these webseeds now, and no others: those that only they named end.
+    pub(super) fn replant(&mut self, seeds: Vec<Seed>) {
+        let torrent = &self.torrent;
+        self.seeds.all.retain_mut(|planted| {
+            planted.named.1 &= seeds.iter().any(|seed| planted.is(seed));
+            let stays = planted.named != (false, false);
+            if !stays {
+                planted.close();
+                tracing::info!(torrent = %torrent.name(), "the webseed {} is removed", planted.health.url());
+            }
+            stays
+        });
+        self.plant(seeds, By::Folder);
     }
 
     /// Starts the webseeds that are neither running nor at their end, once the metadata is known.

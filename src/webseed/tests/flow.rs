@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::rig::{B, Make};
-use super::server::{Answer, byte, raw};
+use super::server::{Answer, by_piece, byte, raw};
 use crate::webseed::{Kind, SeedState};
 
 #[tokio::test]
@@ -113,25 +113,7 @@ async fn pieces_are_asked_for_by_bep_17() {
     let mut make = Make::blocks(40);
     make.kind = Kind::Http;
     let mut rig = make.start().await;
-    rig.server.answers(|_, request| {
-        let value = |name: &str| {
-            let at = request.path.find(&format!("{name}=")).unwrap() + name.len() + 1;
-            request.path[at..].split('&').next().unwrap().to_owned()
-        };
-        assert!(request.range.is_none() && value("info_hash").starts_with("%07%07"));
-        let piece: u64 = value("piece").parse().unwrap();
-        let (first, last) = match request.path.contains("ranges=") {
-            true => {
-                let ranges = value("ranges");
-                let (first, last) = ranges.split_once('-').unwrap();
-                (first.parse::<u64>().unwrap(), last.parse::<u64>().unwrap())
-            }
-            false => (0, if piece == 2 { 8 * B - 1 } else { 16 * B - 1 }),
-        };
-        let at = piece * 16 * B;
-        let body: Vec<u8> = (at + first..=at + last).map(|at| byte("/f", at)).collect();
-        Answer::Raw(raw("200 OK", &[], &body), true)
-    });
+    rig.server.answers(|_, request| by_piece(request, 40 * B, 16 * B));
     let wanted = [rig.blocks(3..9), rig.blocks(12..40)].concat();
     rig.ask(&wanted, false);
     rig.until_came(wanted.len()).await;

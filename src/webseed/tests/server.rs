@@ -31,6 +31,8 @@ pub(super) enum Answer {
     Right,
     /// These bytes, and the connection stays open, or doesn't.
     Raw(Vec<u8>, bool),
+    /// So many of these bytes, and the rest a moment later.
+    Halves(Vec<u8>, usize),
     /// Nothing, until it is let go; then the right thing.
     Hang,
     /// A right head and so many bytes of the body; the rest when it is let go.
@@ -94,6 +96,26 @@ pub(super) fn raw(status: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
         format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n", body.len()).into_bytes();
     out.extend_from_slice(body);
     out
+}
+
+/// The right answer by BEP 17, of a single-file torrent of this size in pieces of so many bytes.
+pub(super) fn by_piece(request: &Request, size: u64, piece_len: u64) -> Answer {
+    let value = |name: &str| {
+        let at = request.path.find(&format!("{name}=")).unwrap() + name.len() + 1;
+        request.path[at..].split('&').next().unwrap().to_owned()
+    };
+    assert!(request.range.is_none() && value("info_hash").starts_with("%07%07"));
+    let at = value("piece").parse::<u64>().unwrap() * piece_len;
+    let (first, last) = match request.path.contains("ranges=") {
+        true => {
+            let ranges = value("ranges");
+            let (first, last) = ranges.split_once('-').unwrap();
+            (first.parse::<u64>().unwrap(), last.parse::<u64>().unwrap())
+        }
+        false => (0, piece_len.min(size - at) - 1),
+    };
+    let body: Vec<u8> = (at + first..=at + last).map(|at| byte("/f", at)).collect();
+    Answer::Raw(raw("200 OK", &[], &body), true)
 }
 
 impl Server {
@@ -199,6 +221,11 @@ impl Server {
                     if !stays {
                         return Ok(());
                     }
+                }
+                Answer::Halves(bytes, first) => {
+                    stream.write_all(&bytes[..first]).await?;
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                    stream.write_all(&bytes[first..]).await?;
                 }
                 Answer::Hang => {
                     if !hang(&mut stream, &mut go).await {

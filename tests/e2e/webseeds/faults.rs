@@ -248,8 +248,10 @@ fn a_wrong_content_range_is_not_believed() {
 #[test]
 fn a_compressed_body_was_not_asked_for() {
     needs!(Fuse, Libtorrent);
-    for how in ["gzip", "br", "zstd", "deflate"] {
-        let alone = Alone::of(move |_| Act::Encoded(how));
+    // The first is as it says; for the others it is enough that they say so.
+    let acts = ["br", "zstd", "deflate"].map(|how| (how, Act::Encoded(how)));
+    for (how, act) in [("gzip", Act::Gzip)].into_iter().chain(acts) {
+        let alone = Alone::of(move |_| act.clone());
         assert_eq!(alone.read(4 * MIB), Outcome::Eio, "{how}");
         wait_reason(&alone.mount, &alone.url, &[how]);
         let asked = alone.server.asked();
@@ -520,6 +522,8 @@ fn w6_it_ends_at_once_with_16_hung_responses() {
     let hung = || servers.iter().map(Server::under_way).sum::<usize>();
     wait_until("16 hung responses", MINUTE, || hung() >= 16);
     let took = mount.stop();
+    eprintln!("it ended in {took:?}");
+    // Five times the second that it may take.
     assert!(took < Duration::from_secs(5), "it took {took:?}");
     wait_until("nothing under way", MINUTE, || hung() == 0);
 }

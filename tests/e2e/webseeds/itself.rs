@@ -88,6 +88,17 @@ fn each_act_does_what_it_says() {
     };
     check(Act::Corrupt, &["206 ", &count], &wrong, Open);
     check(Act::Encoded("gzip"), &["206 ", "content-encoding: gzip\r\n"], &right, Open);
+    let packed = |body: &[u8]| {
+        let mut gzip = std::process::Command::new("gzip");
+        gzip.arg("-dc").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut gzip = gzip.spawn().expect("gzip");
+        let mut stdin = gzip.stdin.take().expect("a pipe");
+        std::thread::scope(|scope| {
+            scope.spawn(move || stdin.write_all(body));
+            gzip.wait_with_output().is_ok_and(|unpacked| unpacked.status.success() && unpacked.stdout == part)
+        })
+    };
+    check(Act::Gzip, &["206 ", &said, "content-encoding: gzip\r\n"], &packed, Open);
     check(Act::Chunked, &["206 ", "transfer-encoding: chunked\r\n"], &|body| body.len() > length, Open);
     check(Act::Hang, &[], &<[u8]>::is_empty, Open);
     check(Act::Stall(70_000), &["206 ", &count], &|body| body == &part[..70_000], Open);

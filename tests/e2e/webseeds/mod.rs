@@ -3,6 +3,7 @@
 //! **Parts.** `nginx`: a real server. `server` (with `flow` and `wire`): one of the tests' own, which does wrong what it
 //! is told to; `itself` shows that it does. `alone`: nginx as the only source. `mixed`: nginx beside libtorrent, and
 //! going down and up. `sources`: magnets, private hosts, torrents added at run time. `faults`: each fault once.
+//! `http2`: those that only HTTP/2 has, from a server of its own.
 //! `luck`: all of them at random, with many torrents and readers.
 //!
 //! What a webseed is at is read from `torrentfs status --json` alone, as a user would.
@@ -10,6 +11,7 @@
 mod alone;
 mod faults;
 mod flow;
+mod http2;
 mod itself;
 mod luck;
 mod mixed;
@@ -46,18 +48,23 @@ impl Seeded {
             [url] => text(url),
             _ => list(urls),
         };
-        Self::with(sample, "url-list", value)
+        Self::with(sample, &[("url-list", value)])
     }
 
     /// With `httpseeds` (BEP 17).
     pub fn by_pieces(sample: &Sample, urls: &[&str]) -> Self {
-        Self::with(sample, "httpseeds", list(urls))
+        Self::with(sample, &[("httpseeds", list(urls))])
     }
 
-    fn with(sample: &Sample, key: &str, value: Vec<u8>) -> Self {
+    /// With both.
+    pub fn by_both(sample: &Sample, urls: &[&str], pieces: &[&str]) -> Self {
+        Self::with(sample, &[("url-list", list(urls)), ("httpseeds", list(pieces))])
+    }
+
+    fn with(sample: &Sample, more: &[(&str, Vec<u8>)]) -> Self {
         let plain = std::fs::read(&sample.torrent).expect("the sample's torrent");
         let mut entries = entries(&plain);
-        entries.insert(key.as_bytes().to_vec(), value);
+        entries.extend(more.iter().map(|(key, value)| (key.as_bytes().to_vec(), value.clone())));
         let mut made = b"d".to_vec();
         for (key, value) in entries {
             made.extend(format!("{}:", key.len()).into_bytes());

@@ -124,7 +124,7 @@ pub fn command(dir: &Path) -> Command {
 /// A configuration with one server.
 pub fn configuration(root: &Path, listen: &str, more: &str, certificate: Option<&Certificate>) -> String {
     let tls = certificate.map_or(String::new(), |made| {
-        let (chain, key) = (made.path("leaf.pem"), made.path("leaf.key"));
+        let (chain, key) = made.leaf();
         format!("ssl_certificate {}; ssl_certificate_key {};", chain.display(), key.display())
     });
     let kind = if certificate.is_some() { " ssl http2" } else { "" };
@@ -200,6 +200,11 @@ impl Certificate {
     /// The authority's certificate, for `SSL_CERT_FILE`.
     pub fn authority(&self) -> PathBuf {
         self.path("ca.pem")
+    }
+
+    /// The server's own, and its key.
+    pub fn leaf(&self) -> (PathBuf, PathBuf) {
+        (self.path("leaf.pem"), self.path("leaf.key"))
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -180,5 +182,75 @@ fn a_webseed_is_added_to_a_torrent_that_is_there_and_goes_with_it() {
     assert!(!rest.finish(MINUTE).0.success());
     wait_until("half a second", MINUTE, || since.elapsed() > Duration::from_millis(500));
     assert_eq!(server.count(), before, "a webseed that was removed goes on asking");
+    mount.stop();
+}
+
+/// A `.torrent` in a watched folder, with these webseeds from now on.
+fn put(folder: &TempDir, sample: &Sample, urls: &[&str]) {
+    let aside = folder.path().join(".aside");
+    std::fs::copy(Seeded::by(sample, urls).torrent, &aside).expect("a copy");
+    std::fs::rename(aside, folder.path().join("it.torrent")).expect("in its place");
+}
+
+#[test]
+fn a_webseed_goes_when_the_watched_file_is_edited_and_comes_back_with_it() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::small();
+    let server = Server::start();
+    let hung = server.serve("hung", &sample, |_| Act::Hang);
+    let other = Server::start_at(Ipv4Addr::new(127, 0, 0, 9));
+    let good = other.serve("good", &sample, |_| Act::Serve);
+    let folder = tempfile::tempdir().expect("a folder");
+    put(&folder, &sample, &[&hung]);
+    let mount = Mount::empty().arg("--watch").arg(folder.path()).start();
+    let path = mount.path(&sample.name);
+    let mut reader = Reader::pread(&path, 0, 4096);
+    reader.wait_parked();
+    wait_until("requests that hang", MINUTE, || server.under_way() > 0);
+    // Taken away with requests under way, in favour of another.
+    put(&folder, &sample, &[&good]);
+    assert!(reader.success(MINUTE).contains("read 4096"));
+    wait_until("the requests to be gone", MINUTE, || server.under_way() == 0);
+    assert!(webseeds(&mount).into_keys().eq([&*good]));
+    let before = server.count();
+    mount.check_sums(&sample);
+    assert_eq!(server.count(), before, "a webseed that was removed goes on asking");
+    put(&folder, &sample, &[&good, &hung]);
+    wait_until("both", MINUTE, || webseeds(&mount).len() == 2);
+    mount.stop();
+}
+
+#[test]
+fn a_webseed_that_was_given_up_is_had_back_by_naming_it_again() {
+    needs!(Fuse, Libtorrent);
+    let sample = Sample::file("again.bin", 3_000_000, 64 << 10);
+    let server = Server::start();
+    let forbids = Arc::new(AtomicBool::new(true));
+    let told = forbids.clone();
+    let url = server.serve("seed", &sample, move |_| match told.load(Ordering::SeqCst) {
+        true => Act::status(403),
+        false => Act::Serve,
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    put(&folder, &sample, &[&url]);
+    let mount = Mount::empty().arg("--watch").arg(folder.path()).args(&["--read-timeout", "3s"]).start();
+    let at = |piece: u64| read(&mount, &sample, &sample.name, piece * sample.piece_length, 4096);
+    let dropped = || wait_until("it to be dropped", MINUTE, || webseed(&mount, &url)["state"] == "dropped");
+    assert_eq!(at(0), Outcome::Eio);
+    dropped();
+    // By adding the torrent once more.
+    forbids.store(false, Ordering::SeqCst);
+    let (point, seeded) = (mount.point().to_str().expect("UTF-8"), Seeded::by(&sample, &[&url]));
+    ran(["add", point, seeded.torrent.to_str().expect("UTF-8")]).said(0, &[]);
+    assert_eq!(at(10), Outcome::Right);
+    assert!(webseed(&mount, &url)["reason"].is_null());
+    // And by touching its file.
+    forbids.store(true, Ordering::SeqCst);
+    assert_eq!(at(30), Outcome::Eio);
+    dropped();
+    forbids.store(false, Ordering::SeqCst);
+    put(&folder, &sample, &[&url]);
+    wait_until("it to be back", MINUTE, || webseed(&mount, &url)["state"] != "dropped");
+    mount.check_sums(&sample);
     mount.stop();
 }
