@@ -5,6 +5,7 @@
 mod ends;
 mod faults;
 mod flow;
+mod http2;
 mod rig;
 mod rows;
 mod server;
