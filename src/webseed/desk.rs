@@ -7,7 +7,7 @@
 //! is to be told stands in [`Say`], which the session takes; so it is told in order, by one task.
 //!
 //! A block that is taken back leaves the queue at once. In a claim it is kept in mind: it is welcome if it comes, and the
-//! claim is cut when nothing else is wanted of it and much is still to come.
+//! claim is cut when nothing else is wanted of it and much is still to come, or the server hasn't answered yet.
 //!
 //! Deliberately not here: the network, and which block is wanted of whom.
 
@@ -201,8 +201,9 @@ impl Desk {
         held.wanted = held.wanted.saturating_sub(1);
         let progress = &held.progress;
         let much =
-            progress.left.load(Ordering::Relaxed) > CUT_MIN || !progress.started.load(Ordering::Relaxed);
+            progress.left.load(Ordering::Relaxed) > CUT_MIN || !progress.answered.load(Ordering::Relaxed);
         (held.wanted == 0 && much).then(|| progress.cut.clone())
+        // What wasn't answered yet may never be.
     }
 
     /// A block that was taken back before it was passed on here.
@@ -431,7 +432,12 @@ impl Desk {
             // One will be free in a moment.
             return None;
         }
-        let spare = self.claims.values().filter_map(|held| Some((held.progress.spare()?, &held.progress)));
+        let spare = |held: &Held| {
+            // Nobody wants it any more, and it keeps a requester all the same.
+            let idle = held.wanted == 0 && held.progress.left.load(Ordering::Relaxed) > 0;
+            if idle { Some(u64::MAX) } else { held.progress.spare() }
+        };
+        let spare = self.claims.values().filter_map(|held| Some((spare(held)?, &held.progress)));
         let (spare, progress) = spare.max_by_key(|(spare, _)| *spare)?;
         (spare >= self.worth_a_cut()).then(|| progress.cut.clone())
     }

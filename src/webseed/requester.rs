@@ -206,7 +206,8 @@ async fn turn(shared: &Shared) {
     let mut turn = Turn { shared, number, slice, progress, claim: None, permit: None };
     shared.ctx.hub.step(Step::Claimed);
     let slice = turn.first_byte();
-    let key = Key { torrent: shared.ctx.torrent.info_hash, url: shared.url.clone(), slice };
+    let (torrent, kind) = (shared.ctx.torrent.info_hash, shared.ctx.seed.kind);
+    let key = Key { torrent, url: shared.url.clone(), kind, slice };
     turn.claim = Some(table.claim(key, number, turn.progress.clone()));
     shared.ctx.hub.step(Step::Entered);
     shared.cut_for_urgent();
@@ -262,6 +263,7 @@ impl<'a> Turn<'a> {
         self.deliver(&mut done).await?;
         Ok(())
     }
+            self.progress.answered.store(true, Ordering::Relaxed);
 
     /// Asks for a part: where redirects led last for this file, or where it should be.
     async fn open(&mut self, part: &Part) -> Result<Answer<'a>, Stop> {
@@ -366,6 +368,7 @@ impl<'a> Turn<'a> {
         // Given back first: who held one while waiting for another could wait for ever.
         self.permit = None;
         self.progress.started.store(false, Ordering::Relaxed);
+            self.progress.answered.store(false, Ordering::Relaxed);
         let hub = &self.shared.ctx.hub;
         if self.progress.urgent && hub.hosts.is_full(&host) {
             let least = self.shared.desk.with(|desk| desk.worth_a_cut());
