@@ -39,7 +39,7 @@ const CUT_MIN: u64 = 64 * 1024;
 /// The same for something urgent, in parts of a second at the measured rate: what a new connection may cost.
 const CUT_GAIN: u64 = 5;
 
-/// Redirects that are remembered, each some hundred bytes.
+/// Redirects that are remembered, each some hundred bytes, 8 KiB at most.
 const REDIRECTS_MAX: usize = 4096;
 /// Blocks in a queue that aren't asked for any more, before it is swept.
 const STALE_MAX: usize = 1024;
@@ -116,6 +116,8 @@ pub(super) struct Desk {
     end: Option<String>,
     /// Where redirects led for a file.
     redirects: HashMap<FileIndex, Url>,
+    /// How often in a row bodies of a file ended too early, though the server took them for whole.
+    short: HashMap<FileIndex, u32>,
     /// What one request brings, in bytes per second; 0 while nothing is known.
     rate: u64,
     say: Say,
@@ -139,6 +141,7 @@ impl Desk {
             closed: false,
             end: None,
             redirects: HashMap::new(),
+            short: HashMap::new(),
             rate: 0,
             say: Say::default(),
         }
@@ -200,10 +203,10 @@ impl Desk {
         let held = self.claims.get_mut(&claim)?;
         held.wanted = held.wanted.saturating_sub(1);
         let progress = &held.progress;
+        // What wasn't answered yet may never be.
         let much =
             progress.left.load(Ordering::Relaxed) > CUT_MIN || !progress.answered.load(Ordering::Relaxed);
         (held.wanted == 0 && much).then(|| progress.cut.clone())
-        // What wasn't answered yet may never be.
     }
 
     /// A block that was taken back before it was passed on here.
@@ -395,6 +398,25 @@ impl Desk {
             // Those beyond the bound are followed each time.
             _ => _ = self.redirects.remove(&file),
         }
+    }
+
+    /// The host of this place fails: what else led there is looked for anew.
+    pub(super) fn forget_host(&mut self, of: &Url) {
+        let host = |url: &Url| (url.host_str().map(str::to_owned), url.port_or_known_default());
+        let failing = host(of);
+        self.redirects.retain(|_, to| host(to) != failing);
+    }
+
+    /// A body of a file ended too early, though the server took it for whole: how often in a row.
+    pub(super) fn fell_short(&mut self, file: FileIndex) -> u32 {
+        let times = self.short.entry(file).or_default();
+        *times += 1;
+        *times
+    }
+
+    /// A body of a file was whole.
+    pub(super) fn whole(&mut self, file: FileIndex) {
+        self.short.remove(&file);
     }
 
     /// Nothing is claimed or queued any more. What was asked for is returned, to be dropped outside of the lock.

@@ -6,6 +6,7 @@ mod ends;
 mod faults;
 mod flow;
 mod http2;
+mod mirrors;
 mod rig;
 mod rows;
 mod server;
