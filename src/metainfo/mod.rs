@@ -42,7 +42,7 @@ const MAX_URLS: usize = 200;
 const MAX_WEBSEEDS: usize = 50;
 
 /// The longest URL that is kept, in bytes: what common HTTP servers take.
-const MAX_URL: usize = 8 * 1024;
+pub(crate) const MAX_URL: usize = 8 * 1024;
 
 /// A `.torrent` file.
 #[derive(Debug, Clone)]

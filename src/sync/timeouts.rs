@@ -32,10 +32,15 @@ pub const TRACKER_RETRY_MAX: Duration = Duration::from_secs(30 * 60);
 pub const WEBSEED_CONNECT: Duration = Duration::from_secs(10);
 /// From a request to a webseed, its connection included, to the head of the answer: a busy server takes seconds.
 pub const WEBSEED_FIRST_BYTE: Duration = Duration::from_secs(15);
-/// A webseed that sends less than [`WEBSEED_STALL_BYTES`] in this time has stalled.
+/// A webseed that sends less than [`WEBSEED_STALL_BYTES`] in this time, not counting what it waits for us, has stalled.
 pub const WEBSEED_STALL: Duration = Duration::from_secs(10);
 /// A block: a server that takes [`WEBSEED_STALL`] for it serves nobody who reads.
 pub const WEBSEED_STALL_BYTES: u64 = 16 * 1024;
+/// Silence of an HTTP/2 connection to a webseed, while an answer is awaited, before the connection itself is asked whether
+/// it still is one: all requests share it, so one that is dead would be used for the next as well.
+pub const WEBSEED_PING: Duration = Duration::from_secs(5);
+/// For the answer to that.
+pub const WEBSEED_PONG: Duration = Duration::from_secs(5);
 /// For the end of a webseed's body after its last byte that matters: it costs a connection, never the data.
 pub const WEBSEED_BODY_END: Duration = Duration::from_millis(500);
 /// For the requests of a webseed to end: they are dropped at their next await.

@@ -134,6 +134,8 @@ pub struct Swarm {
     pub(super) resolve: Resolve,
     pub(super) peers: BTreeMap<PeerKey, Peer>,
     pub(super) webseeds: BTreeMap<PeerKey, Webseed>,
+    /// There was one, perhaps one that is gone.
+    pub(super) had_webseeds: bool,
     pub(super) book: PeerBook,
     /// Peers that are gone, the oldest first.
     pub(super) departed: VecDeque<(PeerKey, SocketAddr)>,
@@ -171,6 +173,7 @@ impl Swarm {
             live: None,
             peers: BTreeMap::new(),
             webseeds: BTreeMap::new(),
+            had_webseeds: false,
             book: PeerBook::default(),
             departed: VecDeque::new(),
             dialing: 0,
@@ -608,6 +611,9 @@ impl Swarm {
             let why = || match (&self.blocked, self.peers.len(), self.webseeds.len()) {
                 (Some(Blocked { disk: true, .. }), ..) => ReadError::Full,
                 (Some(blocked), ..) => timed_out(&blocked.reason),
+                (None, 0, 0) if self.had_webseeds => {
+                    timed_out("none of its webseeds is left, and no peer is connected to send the data")
+                }
                 (None, 0, 0) => timed_out("no peer is connected to send the data"),
                 (None, 1, 0) => timed_out("the peer that is connected sent nothing of the data"),
                 (None, peers, 0) => timed_out(&format!("none of the {peers} connected peers sent the data")),

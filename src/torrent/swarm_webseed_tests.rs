@@ -120,6 +120,18 @@ fn what_failed_for_want_of_a_source_is_tried_again_when_a_webseed_comes() {
 }
 
 #[test]
+fn a_read_that_fails_after_the_last_webseed_is_gone_tells_of_it() {
+    let mut world = World::live(2);
+    world.webseed(1);
+    world.want(7, &[0]);
+    world.gone(1);
+    world.tick(300 * S);
+    assert_eq!(world.failed(), [7]);
+    let why = world.swarm.demands().unwrap().gave_up().map(ToString::to_string).unwrap();
+    assert!(why.contains("none of its webseeds is left, and no peer is connected"), "{why}");
+}
+
+#[test]
 fn one_that_backs_off_loses_its_requests_and_gets_them_again() {
     let mut world = World::live(4);
     world.webseed(1);

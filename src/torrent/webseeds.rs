@@ -44,6 +44,7 @@ impl Swarm {
     pub(super) fn webseed(&mut self, key: PeerKey, url: String, now: Instant) {
         let seed = Webseed { url, without: BTreeSet::new(), suspects: None, dropped: false };
         self.webseeds.insert(key, seed);
+        self.had_webseeds = true;
         if let Some(live) = &mut self.live {
             live.webseed(key, now);
         }

@@ -8,7 +8,7 @@
 //! Lengths that the head announces are held against what was asked for; the body itself is the requester's to count,
 //! since a head may say nothing of it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{self, HeaderMap, HeaderName};
 
@@ -39,11 +39,11 @@ pub struct Body {
     pub whole: bool,
 }
 
-/// Decides what to do with the response to a request for a part of a file.
+/// Decides what to do with the response to a request for a part of a file, which came at `now`.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn judge(asked: &Asked, status: u16, headers: &HeaderMap) -> Result<Body, Fault> {
+pub fn judge(asked: &Asked, status: u16, headers: &HeaderMap, now: SystemTime) -> Result<Body, Fault> {
     let content_length = number(headers, header::CONTENT_LENGTH);
     match status {
         206 => {
@@ -79,7 +79,7 @@ pub fn judge(asked: &Asked, status: u16, headers: &HeaderMap) -> Result<Body, Fa
             }
             Ok(whole(asked))
         }
-        _ => Err(refusal(status, headers)),
+        _ => Err(refusal(status, headers, now)),
     }
 }
 
@@ -87,10 +87,10 @@ pub fn judge(asked: &Asked, status: u16, headers: &HeaderMap) -> Result<Body, Fa
 ///
 /// # Errors
 /// What is wrong with it; a server that won't serve this is none for the torrent ([`Fault::OfTorrent`]).
-pub fn judge_piece(asked: &Asked, status: u16, headers: &HeaderMap) -> Result<Body, Fault> {
+pub fn judge_piece(asked: &Asked, status: u16, headers: &HeaderMap, now: SystemTime) -> Result<Body, Fault> {
     let of_torrent = |fault| Fault::OfTorrent(Box::new(fault));
     if !matches!(status, 200 | 206) {
-        return Err(of_torrent(refusal(status, headers)));
+        return Err(of_torrent(refusal(status, headers, now)));
     }
     encoded(headers).map_err(of_torrent)?;
     match number(headers, header::CONTENT_LENGTH) {
@@ -107,9 +107,9 @@ pub fn wait_in_body(body: &[u8]) -> Option<Duration> {
 }
 
 /// What a status means that brings no bytes.
-fn refusal(status: u16, headers: &HeaderMap) -> Fault {
+fn refusal(status: u16, headers: &HeaderMap, now: SystemTime) -> Fault {
     match status {
-        408 | 421 | 425 | 429 | 500..=599 => Fault::Busy { status, after: retry_after(headers) },
+        408 | 421 | 425 | 429 | 500..=599 => Fault::Busy { status, after: retry_after(headers, now) },
         _ => Fault::Status(status),
     }
 }
@@ -170,29 +170,48 @@ fn digits(text: &str) -> Option<u64> {
     only.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// `Retry-After`: seconds, or a date. That is held against the response's own date, so that neither clock matters.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+/// `Retry-After`: seconds, or a date. That is held against the response's own date, so that neither clock matters, and
+/// against ours where it has none.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let seconds = digits(value).or_else(|| {
-        let then = date(value)?;
-        let now = date(headers.get(header::DATE)?.to_str().ok()?.trim())?;
-        Some(then.saturating_sub(now))
+        let ours = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let then = date(value, ours)?;
+        let theirs = headers.get(header::DATE).and_then(|value| date(value.to_str().ok()?.trim(), ours));
+        Some(then.saturating_sub(theirs.unwrap_or(ours)))
     });
     seconds.map(Duration::from_secs)
 }
 
-/// Seconds since 1970 of a date as servers write it (RFC 9110, 5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`). The two older
-/// forms, which nobody may send any more, count as none.
-fn date(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let mut words = text.split_once(", ")?.1.split(' ');
-    let day = digits(words.next()?).filter(|day| (1..=31).contains(day))?;
-    let month = words.next().and_then(|name| MONTHS.iter().position(|month| *month == name))?;
-    let year = digits(words.next()?).filter(|year| (1970..10_000).contains(year))?;
-    let mut clock = words.next()?.split(':').map(digits);
+/// Seconds in a year, about.
+const YEAR: u64 = 31_556_952;
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
+/// Seconds since 1970 of a date in one of the three forms that RFC 9110 (5.6.7) has us read: as servers write it now
+/// (`Sun, 06 Nov 1994 08:49:37 GMT`), and as old ones do (`Sunday, 06-Nov-94 08:49:37 GMT`, and
+/// `Sun Nov  6 08:49:37 1994`). `now` tells the century of a year of two digits, in the same seconds.
+fn date(text: &str, now: u64) -> Option<u64> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let (day, month, year, clock) = match *words.as_slice() {
+        [_, day, month, year, clock, "GMT"] if year.len() > 2 => (day, month, digits(year)?, clock),
+        [_, date, clock, "GMT"] => {
+            let mut parts = date.split('-');
+            let (day, month) = (parts.next()?, parts.next()?);
+            let digits = digits(parts.next()?).filter(|year| *year < 100)?;
+            // The last two of a year that is at most 50 ahead.
+            let latest = 1970 + now / YEAR + 50;
+            (day, month, (latest - digits) / 100 * 100 + digits, clock)
+        }
+        [_, month, day, clock, year] => (day, month, digits(year)?, clock),
+        _ => return None,
+    };
+    let day = digits(day).filter(|day| (1..=31).contains(day))?;
+    let month = MONTHS.iter().position(|name| *name == month)?;
+    let year = Some(year).filter(|year| (1970..10_000).contains(year))?;
+    let mut clock = clock.split(':').map(digits);
     let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    if words.next() != Some("GMT") || hour > 23 || minute > 59 || second > 60 {
+    if hour > 23 || minute > 59 || second > 60 {
         return None;
     }
     // The year is taken to begin in March, so that the day that comes and goes is its last.
@@ -223,6 +242,13 @@ mod tests {
 
     /// Of two files of 500 KB in a piece of 2 MB: the rest of the second from the middle of a block.
     const ASKED: Asked = Asked { start: 7_936, len: 492_064, file_len: 500_000 };
+
+    /// Fri, 31 Dec 1999 23:59:52 GMT.
+    const NOW: u64 = 946_684_792;
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)
+    }
 
     type Row<'a> = (u16, &'a [(&'static str, &'a str)], Result<(u64, bool), &'a str>);
 
@@ -362,12 +388,23 @@ mod tests {
             ),
             (
                 503,
+                &[("retry-after", "Friday, 31-Dec-99 23:59:59 GMT"), ("date", "Fri Dec 31 23:58:59 1999")],
+                Err("the server answers 503 Service Unavailable and wants to be left alone for 60 s"),
+            ),
+            // Without its own clock ours is all there is.
+            (
+                503,
                 &[("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")],
-                Err("the server answers 503 Service Unavailable"),
+                Err("the server answers 503 Service Unavailable and wants to be left alone for 7 s"),
+            ),
+            (
+                503,
+                &[("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT"), ("date", "today")],
+                Err("the server answers 503 Service Unavailable and wants to be left alone for 7 s"),
             ),
         ];
         for (status, lines, expected) in rows {
-            let found = judge(&ASKED, *status, &headers(lines));
+            let found = judge(&ASKED, *status, &headers(lines), now());
             let expected = expected.map(|(skip, whole)| Body { skip, take: 492_064, whole });
             assert_eq!(
                 found.map_err(|fault| fault.to_string()),
@@ -384,14 +421,14 @@ mod tests {
         for (start, expected) in
             [(0, used(0)), (SKIP_MAX, used(SKIP_MAX)), (SKIP_MAX + 1, Err(Fault::NoRanges))]
         {
-            assert_eq!(judge(&large(start), 200, &HeaderMap::new()), expected, "{start}");
+            assert_eq!(judge(&large(start), 200, &HeaderMap::new(), now()), expected, "{start}");
         }
         assert_eq!(Fault::NoRanges.means(), Meaning::DropFile);
         // The same for a part that begins long before what was asked for.
         let far = headers(&[("content-range", "bytes 0-5000000/*")]);
-        assert!(matches!(judge(&large(4_000_000), 206, &far), Err(Fault::WrongRange { .. })));
+        assert!(matches!(judge(&large(4_000_000), 206, &far, now()), Err(Fault::WrongRange { .. })));
         let around = headers(&[("content-range", "bytes 4000000-5000000/*")]);
-        assert_eq!(judge(&large(4_000_000), 206, &around), used(0));
+        assert_eq!(judge(&large(4_000_000), 206, &around, now()), used(0));
     }
 
     #[test]
@@ -407,9 +444,9 @@ mod tests {
             (200, length("5"), Err(Fault::WrongLength { found: 5, expected: 32768 })),
             (404, HeaderMap::new(), Err(Fault::OfTorrent(Box::new(Fault::Status(404))))),
         ] {
-            assert_eq!(judge_piece(&asked, status, &headers), expected);
+            assert_eq!(judge_piece(&asked, status, &headers, now()), expected);
         }
-        let busy = judge_piece(&asked, 503, &HeaderMap::new()).unwrap_err();
+        let busy = judge_piece(&asked, 503, &HeaderMap::new(), now()).unwrap_err();
         assert_eq!(busy.means(), Meaning::Wait(None));
         for (body, seconds) in
             [(&b"60"[..], Some(60)), (b" 5\r\n", Some(5)), (b"", None), (b"<html>", None), (b"-1", None)]
@@ -425,14 +462,22 @@ mod tests {
             ("Sun, 06 Nov 1994 08:49:37 GMT", Some(784_111_777)),
             ("Tue, 29 Feb 2000 12:00:00 GMT", Some(951_825_600)),
             ("Sat, 21 Nov 2026 12:37:43 GMT", Some(1_795_264_663)),
-            ("Sunday, 06-Nov-94 08:49:37 GMT", None),
-            ("Sun Nov  6 08:49:37 1994", None),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(784_111_777)),
+            ("Saturday, 21-Nov-26 12:37:43 GMT", Some(1_795_264_663)),
+            // Half a century ahead is the last that is meant so.
+            ("Friday, 31-Dec-49 00:00:00 GMT", Some(2_524_521_600)),
+            ("Sunday, 31-Dec-50 00:00:00 GMT", None),
+            ("Sunday, 06-Nov-1994 08:49:37 GMT", None),
+            ("Sun Nov  6 08:49:37 1994", Some(784_111_777)),
+            ("Sun Nov 16 08:49:37 1994", Some(784_975_777)),
             ("Sun, 06 Nov 1994 08:49:37 CET", None),
             ("Sun, 40 Nov 1994 08:49:37 GMT", None),
             ("Sun, 06 Nov 99999 08:49:37 GMT", None),
+            ("Sun, 06 Nov 94 08:49:37 GMT", None),
+            ("Sun 6 Nov 08:49:37 1994", None),
             (", ", None),
         ] {
-            assert_eq!(date(text), seconds, "{text}");
+            assert_eq!(date(text, NOW), seconds, "{text}");
         }
     }
 
@@ -449,7 +494,7 @@ mod tests {
                 map.insert("retry-after", after);
             }
             let asked = Asked { start, len, file_len };
-            for found in [judge(&asked, status, &map), judge_piece(&asked, status, &map)].into_iter().flatten() {
+            for found in [judge(&asked, status, &map, now()), judge_piece(&asked, status, &map, now())].into_iter().flatten() {
                 prop_assert_eq!(found.take, len);
             }
         }

@@ -7,7 +7,7 @@
 //! is to be told stands in [`Say`], which the session takes; so it is told in order, by one task.
 //!
 //! A block that is taken back leaves the queue at once. In a claim it is kept in mind: it is welcome if it comes, and the
-//! claim is cut when nothing else is wanted of it and much is still to come.
+//! claim is cut when nothing else is wanted of it and much is still to come, or the server hasn't answered yet.
 //!
 //! Deliberately not here: the network, and which block is wanted of whom.
 
@@ -43,7 +43,7 @@ const CUT_MIN: u64 = 64 * 1024;
 /// The same for something urgent, in parts of a second at the measured rate: what a new connection may cost.
 const CUT_GAIN: u64 = 5;
 
-/// Redirects that are remembered, each some hundred bytes.
+/// Redirects that are remembered, each some hundred bytes, 8 KiB at most.
 const REDIRECTS_MAX: usize = 4096;
 /// Blocks in a queue that aren't asked for any more, before it is swept.
 const STALE_MAX: usize = 1024;
@@ -120,6 +120,8 @@ pub(super) struct Desk {
     end: Option<String>,
     /// Where redirects led for a file.
     redirects: HashMap<FileIndex, Url>,
+    /// How often in a row bodies of a file ended too early, though the server took them for whole.
+    short: HashMap<FileIndex, u32>,
     /// What one request brings, in bytes per second; 0 while nothing is known.
     rate: u64,
     say: Say,
@@ -143,6 +145,7 @@ impl Desk {
             closed: false,
             end: None,
             redirects: HashMap::new(),
+            short: HashMap::new(),
             rate: 0,
             say: Say::default(),
         }
@@ -207,8 +210,9 @@ impl Desk {
         let held = self.claims.get_mut(&claim)?;
         held.wanted = held.wanted.saturating_sub(1);
         let progress = &held.progress;
+        // What wasn't answered yet may never be.
         let much =
-            progress.left.load(Ordering::Relaxed) > CUT_MIN || !progress.started.load(Ordering::Relaxed);
+            progress.left.load(Ordering::Relaxed) > CUT_MIN || !progress.answered.load(Ordering::Relaxed);
         (held.wanted == 0 && much).then(|| progress.cut.clone())
     }
 
@@ -421,6 +425,25 @@ impl Desk {
         }
     }
 
+    /// The host of this place fails: what else led there is looked for anew.
+    pub(super) fn forget_host(&mut self, of: &Url) {
+        let host = |url: &Url| (url.host_str().map(str::to_owned), url.port_or_known_default());
+        let failing = host(of);
+        self.redirects.retain(|_, to| host(to) != failing);
+    }
+
+    /// A body of a file ended too early, though the server took it for whole: how often in a row.
+    pub(super) fn fell_short(&mut self, file: FileIndex) -> u32 {
+        let times = self.short.entry(file).or_default();
+        *times += 1;
+        *times
+    }
+
+    /// A body of a file was whole.
+    pub(super) fn whole(&mut self, file: FileIndex) {
+        self.short.remove(&file);
+    }
+
     /// Nothing is claimed or queued any more. What was asked for is returned, to be dropped outside of the lock.
     #[must_use]
     pub(super) fn close(&mut self) -> impl Sized + use<> {
@@ -456,7 +479,12 @@ impl Desk {
             // One will be free in a moment.
             return None;
         }
-        let spare = self.claims.values().filter_map(|held| Some((held.progress.spare()?, &held.progress)));
+        let spare = |held: &Held| {
+            // Nobody wants it any more, and it keeps a requester all the same.
+            let idle = held.wanted == 0 && held.progress.left.load(Ordering::Relaxed) > 0;
+            if idle { Some(u64::MAX) } else { held.progress.spare() }
+        };
+        let spare = self.claims.values().filter_map(|held| Some((spare(held)?, &held.progress)));
         let (spare, progress) = spare.max_by_key(|(spare, _)| *spare)?;
         (spare >= self.worth_a_cut()).then(|| progress.cut.clone())
     }

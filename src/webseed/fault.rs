@@ -74,6 +74,16 @@ pub enum Fault {
         /// Bytes that should have.
         expected: u64,
     },
+    /// The same, of a body that the server takes for whole, and not for the first time.
+    #[error(
+        "the server has sent too little of this file time and again, {found} bytes of {expected} this time"
+    )]
+    Stub {
+        /// Bytes that came.
+        found: u64,
+        /// Bytes that should have.
+        expected: u64,
+    },
     /// The body goes on behind what was asked for.
     #[error("the server sends more than the {expected} bytes that were asked for")]
     Long {
@@ -144,6 +154,7 @@ impl Fault {
             | Self::NoContentRange
             | Self::WrongRange { .. }
             | Self::Encoded(_)
+            | Self::Stub { .. }
             | Self::Redirects(_)
             | Self::Corrupt => Meaning::DropFile,
             Self::Busy { after, .. } => Meaning::Wait(*after),

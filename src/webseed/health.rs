@@ -79,21 +79,26 @@ const SILENT: Duration = Duration::from_secs(1);
 /// A request under way; ends when it is dropped.
 pub(super) struct Busy<'a> {
     health: &'a Health,
-    /// When something came, or was asked for.
-    heard: Instant,
+    /// When something came, or was asked for; `None` while we ourselves keep it waiting.
+    heard: Option<Instant>,
 }
 
 impl Busy<'_> {
-    /// Something came, or we ourselves kept it waiting until now.
+    /// Something came, and we are busy with it: the server isn't to blame for what that takes.
+    pub(super) fn waits_for_us(&mut self) {
+        self.heard = None;
+    }
+
+    /// Something came, and we are done with it: what is to come is the server's matter.
     pub(super) fn heard(&mut self) {
-        self.heard = now();
+        self.heard = Some(now());
     }
 }
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.health.busy.fetch_sub(1, Ordering::Relaxed);
-        let silent = now().saturating_duration_since(self.heard);
+        let silent = self.heard.map_or(Duration::ZERO, |heard| now().saturating_duration_since(heard));
         if silent >= SILENT {
             let reason = format!("nothing came for {} s, until nobody waited for it", silent.as_secs());
             self.health.trouble(reason, true);
@@ -151,7 +156,7 @@ impl Health {
     pub(super) fn request(&self) -> Busy<'_> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy { health: self, heard: now() }
+        Busy { health: self, heard: Some(now()) }
     }
 
     /// A request went well. While it waits for something else that was wrong, the reason for that stays.

@@ -2,7 +2,8 @@
 //!
 //! A host is a name and a port. So many requests to it may be under way; who waits for a permit passes in the order in
 //! which he came, those for whom a read waits first. When a host fails it is left alone for a while: its entry stays
-//! meanwhile, so everybody who asks is told until when. After that one request at a time tries it, until one succeeds.
+//! meanwhile, so everybody who asks is told until when. After that one request at a time tries it, until one succeeds: a
+//! body that came whole, or for who has no more to say, a redirect to another host.
 //! What was sent before a failure that is known already says nothing new, neither by failing nor by succeeding: each
 //! permit has the generation of its host's state.
 //!
@@ -109,6 +110,12 @@ impl Hosts {
     /// Whether who asks now would have to wait for another's request to end.
     pub(super) fn is_full(&self, host: &str) -> bool {
         self.inner.lock().hosts.get(host).is_some_and(|h| h.until(now()).is_none() && !h.has_room(self.most))
+    }
+
+    /// Hosts that failed, and of which nothing has succeeded since.
+    #[cfg(test)]
+    pub(super) fn failing(&self) -> usize {
+        self.inner.lock().hosts.values().filter(|host| host.failing).count()
     }
 
     /// Permits given and not given back.

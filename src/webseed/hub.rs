@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{Client, RequestBuilder, Url};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Url};
 
 use super::fault::Fault;
 use super::hosts::Hosts;
@@ -75,17 +75,28 @@ pub struct Hub {
 impl Hub {
     /// A hub without any webseed.
     pub fn new(options: HubOptions) -> Arc<Self> {
+        Self::with_clients(options, |client| client)
+    }
+
+    /// The same, its clients made with something more.
+    pub(super) fn with_clients(
+        options: HubOptions,
+        more: impl Fn(ClientBuilder) -> ClientBuilder + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
             hosts: Hosts::new(options.per_host),
             table: Table::new(),
             clients: Clients::new("webseeds", 0, move || {
-                Client::builder()
+                let client = Client::builder()
                     .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
                     .referer(false)
                     .no_proxy()
                     .connect_timeout(timeouts::WEBSEED_CONNECT)
+                    .http2_keep_alive_interval(timeouts::WEBSEED_PING)
+                    .http2_keep_alive_timeout(timeouts::WEBSEED_PONG)
                     .pool_idle_timeout(KEEP_IDLE)
-                    .pool_max_idle_per_host(options.per_host.max(1))
+                    .pool_max_idle_per_host(options.per_host.max(1));
+                more(client)
             }),
             options,
             #[cfg(test)]

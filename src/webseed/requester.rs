@@ -6,6 +6,10 @@
 //! blocks that aren't told yet) belongs to objects that give it back in whatever way the turn ends: done, cut, failed,
 //! cancelled at any await, or by a panic. So what wasn't brought is asked for again.
 //!
+//! Where redirects led for a file is remembered. A place on another host that fails is that host's matter: it is
+//! forgotten, and the webseed itself is asked at once, which may lead elsewhere by now. Only what it leads to then is
+//! waited for.
+//!
 //! A panic ends its turn and is told in the log; after [`PANICS_MAX`] the webseed is given up.
 //!
 //! Deliberately not here: what follows from a fault (`fault`, `hosts`), what the owner is told besides blocks
@@ -15,13 +19,13 @@ use std::error::Error;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Response, StatusCode, Url};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 use super::answer::{self, Asked, Body};
 use super::assemble::Assembler;
@@ -34,12 +38,18 @@ use super::table::{Claim, Key, Progress};
 use super::url::{self, Kind};
 use super::wake::Level;
 use super::{Context, Step};
+use crate::metainfo::MAX_URL;
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, FileIndex};
 use crate::peer::event::{Item, PeerEvent};
 use crate::sync::timeouts;
 
 /// Redirects in a row: browsers follow 20, and real ones are one or two.
 const REDIRECTS_MAX: usize = 10;
+/// Bodies of one file in a row that the server takes for whole and that are too short, before it isn't asked for that
+/// file any more. One may be a page of a server that is being set up.
+const SHORT_MAX: u32 = 3;
+/// Characters of a URL's scheme that are told.
+const SCHEME_SHOWN: usize = 20;
 /// Bytes of a body that says nothing that are read to keep its connection; servers' pages of redirects and errors
 /// are smaller.
 const PAGE_MAX: usize = 16 * 1024;
@@ -115,7 +125,12 @@ impl Shared {
             Meaning::DropSeed => self.end(fault.to_string()),
             Meaning::Wait(_) | Meaning::Retry => {
                 self.ctx.health.trouble(fault.to_string(), false);
-                if let Some(until) = permit.and_then(|permit| permit.failed(fault, rand::random())) {
+                let until = match permit {
+                    Some(permit) => permit.failed(fault, rand::random()),
+                    // No host has to do with it, so none says when to try again.
+                    None => Some(now() + timeouts::WEBSEED_RETRY_FIRST),
+                };
+                if let Some(until) = until {
                     self.change(|desk| desk.wait(until));
                 }
             }
@@ -164,6 +179,8 @@ struct Turn<'a> {
     progress: Arc<Progress>,
     claim: Option<Claim>,
     permit: Option<Permit>,
+    /// What comes is from there: a place on another host than the webseed's own, where redirects led before.
+    led: Option<Url>,
 }
 
 impl Drop for Turn<'_> {
@@ -203,10 +220,11 @@ async fn turn(shared: &Shared) {
     let table = &shared.ctx.hub.table;
     let number = table.generation();
     let (slice, progress) = shared.desk.until(|desk| desk.claim(number)).await;
-    let mut turn = Turn { shared, number, slice, progress, claim: None, permit: None };
+    let mut turn = Turn { shared, number, slice, progress, claim: None, permit: None, led: None };
     shared.ctx.hub.step(Step::Claimed);
     let slice = turn.first_byte();
-    let key = Key { torrent: shared.ctx.torrent.info_hash, url: shared.url.clone(), slice };
+    let (torrent, kind) = (shared.ctx.torrent.info_hash, shared.ctx.seed.kind);
+    let key = Key { torrent, url: shared.url.clone(), kind, slice };
     turn.claim = Some(table.claim(key, number, turn.progress.clone()));
     shared.ctx.hub.step(Step::Entered);
     shared.cut_for_urgent();
@@ -216,7 +234,10 @@ async fn turn(shared: &Shared) {
             shared.ctx.health.trouble("its server failed, and is left alone for a while".to_owned(), true);
             shared.change(|desk| desk.wait(until));
         }
-        Err(Stop::Failed(fault, file)) => shared.failed(&fault, file, turn.permit.as_ref()),
+        Err(Stop::Failed(fault, file)) => match turn.led.take() {
+            Some(at) if is_of_host(&fault) => turn.failed_elsewhere(&fault, &at),
+            _ => shared.failed(&fault, file, turn.permit.as_ref()),
+        },
         Err(Stop::Closing) => shared.end("the torrent is closing".to_owned()),
     }
     shared.ctx.hub.step(Step::Settled);
@@ -241,35 +262,42 @@ impl<'a> Turn<'a> {
     async fn parts(&mut self) -> Result<(), Stop> {
         let mut assembler = Assembler::new(&self.shared.ctx.torrent.info.geometry, &self.slice.blocks);
         for part in std::mem::take(&mut self.slice.parts) {
-            let failed = |fault| Stop::Failed(fault, part.file);
             let answer = self.open(&part).await?;
+            self.progress.answered.store(true, Ordering::Relaxed);
             self.shared.ctx.hub.step(Step::Answered);
             let begun = answer.asked;
             let checked = self.read(&part, answer, &mut assembler).await?;
             let took = now().saturating_duration_since(begun).as_secs_f64();
-            if part.len >= u64::from(BLOCK_LEN) {
-                let rate = (part.len as f64 / took.max(1e-6)) as u64;
-                self.shared.desk.with(|desk| desk.measured(rate));
-            }
-            checked.map_err(failed)?;
+            let rate = (part.len as f64 / took.max(1e-6)) as u64;
+            self.shared.desk.with(|desk| {
+                desk.whole(part.file);
+                if part.len >= u64::from(BLOCK_LEN) {
+                    desk.measured(rate);
+                }
+            });
             if let Some(permit) = &self.permit {
                 permit.succeeded();
             }
-            self.shared.ctx.health.well();
+            match checked {
+                Ok(()) => self.shared.ctx.health.well(),
+                // All that was asked for has come: that is worth a word, and nothing more.
+                Err(fault) => self.shared.ctx.health.trouble(fault.to_string(), false),
+            }
         }
         let mut done = Vec::new();
         assembler.finish(&mut done);
-        self.deliver(&mut done).await?;
-        Ok(())
+        self.deliver(&mut done).await
     }
 
     /// Asks for a part: where redirects led last for this file, or where it should be.
     async fn open(&mut self, part: &Part) -> Result<Answer<'a>, Stop> {
         let shared = self.shared;
-        let (torrent, failed) = (&shared.ctx.torrent, |fault| Stop::Failed(fault, part.file));
+        let torrent = &shared.ctx.torrent;
+        let kind = shared.ctx.seed.kind;
+        let failed = |fault| Stop::Failed(of_kind(kind, fault), part.file);
         let info = &torrent.info;
         let file_len = |file: FileIndex| info.geometry.files().get(file.0 as usize).map_or(0, |f| f.len);
-        let (own, asked) = match shared.ctx.seed.kind {
+        let (own, asked) = match kind {
             Kind::Url => {
                 let own = url::file_url(&shared.base, info, part.file).map_err(failed)?;
                 (own, Asked { start: part.offset, len: part.len, file_len: file_len(part.file) })
@@ -284,19 +312,40 @@ impl<'a> Turn<'a> {
                 (own, Asked { start, len: part.len, file_len })
             }
         };
+        self.led = None;
         if let Some(remembered) = shared.desk.with(|desk| desk.redirect(part.file)) {
-            match self.follow(remembered, false, &asked, part.file).await {
+            let elsewhere = host_of(&remembered) != host_of(&own);
+            match self.follow(remembered.clone(), false, &asked, part.file).await {
+                // That a host fails to which it led is no reason not to ask itself: it may lead to another.
+                Err(Stop::Waits(_)) if elsewhere => shared.desk.with(|desk| desk.forget_host(&remembered)),
                 Err(Stop::Failed(fault, file)) => {
                     // Such an address may have been good for a while only.
                     shared.desk.with(|desk| desk.redirects(part.file, None));
-                    if matches!(fault.means(), Meaning::Wait(_)) {
+                    if elsewhere && is_of_host(&fault) {
+                        self.failed_elsewhere(&fault, &remembered);
+                    } else if matches!(fault.means(), Meaning::Wait(_)) {
                         return Err(Stop::Failed(fault, file));
                     }
                 }
-                other => return other,
+                other => {
+                    self.led = elsewhere.then_some(remembered);
+                    return other;
+                }
             }
         }
         self.follow(own, true, &asked, part.file).await
+    }
+
+    /// A request failed at a place of another host that was remembered. That is between us and that host: the webseed
+    /// itself is asked again at once, which may lead elsewhere. If it leads there again, it waits.
+    fn failed_elsewhere(&mut self, fault: &Fault, at: &Url) {
+        let health = &self.shared.ctx.health;
+        tracing::debug!(seed = health.url(), "a request failed where it led before: {fault}");
+        health.trouble(fault.to_string(), false);
+        let waits = self.permit.take().and_then(|permit| permit.failed(fault, rand::random()));
+        if waits.is_some() {
+            self.shared.desk.with(|desk| desk.forget_host(at));
+        }
     }
 
     /// Asks at a URL, and where that redirects to.
@@ -309,7 +358,8 @@ impl<'a> Turn<'a> {
     ) -> Result<Answer<'a>, Stop> {
         let shared = self.shared;
         let ctx = &shared.ctx;
-        let failed = |fault| Stop::Failed(fault, file);
+        let kind = ctx.seed.kind;
+        let failed = |fault| Stop::Failed(of_kind(kind, fault), file);
         let mut before = Vec::new();
         loop {
             let redirected = !own || !before.is_empty();
@@ -318,9 +368,10 @@ impl<'a> Turn<'a> {
             ctx.hub.step(Step::Permitted);
             let mut busy = ctx.health.request();
             self.progress.started.store(true, Ordering::Relaxed);
+            self.progress.answered.store(false, Ordering::Relaxed);
             let time = now();
             request = request.header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-            if ctx.seed.kind == Kind::Url {
+            if kind == Kind::Url {
                 let last = asked.start + asked.len - 1;
                 request = request.header(header::RANGE, format!("bytes={}-{last}", asked.start));
             }
@@ -330,28 +381,32 @@ impl<'a> Turn<'a> {
             };
             busy.heard();
             if let Some(to) = redirect(response.status(), response.headers()) {
-                let next = at.join(&to).map_err(|error| failed(Fault::Redirects(error.to_string())))?;
                 page(response).await;
                 drop(busy);
+                let next = next_place(&at, &to).map_err(failed)?;
                 before.push(std::mem::replace(&mut at, next));
                 check_redirect(&before, &at).map_err(failed)?;
+                // That is all that is asked of it. Where it leads to a place of its own, that one tells how it is.
+                let host = host_of(&at);
+                self.permit.iter().filter(|permit| *permit.host() != host).for_each(Permit::succeeded);
                 continue;
             }
             let status = response.status().as_u16();
-            let judged = match ctx.seed.kind {
-                Kind::Url => answer::judge(asked, status, response.headers()),
-                Kind::Http => answer::judge_piece(asked, status, response.headers()),
+            let (headers, clock) = (response.headers(), SystemTime::now());
+            let judged = match kind {
+                Kind::Url => answer::judge(asked, status, headers, clock),
+                Kind::Http => answer::judge_piece(asked, status, headers, clock),
             };
             return match judged {
                 Ok(body) => {
-                    if ctx.seed.kind == Kind::Url && !before.is_empty() {
+                    if kind == Kind::Url && !before.is_empty() {
                         shared.desk.with(|desk| desk.redirects(file, Some(at)));
                     }
                     Ok(Answer { response, body, asked: time, busy })
                 }
                 Err(fault) => {
                     let page = page(response).await;
-                    Err(failed(if ctx.seed.kind == Kind::Http { with_wait(fault, &page) } else { fault }))
+                    Err(failed(if kind == Kind::Http { with_wait(fault, &page) } else { fault }))
                 }
             };
         }
@@ -386,12 +441,13 @@ impl<'a> Turn<'a> {
         mut answer: Answer<'a>,
         assembler: &mut Assembler,
     ) -> Result<Result<(), Fault>, Stop> {
-        let failed = |fault| Stop::Failed(fault, part.file);
+        let kind = self.shared.ctx.seed.kind;
+        let failed = |fault| Stop::Failed(of_kind(kind, fault), part.file);
         let (mut skip, mut left, mut at) = (answer.body.skip, answer.body.take, part.at);
         let expected = skip + left;
         let limit = &self.shared.ctx.torrent.down_limit;
         let mut done = Vec::new();
-        // Since when, and how many bytes have come since then.
+        // Since when, our own pauses left out, and how many bytes have come since then.
         let (mut since, mut lately) = (now(), 0u64);
         let mut stall = std::pin::pin!(tokio::time::sleep(timeouts::WEBSEED_STALL));
         while left > 0 {
@@ -399,10 +455,12 @@ impl<'a> Turn<'a> {
                 biased;
                 chunk = answer.response.chunk() => chunk,
                 () = &mut stall => {
-                    if lately < timeouts::WEBSEED_STALL_BYTES {
-                        return Err(failed(Fault::TimedOut(Phase::Stall)));
+                    if now() >= since + timeouts::WEBSEED_STALL {
+                        if lately < timeouts::WEBSEED_STALL_BYTES {
+                            return Err(failed(Fault::TimedOut(Phase::Stall)));
+                        }
+                        (since, lately) = (now(), 0);
                     }
-                    (since, lately) = (now(), 0);
                     stall.as_mut().reset(tokio::time::Instant::from_std(since) + timeouts::WEBSEED_STALL);
                     continue;
                 }
@@ -410,9 +468,22 @@ impl<'a> Turn<'a> {
             let found = expected - skip - left;
             let mut data = match chunk {
                 Ok(Some(data)) => data,
-                Ok(None) => return Err(failed(Fault::Short { found, expected })),
+                // The server takes it for whole. A file of which it does so again and again is another one there.
+                Ok(None) => {
+                    let times = self.shared.desk.with(|desk| desk.fell_short(part.file));
+                    let often = times >= SHORT_MAX;
+                    let fault = if often {
+                        Fault::Stub { found, expected }
+                    } else {
+                        Fault::Short { found, expected }
+                    };
+                    return Err(failed(fault));
+                }
                 Err(error) => return Err(failed(broken(&error, answer.response.url(), found, expected))),
             };
+            // From here on it is us who keep it waiting.
+            let came = now();
+            answer.busy.waits_for_us();
             let read = data.len() as u64;
             lately += read;
             let front = skip.min(read);
@@ -425,20 +496,14 @@ impl<'a> Turn<'a> {
             assembler.feed(at, data, &mut done);
             at += taken;
             self.shared.ctx.hub.step(Step::Came);
-            let mut paused = false;
             if !done.is_empty() {
-                paused = self.deliver(&mut done).await?;
+                self.deliver(&mut done).await?;
             }
-            if limit.rate().is_some() {
-                limit.take(read).await;
-                paused = true;
-            }
+            limit.take(read).await;
             answer.busy.heard();
-            // Pauses of our own are none of the server's.
-            let enough = lately >= timeouts::WEBSEED_STALL_BYTES && now() >= since + Duration::from_secs(1);
-            if paused || enough {
+            since += now().saturating_duration_since(came);
+            if lately >= timeouts::WEBSEED_STALL_BYTES && now() >= since + Duration::from_secs(1) {
                 (since, lately) = (now(), 0);
-                stall.as_mut().reset(tokio::time::Instant::from_std(since) + timeouts::WEBSEED_STALL);
             }
         }
         if answer.body.whole {
@@ -451,8 +516,8 @@ impl<'a> Turn<'a> {
         }
     }
 
-    /// Puts blocks into their buffers and tells the owner; waits while his channel is full, and says whether it had to.
-    async fn deliver(&mut self, done: &mut Vec<(BlockRef, Bytes)>) -> Result<bool, Stop> {
+    /// Puts blocks into their buffers and tells the owner; waits while his channel is full.
+    async fn deliver(&mut self, done: &mut Vec<(BlockRef, Bytes)>) -> Result<(), Stop> {
         let shared = self.shared;
         let ctx = &shared.ctx;
         let places = shared.change(|desk| desk.came(self.number, done.iter().map(|(block, _)| *block)));
@@ -475,18 +540,11 @@ impl<'a> Turn<'a> {
         }
         ctx.hub.step(Step::Put);
         if delivery.items.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
-        let (permit, waited) = match ctx.events.try_reserve() {
-            Ok(permit) => (permit, false),
-            Err(mpsc::error::TrySendError::Closed(())) => return Err(Stop::Closing),
-            Err(mpsc::error::TrySendError::Full(())) => match ctx.events.reserve().await {
-                Ok(permit) => (permit, true),
-                Err(_) => return Err(Stop::Closing),
-            },
-        };
+        let permit = ctx.events.reserve().await.map_err(|_| Stop::Closing)?;
         permit.send(PeerEvent::Said { key: ctx.key, items: std::mem::take(&mut delivery.items) });
-        Ok(waited)
+        Ok(())
     }
 }
 
@@ -497,11 +555,40 @@ fn redirect(status: StatusCode, headers: &HeaderMap) -> Option<String> {
     Some(String::from_utf8_lossy(location.as_bytes()).into_owned())
 }
 
+/// The place that a redirect from `at` names.
+///
+/// # Errors
+/// It is none, or longer than any that we would ask for.
+fn next_place(at: &Url, to: &str) -> Result<Url, Fault> {
+    let long = || Fault::Redirects("to a URL that is too long".to_owned());
+    if to.len() > MAX_URL {
+        return Err(long());
+    }
+    let next = at.join(to).map_err(|error| Fault::Redirects(error.to_string()))?;
+    // What is relative adds to what was there, and some of it is escaped.
+    if next.as_str().len() > MAX_URL { Err(long()) } else { Ok(next) }
+}
+
+/// Whether a fault is held against the host, which may be well later.
+fn is_of_host(fault: &Fault) -> bool {
+    matches!(fault.means(), Meaning::Wait(_) | Meaning::Retry)
+}
+
+/// What is wrong with an answer to a request for a piece (BEP 17) isn't of a file.
+fn of_kind(kind: Kind, fault: Fault) -> Fault {
+    match (kind, fault) {
+        (Kind::Url, fault) | (Kind::Http, fault @ Fault::OfTorrent(_)) => fault,
+        (Kind::Http, fault) => Fault::OfTorrent(Box::new(fault)),
+    }
+}
+
 /// # Errors
 /// It has gone too far, in a circle, or to what isn't HTTP.
 fn check_redirect(before: &[Url], next: &Url) -> Result<(), Fault> {
     let wrong = if !matches!(next.scheme(), "http" | "https") {
-        format!("{} is neither http nor https", next.scheme())
+        // As long as a server likes.
+        let scheme: String = next.scheme().chars().take(SCHEME_SHOWN).collect();
+        format!("{scheme} is neither http nor https")
     } else if before.contains(next) {
         "in a circle".to_owned()
     } else if before.len() > REDIRECTS_MAX {
@@ -553,5 +640,9 @@ fn broken(error: &reqwest::Error, asked: &Url, found: u64, expected: u64) -> Fau
         }
         next = cause.source();
     }
-    Fault::of(error, asked)
+    match Fault::of(error, asked) {
+        // The head was there in time.
+        Fault::TimedOut(_) => Fault::TimedOut(Phase::Stall),
+        other => other,
+    }
 }

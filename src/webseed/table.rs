@@ -1,8 +1,9 @@
 //! The one table of slices that are being fetched, of all webseeds of the program (row W5).
 //!
-//! Keyed by torrent, URL and slice; each entry has a generation. A claim is an object: when it goes, in whatever way,
-//! so does its entry, unless a later claim of the same slice has taken its place. A later claim cuts the one before:
-//! that belongs to a webseed that was removed, or was given up. All numbers are counted from the entries.
+//! Keyed by torrent, URL, the way in which that is asked, and slice; each entry has a generation. A claim is an object:
+//! when it goes, in whatever way, so does its entry, unless a later claim of the same slice has taken its place. A later
+//! claim cuts the one before: that belongs to a webseed that was removed, or was given up. All numbers are counted from
+//! the entries.
 //!
 //! Deliberately not here: what a slice is made of, and what comes of it (`desk`).
 
@@ -13,6 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio_util::sync::CancellationToken;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
+use super::url::Kind;
+
 /// What is claimed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
@@ -20,6 +23,8 @@ pub(super) struct Key {
     pub torrent: [u8; 20],
     /// The webseed's URL as it stands in the torrent.
     pub url: Arc<str>,
+    /// How it is asked: one URL may be named for both ways, which makes two webseeds.
+    pub kind: Kind,
     /// The slice's first byte in the torrent's linear space.
     pub slice: u64,
 }
@@ -31,6 +36,8 @@ pub(super) struct Progress {
     pub left: AtomicU64,
     /// A request is under way.
     pub started: AtomicBool,
+    /// The answer to it has begun, and is what was asked for.
+    pub answered: AtomicBool,
     /// A read waits for a part of it.
     pub urgent: AtomicBool,
     /// Cancelled when it is to be given up.
@@ -40,8 +47,9 @@ pub(super) struct Progress {
 impl Progress {
     /// Of a slice of so many bytes.
     pub(super) fn new(len: u64, urgent: bool) -> Arc<Self> {
-        let (left, started) = (AtomicU64::new(len), AtomicBool::new(false));
-        Arc::new(Self { left, started, urgent: AtomicBool::new(urgent), cut: CancellationToken::new() })
+        let (left, cut) = (AtomicU64::new(len), CancellationToken::new());
+        let [started, answered] = [false; 2].map(AtomicBool::new);
+        Arc::new(Self { left, started, answered, urgent: AtomicBool::new(urgent), cut })
     }
 
     /// Whether a read waits for a part of it.
@@ -153,7 +161,7 @@ mod tests {
     use super::*;
 
     fn key(slice: u64) -> Key {
-        Key { torrent: [1; 20], url: "http://a.example/".into(), slice }
+        Key { torrent: [1; 20], url: "http://a.example/".into(), kind: Kind::Url, slice }
     }
 
     impl Table {

@@ -2,8 +2,8 @@
 //!
 //! BEP 19 names a folder or a file. A torrent of several files is a folder of its own name in the folder that is named,
 //! whether or not the URL ends with a slash. A single file is what the URL names, unless it ends with a slash: then it is
-//! in there, under its name. Where a query asks for the name (it ends with `=` or `/`), the names go there; any other query,
-//! such as a token, stays behind them. BEP 17 adds the info-hash, the piece and the range to the query.
+//! in there, under its name. Where a query asks for the name (it ends with `/`, or with a key and `=`), the names go there;
+//! any other query, such as a token, stays behind them. BEP 17 adds the info-hash, the piece and the range to the query.
 //!
 //! Names are those of the metainfo, byte for byte, not those that were made safe for a file system: a server has the
 //! files as their maker had them. All but what RFC 3986 calls unreserved is escaped, component by component. Only empty
@@ -58,7 +58,7 @@ pub fn file_url(base: &Url, info: &Info, file: FileIndex) -> Result<Url, Fault> 
     let names = names.join("/");
     let mut url = base.clone();
     match base.query() {
-        Some(query) if query.ends_with(['=', '/']) => url.set_query(Some(&format!("{query}{names}"))),
+        Some(query) if asks_for_name(query) => url.set_query(Some(&format!("{query}{names}"))),
         _ => {
             let slash = if base.path().ends_with('/') { "" } else { "/" };
             url.set_path(&format!("{}{slash}{names}", base.path()));
@@ -91,10 +91,18 @@ pub fn without_password(url: &Url) -> String {
     url.into()
 }
 
+/// Whether a query is to be followed by a name: its last value is empty, or a folder. A signature or token may end with
+/// `=` too, but then it stands behind another one.
+fn asks_for_name(query: &str) -> bool {
+    let last = query.rsplit(['&', ';']).next().unwrap_or(query);
+    let empty = last.strip_suffix('=').is_some_and(|key| !key.is_empty() && !key.contains('='));
+    empty || query.ends_with('/')
+}
+
 /// Whether a URL names a folder: what is in it is to be added.
 fn ends_with_slash(url: &Url) -> bool {
     match url.query() {
-        Some(query) if query.ends_with(['=', '/']) => true,
+        Some(query) if asks_for_name(query) => true,
         _ => url.path().ends_with('/'),
     }
 }
@@ -135,6 +143,11 @@ mod tests {
             ("http://h/d/#there", "http://h/d/a%20b%23%3F%25%C3%A9.iso"),
             ("http://h/d/?key=k", "http://h/d/a%20b%23%3F%25%C3%A9.iso?key=k"),
             ("http://h/get?file=", "http://h/get?file=a%20b%23%3F%25%C3%A9.iso"),
+            ("http://h/get?k=ab==&file=", "http://h/get?k=ab==&file=a%20b%23%3F%25%C3%A9.iso"),
+            // Values that end so by chance, as signatures do.
+            ("http://h/x.iso?sig=ab==", "http://h/x.iso?sig=ab=="),
+            ("http://h/x.iso?k=1&sig=ab=", "http://h/x.iso?k=1&sig=ab="),
+            ("http://h/d/?sig=ab==", "http://h/d/a%20b%23%3F%25%C3%A9.iso?sig=ab=="),
             ("http://u:p@h/d/", "http://u:p@h/d/a%20b%23%3F%25%C3%A9.iso"),
         ] {
             assert_eq!(of(base, &info, 0).as_deref(), Ok(url), "{base}");
@@ -189,6 +202,8 @@ mod tests {
             ("http://h", format!("http://h/{first}")),
             ("http://h/d?k=v", format!("http://h/d/{first}?k=v")),
             ("http://h/d?f=/pub/", format!("http://h/d?f=/pub/{first}")),
+            ("http://h/d?f=", format!("http://h/d?f={first}")),
+            ("http://h/d?sig=ab==", format!("http://h/d/{first}?sig=ab==")),
         ] {
             assert_eq!(of(base, &info, 1), Ok(url), "{base}");
         }

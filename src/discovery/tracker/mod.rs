@@ -18,6 +18,7 @@ mod tiers;
 mod transport;
 mod udp;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -124,11 +125,13 @@ impl TrackersView {
 }
 
 /// What the handle tells the groups.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Control {
     wanted: bool,
     completed: bool,
     stopping: bool,
+    /// Trackers that may be in the local network after all, by their places in the status.
+    widened: Arc<BTreeSet<usize>>,
 }
 
 /// The trackers of one torrent. Dropping it ends the announcing at once, without a word to the trackers; see
@@ -202,6 +205,14 @@ impl Trackers {
         }
         let options = TrackerOptions { reach, ..self.shared.options.clone() };
         self.register(url, &options).map(|member| self.spawn_one(member)).is_some()
+    }
+
+    /// Somebody whose word reaches further named a tracker that is known already: it may be in the local network from now
+    /// on, and is announced to at once if that kept it from us. Nothing happens if it isn't known.
+    pub fn widen(&self, url: &str) {
+        let slot = self.shared.status.lock().iter().position(|known| known.url == url.trim());
+        let Some(slot) = slot else { return };
+        self.control.send_if_modified(|control| Arc::make_mut(&mut control.widened).insert(slot));
     }
 
     /// Tells every tracker that knows us, once, that the torrent was completed in this session. Doesn't wait.
@@ -348,7 +359,8 @@ fn now() -> tokio::time::Instant {
 impl Group {
     async fn run(mut self) {
         loop {
-            let control = *self.control.borrow_and_update();
+            let control = self.control.borrow_and_update().clone();
+            self.widen(&control.widened);
             if control.stopping {
                 return self.say_stopped().await;
             }
@@ -380,6 +392,16 @@ impl Group {
             }
             let now = now();
             self.members.iter_mut().for_each(|member| member.tracker.release_idle(now));
+        }
+    }
+
+    /// Has these trackers reach as far as any. What they were told to wait for is no reason any more if nobody has heard of
+    /// us yet.
+    fn widen(&mut self, slots: &BTreeSet<usize>) {
+        let named = self.members.iter_mut().filter(|member| slots.contains(&member.slot));
+        let widened = named.map(|member| member.tracker.widen()).fold(false, |any, one| any | one);
+        if widened && !self.members.iter().any(|member| member.tracker.registered() || member.disabled) {
+            self.schedule = Schedule::new(now().into_std());
         }
     }
 

@@ -381,8 +381,17 @@ async fn trackers_in_the_local_network_are_for_the_user_to_name() {
             tracker.url
         );
     }
-    assert!(trackers.stop(LONG).await);
     assert!(heard.0.try_recv().is_err() && heard_udp.0.try_recv().is_err());
+    // Then somebody named two of them who may.
+    for url in [&urls[0], &urls[2], &urls[0], &"http://127.0.0.1:1/unknown".to_owned()] {
+        trackers.widen(url);
+    }
+    let done = |s: &[TrackerStatus]| [0, 2].iter().all(|n| s[*n].state == TrackerState::Working);
+    let status = until(&trackers, done).await;
+    assert_eq!((status[1].state, status[3].state), (TrackerState::Failed, TrackerState::Failed));
+    assert_eq!((heard.next().await.as_str(), heard_udp.next().await.as_str()), ("started", "started"));
+    assert!(trackers.stop(LONG).await);
+    assert_eq!((heard.next().await.as_str(), heard_udp.next().await.as_str()), ("stopped", "stopped"));
 
     // The user named two of them.
     let named = vec![urls[1].clone(), urls[2].clone()];

@@ -119,6 +119,15 @@ impl Tracker {
         Ok(Self { name, transport })
     }
 
+    /// It may be in the local network from now on. False if it could before.
+    pub fn widen(&mut self) -> bool {
+        let reach = match &mut self.transport {
+            Transport::Http(tracker) => &mut tracker.reach,
+            Transport::Udp(tracker) => &mut tracker.reach,
+        };
+        std::mem::replace(reach, Reach::Any) != Reach::Any
+    }
+
     /// Whether it knows us, and so is to hear of it when we stop.
     pub fn registered(&self) -> bool {
         match &self.transport {

@@ -117,12 +117,20 @@ impl Owner {
     ) {
         for tier in trackers {
             let known = |url: &String| self.tiers.iter().flatten().any(|known| known == url);
-            let new: Vec<String> = tier.into_iter().filter(|url| !known(url)).collect();
+            let (known, new): (Vec<String>, Vec<String>) = tier.into_iter().partition(known);
             if let Some(trackers) = &self.trackers {
                 new.iter().for_each(|url| _ = trackers.add(url, reach));
             }
             if reach == Reach::Any {
-                self.named_trackers.extend(new.iter().cloned());
+                // What kept one from its host is no reason any more.
+                if let Some(trackers) = &self.trackers {
+                    known.iter().for_each(|url| trackers.widen(url));
+                }
+                for url in known.iter().chain(&new) {
+                    if !self.named_trackers.contains(url) {
+                        self.named_trackers.push(url.clone());
+                    }
+                }
             }
             self.tiers.extend((!new.is_empty()).then_some(new));
         }

@@ -8,7 +8,7 @@ use super::rig::{B, Make, Rig};
 use super::server::{Answer, byte, raw};
 use crate::metainfo::geometry::FileIndex;
 use crate::sync::timeouts;
-use crate::webseed::{Kind, SeedState};
+use crate::webseed::{Hub, Kind, SeedState};
 
 /// The bytes of the file of a single-file torrent.
 fn bytes(range: std::ops::Range<u64>) -> Vec<u8> {
@@ -94,6 +94,26 @@ async fn redirects_in_a_row_are_bounded() {
 }
 
 #[tokio::test]
+async fn what_a_redirect_says_is_bounded() {
+    let scheme = format!("its redirects lead nowhere: {} is neither http nor https", "x".repeat(20));
+    for (to, why) in [
+        (format!("/{}", "x".repeat(9000)), "its redirects lead nowhere: to a URL that is too long"),
+        // Each step is a part of the next.
+        (format!("{}/", "x".repeat(3000)), "its redirects lead nowhere: to a URL that is too long"),
+        (format!("{}://a.example/", "x".repeat(4000)), scheme.as_str()),
+    ] {
+        let mut rig = two_files(|_, _| Answer::Right).await;
+        let location = format!("location: {to}");
+        rig.server.answers(move |_, _| Answer::Raw(raw("302 Found", &[&location], b""), true));
+        let first = rig.blocks(0..1);
+        rig.ask(&first, false);
+        rig.until(|told| told.rejected.len() == 1).await;
+        assert_eq!(reason(&rig), why);
+        rig.close().await;
+    }
+}
+
+#[tokio::test]
 async fn a_webseed_without_a_file_left_is_dropped() {
     let mut rig = Make::blocks(32).start().await;
     rig.server.answers(|_, _| Answer::Raw(raw("404 Not Found", &[], b""), true));
@@ -143,6 +163,27 @@ async fn a_body_that_is_too_short_is_used_as_far_as_it_goes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_whose_bodies_end_too_early_time_and_again_is_dropped() {
+    // A page that says that there is no such file, sent as if it were the file.
+    let page = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nsorry\r\n0\r\n\r\n";
+    let mut rig = two_files(|_, _| Answer::Raw(page.to_vec(), true)).await;
+    let first = rig.blocks(0..1);
+    for times in 1..3 {
+        rig.ask(&first, false);
+        rig.until(|told| told.choked.len() == 2 * times).await;
+        assert_eq!(reason(&rig), format!("the server sent 5 bytes of {B}"));
+    }
+    rig.ask(&first, false);
+    rig.until(|told| told.refused == [FileIndex(0)] && told.rejected.len() == 3).await;
+    assert!(reason(&rig).contains("time and again"), "{}", reason(&rig));
+    assert_eq!((rig.server.count(), rig.told.choked.len()), (3, 4));
+    let other = rig.blocks(200..232);
+    rig.ask(&other, false);
+    rig.until_came(32).await;
+    rig.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_is_too_long_is_cut_off() {
     let mut rig = Make::blocks(16).options(1, 1).start().await;
     rig.server.answers(|_, _| {
@@ -151,9 +192,12 @@ async fn a_body_that_is_too_long_is_cut_off() {
     });
     let all = rig.all();
     rig.ask(&all, false);
-    rig.until(|told| told.came.len() == 16 && !told.choked.is_empty()).await;
+    rig.until_came(16).await;
+    rig.state(|rig| rig.hub.under_way() == (0, 0, 0)).await;
     assert!(reason(&rig).contains("more than the 262144 bytes"));
-    rig.close().await;
+    // All that was asked for has come: that is worth a word, and no wait.
+    assert_eq!(rig.hub.hosts.failing(), 0);
+    assert!(rig.close().await.choked.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -184,6 +228,69 @@ async fn who_says_nothing_or_stops_or_drips_is_left_alone() {
     rig.ask(&all, false);
     rig.until_came(16).await;
     assert_eq!(reason(&rig), "");
+    rig.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_ours_excuses_no_server_that_stops_or_drips() {
+    let stall = timeouts::WEBSEED_STALL;
+    for answer in [Answer::Part(5), Answer::Drip(1), Answer::Drip(1600)] {
+        let mut rig = Make::blocks(16).options(1, 1).start().await;
+        rig.limit.set(Some(1 << 20));
+        let say = answer.clone();
+        rig.server.answers(move |_, _| say.clone());
+        let all = rig.all();
+        rig.ask(&all, false);
+        let given_up = rig.until(|told| told.rejected.len() == 16);
+        tokio::time::timeout(stall + Duration::from_secs(3), given_up).await.expect("it is given up");
+        assert_eq!(reason(&rig), "the server stopped sending", "{answer:?}");
+        rig.close().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_limit_of_ours_is_no_fault_of_the_server() {
+    // What is read at once takes longer than a server may say nothing.
+    let mut rig = Make::blocks(16).options(2, 2).start().await;
+    rig.limit.set(Some(1024));
+    let all = rig.all();
+    rig.ask(&all, false);
+    rig.until_came(16).await;
+    assert_eq!((reason(&rig).as_str(), rig.told.choked.len()), ("", 0));
+    rig.close().await;
+    // Nor when nobody waits for it any more meanwhile.
+    let mut rig = Make::blocks(64).options(1, 1).start().await;
+    rig.limit.set(Some(1024));
+    let all = rig.all();
+    rig.ask(&all, false);
+    rig.until(|told| !told.came.is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let left: Vec<_> = all.iter().filter(|block| !rig.told.came.contains_key(block)).copied().collect();
+    left.into_iter().for_each(|block| rig.cancel(block));
+    rig.until(|told| told.came.len() + told.recalled.len() == 64).await;
+    rig.state(|rig| rig.hub.under_way().0 == 0).await;
+    assert_eq!(reason(&rig), "");
+    rig.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn w2_who_can_make_no_client_waits_as_well() {
+    let mut make = Make::blocks(16);
+    // That is no header.
+    make.hub = Some(Hub::with_clients(make.options, |client| client.user_agent("\n")));
+    let mut rig = make.start().await;
+    let all = rig.all();
+    rig.until(|told| told.started == 1).await;
+    let taken = crate::webseed::wake::taken_by_this_thread;
+    let (before, start) = (taken(), Instant::now());
+    for times in 1..=10 {
+        rig.ask(&all, false);
+        rig.until(|told| told.choked.len() == 2 * times).await;
+        assert_eq!(rig.told.rejected.len(), 16 * times);
+    }
+    assert!(start.elapsed() >= Duration::from_secs(9), "{:?}", start.elapsed());
+    assert!(taken() - before < 500, "{}", taken() - before);
+    assert!(reason(&rig).starts_with("no secure connection: "), "{}", reason(&rig));
     rig.close().await;
 }
 
@@ -286,6 +393,25 @@ async fn bep_17_says_in_the_body_how_long_to_wait() {
     rig.until(|told| told.gone.is_some()).await;
     assert_eq!(rig.told.gone.as_deref(), Some("the server answers 404 Not Found"));
     rig.nothing_left();
+}
+
+#[tokio::test]
+async fn redirects_of_a_bep_17_server_that_lead_nowhere_end_it() {
+    // They are of no file: it has them all, or none.
+    for (to, why) in [("ftp://a.example/", "neither http nor https"), ("/f?again", "in a circle")] {
+        let mut make = Make::files(vec![("/a", 20 * B, false), ("/b", 32 * B, false)]);
+        make.kind = Kind::Http;
+        let mut rig = make.start().await;
+        let location = format!("location: {to}");
+        rig.server.answers(move |_, _| Answer::Raw(raw("302 Found", &[&location], b""), true));
+        let all = rig.all();
+        // A piece of the first file alone.
+        rig.ask(&all[..16], false);
+        rig.until(|told| told.gone.is_some() || !told.refused.is_empty()).await;
+        assert!(rig.told.refused.is_empty(), "{:?}", rig.told.refused);
+        assert!(rig.told.gone.as_deref().unwrap().contains(why), "{:?}", rig.told.gone);
+        rig.nothing_left();
+    }
 }
 
 #[tokio::test]

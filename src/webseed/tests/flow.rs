@@ -1,9 +1,11 @@
 //! What is asked for comes: files, their borders, redirects, BEP 17, limits.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::rig::{B, Make};
 use super::server::{Answer, by_piece, byte, raw};
+use crate::metainfo::geometry::BLOCK_LEN;
 use crate::webseed::{Kind, SeedState};
 
 #[tokio::test]
@@ -201,4 +203,26 @@ async fn bulk_is_cut_for_what_is_urgent() {
     rig.server.go();
     rig.until_came(216).await;
     rig.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_requests_that_nobody_wants_any_more_keep_nothing_urgent_waiting() {
+    // Neither answered, nor sent to the end.
+    for answer in [Answer::Hang, Answer::Part(5)] {
+        let mut make = Make::blocks(64);
+        make.piece = BLOCK_LEN;
+        let mut rig = make.start().await;
+        rig.server.answers(move |n, _| if n < 4 { answer.clone() } else { Answer::Right });
+        let four = rig.blocks([0, 16, 32, 48]);
+        rig.ask(&four, true);
+        rig.state(|rig| rig.server.hanging.load(Ordering::SeqCst) == 4).await;
+        // What was sent is here.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        four.iter().for_each(|block| rig.cancel(*block));
+        let (start, fifth) = (tokio::time::Instant::now(), rig.blocks([5]));
+        rig.ask(&fifth, true);
+        rig.until_came(1).await;
+        assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+        rig.close().await;
+    }
 }

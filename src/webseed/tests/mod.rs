@@ -5,6 +5,8 @@
 mod ends;
 mod faults;
 mod flow;
+mod http2;
+mod mirrors;
 mod rig;
 mod rows;
 mod server;

@@ -60,6 +60,8 @@ pub(super) struct Make {
     pub options: HubOptions,
     /// Batches that the owner's channel holds.
     pub channel: usize,
+    /// Instead of one of its own.
+    pub hub: Option<Arc<Hub>>,
 }
 
 impl Make {
@@ -71,7 +73,15 @@ impl Make {
     /// These files, in pieces of 16 blocks.
     pub(super) fn files(files: Vec<(&'static str, u64, bool)>) -> Self {
         let options = HubOptions::default();
-        Self { files, piece: 16 * BLOCK_LEN, kind: Kind::Url, trusted: true, options, channel: 256 }
+        Self {
+            files,
+            piece: 16 * BLOCK_LEN,
+            kind: Kind::Url,
+            trusted: true,
+            options,
+            channel: 256,
+            hub: None,
+        }
     }
 
     pub(super) fn options(mut self, per_seed: usize, per_host: usize) -> Self {
@@ -106,7 +116,7 @@ impl Make {
                 self.files.iter().zip(&names).map(|((_, len, pad), name)| (&name[..], *len, *pad)).collect();
             torrent(b"n", self.piece, &files)
         });
-        let hub = Hub::new(self.options);
+        let hub = self.hub.unwrap_or_else(|| Hub::new(self.options));
         let limit = RateLimit::new(None);
         let url = server.url(if single { self.files[0].0 } else { "/" });
         let (sender, events) = mpsc::channel(self.channel);
@@ -130,11 +140,21 @@ impl Make {
 }
 
 impl Rig {
+    /// Another host, with these files.
+    pub(super) async fn host(&self, files: &[(&str, u64)]) -> Arc<Server> {
+        Server::start(&self.scope, files).await
+    }
+
     /// Another webseed of the same torrent and hub; its events come to this rig, too.
     pub(super) fn another(&mut self, url: String) -> Running {
+        self.another_of(url, Kind::Url)
+    }
+
+    /// The same, asked in this way.
+    pub(super) fn another_of(&mut self, url: String, kind: Kind) -> Running {
         self.keys += 1;
         let target = Target { info: self.info.clone(), info_hash: [7; 20], down_limit: self.limit.clone() };
-        let seed = Seed { url, kind: Kind::Url, trusted: true };
+        let seed = Seed { url, kind, trusted: true };
         start(&self.scope, PeerKey(self.keys), seed, Arc::new(target), self.hub.clone(), self.sender.clone())
     }
 

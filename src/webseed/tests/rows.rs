@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::rig::{B, Make};
 use super::server::{Answer, raw};
 use crate::metainfo::geometry::FileIndex;
-use crate::webseed::SeedState;
+use crate::webseed::{Kind, SeedState};
 
 #[tokio::test]
 async fn w1_a_server_sees_no_more_than_it_should_and_a_thousand_slices_drain() {
@@ -145,6 +145,28 @@ async fn w4_late_bytes_are_counted_and_harmless() {
     let (down, wasted) = (counters.down.load(Ordering::Relaxed), counters.wasted.load(Ordering::Relaxed));
     assert_eq!((down, wasted), (3 * B, 13 * B));
     rig.told.came.clear();
+    rig.close().await;
+}
+
+#[tokio::test]
+async fn w5_one_url_that_is_asked_in_two_ways_is_two_webseeds() {
+    let mut rig = Make::blocks(16).start().await;
+    let other = rig.another_of(rig.server.url("/f"), Kind::Http);
+    rig.server.answers(|_, _| Answer::Hang);
+    let all = rig.all();
+    rig.ask(&all, false);
+    let wanted = rig.wanted(&all, false);
+    other.outbox.request(wanted);
+    rig.state(|rig| rig.server.count() >= 2).await;
+    // Both fetch the same blocks, and neither is cut for the other.
+    assert_eq!(rig.hub.under_way().0, 2);
+    rig.server.go();
+    rig.until(|told| told.came.values().sum::<usize>() == 32).await;
+    assert_eq!(rig.server.count(), 2);
+    rig.told.came.clear();
+    other.close();
+    rig.until(|told| told.gone.is_some()).await;
+    rig.told.gone = None;
     rig.close().await;
 }
 

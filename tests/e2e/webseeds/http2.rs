@@ -1,12 +1,12 @@
-//! HTTP/2 that goes wrong, from a server of the tests' own over TLS: connections that are given up, streams that are
-//! refused or break off.
+//! HTTP/2 that goes wrong, from a server of the tests' own over TLS: connections that are given up or say nothing any
+//! more, streams that are refused or break off.
 //!
 //! **Flow.** Each request is answered as the test's script says, on a connection that may have orders of its own
 //! ([`Order`]). What is under way on the other streams of a connection then shows what they make of it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::http::{Request, Response};
@@ -47,12 +47,15 @@ enum Does {
     Short,
     /// Nothing at all.
     Hang,
+    /// From now on the connection is neither read nor written, and stays open.
+    Freeze,
 }
 
 /// What a connection is told.
 enum Order {
     Leave,
     Fail,
+    Freeze,
 }
 
 /// By the number of the connection, and that of the request among all: what is done.
@@ -156,6 +159,10 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) -> Option<()> {
             Some(order) = ordered.recv() => match order {
                 Order::Leave => connection.graceful_shutdown(),
                 Order::Fail => connection.abrupt_shutdown(Reason::INTERNAL_ERROR),
+                Order::Freeze => {
+                    answers.abort_all();
+                    std::future::pending().await
+                }
             }
         }
     }
@@ -191,6 +198,10 @@ async fn answer(
         Does::Hang => {
             // Until whoever asked has had enough.
             let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            return None;
+        }
+        Does::Freeze => {
+            let _ = orders.send(Order::Freeze);
             return None;
         }
         _ => {}
@@ -348,5 +359,23 @@ fn who_stops_waiting_ends_the_stream_and_not_the_connection() {
     assert_eq!(alone.read(0), Outcome::Right);
     // One more may have been begun before the first was known to be HTTP/2.
     assert!(alone.server.connections() <= 2, "{} connections", alone.server.connections());
+    alone.stop();
+}
+
+#[test]
+fn a_connection_that_says_nothing_any_more_is_given_up() {
+    needs!(Fuse, Libtorrent, Openssl);
+    // The first one serves a request and then nothing, also of those that are made after that.
+    let alone = Alone::of(&[], |connection, request| match (connection, request) {
+        (0, 1..) => Does::Freeze,
+        _ => Does::Serve,
+    });
+    assert_eq!(alone.read(0), Outcome::Right);
+    let begin = Instant::now();
+    assert_eq!(alone.read(4 << 20), Outcome::Right);
+    let took = begin.elapsed();
+    eprintln!("a new connection after {took:?}");
+    assert!(took < 3 * Duration::from_secs(12), "{took:?}");
+    alone.works(Does::Freeze);
     alone.stop();
 }
