@@ -38,6 +38,8 @@ MANY_PEERS = 80
 # btfs reads about 13 MiB/s, whatever the size.
 BTFS_SHARE = 8
 SEEK_PAUSE = 0.7
+# A cold read through a mount fills twice the file's size of the page cache: what the mount shows, and what it stores.
+FRESH = 2
 # Files to list, with the bytes of each; so many of them are read as well.
 MANY_FILES = {10_000: 4096, 100_000: 8}
 READ_FILES = 10_000
@@ -107,7 +109,7 @@ class Bench:
     def measure(self, what, row, kind, function, *args):
         """One measurement of one client; what goes wrong costs its figures, not the run."""
         if row in ("cold, MiB/s", "web cold"):
-            freshen(self.folder / "fresh", self.torrent.size)
+            freshen(self.folder / "fresh", FRESH * self.torrent.size)
         begin = time.monotonic()
         before = {key: len(values) for key, values in self.results.values.items()}
         try:
@@ -240,6 +242,8 @@ class Bench:
         self.measure(what, "web cold", Hashing, web.hashing)
         self.measure(what, "web seek", Torrentfs, lambda results: web.seeks(results, self.client(Torrentfs, swarm), number))
         self.measure(what, "web seek", Curl, lambda results: web.curl_seeks(results, swarm, number))
+        aside = self.folder / f"run{self.runs}-seeks"
+        self.measure(what, "web seek, piece", ToDisk, lambda results: web.libtorrent_seeks(results, swarm, aside, number))
 
 
 class Sha1sum:

@@ -21,6 +21,9 @@ from .tools import MIB, Failed, Watch, await_state, read_through, same
 
 NGINX_LIMIT = 10
 CURL_LIMIT = 120
+LIBTORRENT_LIMIT = 60
+# Each takes a second, as long as libtorrent's clock ticks.
+LIBTORRENT_SEEKS = 8
 # Places to read from, each in a piece of its own, and how much there.
 SEEKS, SEEK = 32, 64 * 1024
 # Hashed over and over: larger than the processor's caches.
@@ -157,6 +160,36 @@ def curl_seeks(results, swarm, seed):
             if len(got) != length:
                 raise Failed(f"{len(got)} bytes of {length} at {begin}")
             results.add(row, "curl", seconds)
+
+
+def libtorrent_seeks(results, swarm, folder, seed):
+    """The pieces of the same places by libtorrent, of which nothing else is wanted: each with a deadline of now, until it
+    hands it out."""
+    torrent = swarm.torrent
+    session = lt.session({
+        "enable_dht": False, "enable_lsd": False, "enable_upnp": False, "enable_natpmp": False,
+        "listen_interfaces": "", "alert_mask": lt.alert.category_t.status_notification | lt.alert.category_t.error_notification,
+        # Our own machine is where nginx listens.
+        "ssrf_mitigation": False, "no_connect_privileged_ports": False,
+    })
+    folder.mkdir(parents=True)
+    try:
+        params = lt.add_torrent_params()
+        params.ti, params.save_path = lt.torrent_info(str(torrent.path)), str(folder)
+        params.piece_priorities = [0] * torrent.pieces
+        handle = session.add_torrent(params)
+        for place in places(torrent, seed)[:LIBTORRENT_SEEKS]:
+            piece, begin = place // torrent.piece, time.monotonic()
+            handle.piece_priority(piece, 7)
+            handle.set_piece_deadline(piece, 0, lt.deadline_flags_t.alert_when_available)
+            while not any(isinstance(alert, lt.read_piece_alert) for alert in session.pop_alerts()):
+                if time.monotonic() - begin > LIBTORRENT_LIMIT:
+                    raise Failed(f"libtorrent: piece {piece} hasn't come in {LIBTORRENT_LIMIT} s")
+                session.wait_for_alert(100)
+            results.add("web seek, piece", "libtorrent to disk", time.monotonic() - begin)
+    finally:
+        del session
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def hashing(results):
