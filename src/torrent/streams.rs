@@ -73,6 +73,8 @@ struct Stream {
     speed: Rate,
     /// The rate by which the pieces' times were set.
     pace: u64,
+    /// When the last of them is due.
+    due: Option<Instant>,
     moved: Instant,
     /// Reads that wait.
     waits: u32,
@@ -105,6 +107,7 @@ impl Streams {
             edge: 0,
             speed: Rate::new(now),
             pace: 0,
+            due: None,
             moved: now,
             waits: 0,
         };
@@ -160,11 +163,19 @@ impl Streams {
             stream.pace = pace;
         }
         let from = reach.position / piece_length;
+        // What is read first is due first, also if the reader was faster lately than it was taken to be.
+        let floor = stream.due.filter(|_| !changed && wanted.contains(&old_last));
         let due = |piece: &u32| {
             let bytes = u64::from(*piece).saturating_sub(from) * piece_length;
-            now + DELAY + Duration::from_millis(bytes * 1000 / stream.pace.max(1))
+            let due = now + DELAY + Duration::from_millis(bytes * 1000 / stream.pace.max(1));
+            match floor {
+                Some(floor) if *piece == old_last => floor,
+                Some(floor) if *piece > old_last => due.max(floor),
+                _ => due,
+            }
         };
-        Change {
+        let last_due = wanted.end.checked_sub(1).filter(|_| !wanted.is_empty()).map(|last| due(&last));
+        let change = Change {
             drop: old.clone().filter(|p| !wanted.contains(p)).collect(),
             want: wanted
                 .clone()
@@ -174,7 +185,9 @@ impl Streams {
                 })
                 .map(|p| (p, due(&p), if p + 1 == wanted.end { edge } else { u32::MAX }))
                 .collect(),
-        }
+        };
+        stream.due = last_due;
+        change
     }
 
     /// Handles that have given up their windows: their pieces.
@@ -475,6 +488,19 @@ mod tests {
             before = last;
         }
         assert!(before > 1500 * 2, "{before}");
+    }
+
+    /// One that reads faster for a moment than it did so far comes to all of them sooner, in the same order.
+    #[test]
+    fn what_is_read_first_is_due_first() {
+        let mut w = world(64 * 1024, 256 * MIB, 1);
+        for step in 0..1500_u64 {
+            w.rate = [FAST, MIB / 16, 3 * MIB][step as usize % 3];
+            let pace = [FAST, 2 * MIB, 40 * MIB][step as usize / 20 % 3];
+            w.read(0, step * 128 * 1024..(step + 1) * 128 * 1024, pace);
+            let dues: Vec<Instant> = w.handles[0].wanted.values().map(|(due, _)| *due).collect();
+            assert!(dues.is_sorted(), "step {step}");
+        }
     }
 
     #[test]
