@@ -143,18 +143,25 @@ async fn step<T: Send + 'static>(
     part: impl AsyncFnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<Option<T>, Failure> {
     let (runtime, told) = (tokio::runtime::Handle::current(), signals.clone());
-    let done = super::on_thread(name, move || {
+    let mut done = std::pin::pin!(super::on_thread(name, move || {
         runtime.block_on(async {
             tokio::select! {
-                outcome = part() => outcome.map(Some),
+                biased;
                 // Unless it blocks just now, it ends by itself.
                 () = told.reached(1) => Ok(None),
+                outcome = part() => outcome.map(Some),
             }
         })
-    });
-    tokio::select! {
-        done = done => done.unwrap_or_else(|| Err(Failure::internal("can't start", format_args!("no thread for {name}")))),
-        () = signals.reached(1) => Ok(None),
+    }));
+    let done = tokio::select! {
+        done = &mut done => Some(done),
+        // The runtime isn't to end under it while it uses it: only one that blocks is left to itself.
+        () = signals.reached(1) => tokio::time::timeout(timeouts::START_LEFT, done).await.ok(),
+    };
+    match done {
+        Some(done) => done
+            .unwrap_or_else(|| Err(Failure::internal("can't start", format_args!("no thread for {name}")))),
+        None => Ok(None),
     }
 }
 
@@ -415,7 +422,38 @@ fn mount_failure(config: &Config, error: MountError) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+
+    /// A part of the start that uses the runtime would find it gone: its thread ends before `step` does.
+    #[tokio::test]
+    async fn nobody_is_left_on_the_runtime_when_a_start_is_given_up() {
+        struct Gone(Arc<AtomicBool>);
+        impl Drop for Gone {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+        for before in [true, false] {
+            for _ in 0..100 {
+                let signals = Signals::of(usize::from(before));
+                let (gone, told) = (Arc::new(AtomicBool::new(false)), signals.clone());
+                let held = Gone(gone.clone());
+                let part = async move || {
+                    let _held = held;
+                    told.come();
+                    loop {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                let ended: Option<()> = step(&signals, "test", part).await.unwrap();
+                assert!(ended.is_none());
+                assert!(gone.load(Ordering::SeqCst), "its thread goes on");
+            }
+        }
+    }
 
     #[test]
     fn a_line_for_the_service_manager() {

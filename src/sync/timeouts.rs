@@ -45,6 +45,8 @@ pub const WEBSEED_PONG: Duration = Duration::from_secs(5);
 pub const WEBSEED_BODY_END: Duration = Duration::from_millis(500);
 /// For the requests of a webseed to end: they are dropped at their next await.
 pub const WEBSEED_END: Duration = Duration::from_secs(5);
+/// For a part of the start to notice that a signal came; one that blocks is left to itself.
+pub const START_LEFT: Duration = Duration::from_millis(250);
 /// The overall deadline of the shutdown sequence, unless `--shutdown-timeout` says otherwise.
 pub const SHUTDOWN: Duration = Duration::from_secs(10);
 /// For a removed torrent to record what is complete, and for what is just being written of it: at most 64 MiB are to be
