@@ -63,8 +63,8 @@ pub enum Detached {
 pub struct UnmountReport {
     /// How the mount went.
     pub detached: Detached,
-    /// Names of the threads that hadn't ended at the deadline.
-    pub left: Vec<&'static str>,
+    /// Names of the threads that hadn't ended at the deadline, with where they are.
+    pub left: Vec<String>,
 }
 
 impl UnmountReport {
@@ -241,6 +241,7 @@ impl Mounted {
     pub fn unmount(&self, deadline: Duration) -> UnmountReport {
         let until = Instant::now() + deadline;
         self.fail_reads();
+        self.parked.stop_watching();
         self.stop_events.raise();
         let mut detached = Detached::Already;
         if !self.unmounting.swap(true, Ordering::SeqCst) {
@@ -261,11 +262,10 @@ impl Mounted {
                 }
             }
         }
-        self.parked.stop_watching();
         // Taken out, so that no lock is held while they are waited for.
         let mut workers = std::mem::take(&mut *self.workers.lock());
         workers.retain_mut(|worker| !worker.join_until(until));
-        let left = workers.iter().map(Worker::name).collect();
+        let left = workers.iter().map(Worker::whereabouts).collect();
         self.workers.lock().append(&mut workers);
         UnmountReport { detached, left }
     }

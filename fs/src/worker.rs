@@ -50,6 +50,34 @@ pub(crate) struct Worker {
     ended: Arc<Flag>,
 }
 
+/// The kernel cuts a thread's name to so many bytes (proc_pid_comm(5)).
+const COMM: usize = 15;
+/// So many functions of the kernel say where a thread is.
+const FRAMES: usize = 4;
+
+fn whereabouts(name: &str) -> Option<String> {
+    let name = name.get(..COMM).unwrap_or(name);
+    for task in std::fs::read_dir("/proc/self/task").ok()?.flatten() {
+        let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        if read("comm").trim_end() != name {
+            continue;
+        }
+        // Behind the name in brackets: the state first, user and system time as the 12th and 13th, in ticks of 10 ms.
+        let stat = read("stat");
+        let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').collect();
+        let ticks = |at: usize| fields.get(at).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        let mut place = format!("{}, {} ms of CPU", fields.first()?, 10 * (ticks(11) + ticks(12)));
+        let stack = read("stack");
+        let frames = stack.lines().filter_map(|line| line.split_whitespace().nth(1)?.split('+').next());
+        for frame in frames.take(FRAMES) {
+            place.push_str(" < ");
+            place.push_str(frame);
+        }
+        return Some(place);
+    }
+    None
+}
+
 impl Worker {
     /// Starts a thread.
     pub(crate) fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<Self> {
@@ -68,8 +96,13 @@ impl Worker {
         Ok(Self { name, handle: Some(handle), ended })
     }
 
-    pub(crate) fn name(&self) -> &'static str {
-        self.name
+    /// Its name, and where it is, as far as the kernel tells: the letter of its state, its processor time, and the
+    /// innermost functions of the kernel that it is in (as root). For a report on what hangs.
+    pub(crate) fn whereabouts(&self) -> String {
+        match whereabouts(self.name) {
+            Some(place) => format!("{} ({place})", self.name),
+            None => self.name.to_owned(),
+        }
     }
 
     /// Waits for its end until that time; whether it has ended. A panic in it is logged.
@@ -103,11 +136,13 @@ mod tests {
         .unwrap();
         assert!(!worker.join_until(Instant::now() + Duration::from_millis(5)));
         assert!(!stop.is_raised());
+        let place = worker.whereabouts();
+        assert!(place.starts_with("fs-test (") && place.contains(" ms of CPU"), "{place}");
         stop.raise();
         assert!(worker.join_until(Instant::now() + Duration::from_secs(10)));
         assert!(worker.join_until(Instant::now()));
         let mut broken = Worker::spawn("fs-broken", || std::panic::panic_any("planned")).unwrap();
         assert!(broken.join_until(Instant::now() + Duration::from_secs(10)));
-        assert_eq!(broken.name(), "fs-broken");
+        assert_eq!(broken.whereabouts(), "fs-broken", "it is nowhere any more");
     }
 }
