@@ -143,7 +143,8 @@ impl ResumeData {
             && (self.size == 0 || self.size == size(geometry))
     }
 
-    fn encode(&self) -> Option<Vec<u8>> {
+    /// The body of its file; `None` if its bits aren't as many as its pieces.
+    pub fn encode(&self) -> Option<Vec<u8>> {
         let absent = |bits: &[u8]| bits.is_empty() || is_bitfield(bits, self.pieces);
         let below = self.adopted.as_ref().map_or(&[][..], |adopted| &adopted.below);
         if !is_bitfield(&self.complete, self.pieces) || !absent(&self.unknown) || !absent(below) {
@@ -181,8 +182,9 @@ impl ResumeData {
         Some(out.finish())
     }
 
-    /// Either version: the first byte of version 1 is the length of an info-hash, which no dictionary begins with.
-    fn decode(body: &[u8]) -> Option<Self> {
+    /// Reads the body of a file, of either version; `None` if it is neither. The first byte of version 1 is the length
+    /// of an info-hash, which no dictionary begins with.
+    pub fn decode(body: &[u8]) -> Option<Self> {
         match body.first()? {
             b'd' => Self::decode_dict(bencode::parse_with(body, LIMITS).ok()?),
             _ => Self::decode_first(body),

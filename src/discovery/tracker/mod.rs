@@ -11,12 +11,12 @@
 //!
 //! Not here: scraping, UDP through a proxy, WebTorrent trackers.
 
-mod http;
+pub mod http;
 pub mod message;
 mod schedule;
 mod tiers;
 mod transport;
-mod udp;
+pub mod udp;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

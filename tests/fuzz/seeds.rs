@@ -1,0 +1,229 @@
+//! What each corpus begins with: some of everything that is right, as our own encoders and those of others write it.
+//!
+//! `TORRENTFS_WRITE_CORPUS=1` has the test of the corpora write them anew. What libFuzzer found goes into a corpus as
+//! a file of another name, and stays.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use bytes::{Bytes, BytesMut};
+use torrentfs::control::message::{Call, NewTorrent, Request};
+use torrentfs::metainfo::bencode::Encoder;
+use torrentfs::metainfo::geometry::PieceIndex;
+use torrentfs::peer::extension::ExtHandshake;
+use torrentfs::peer::metadata::MetadataMessage;
+use torrentfs::peer::pex::{PexFlags, PexMessage, PexPeer};
+use torrentfs::peer::wire::{BlockRequest, Handshake, Message, Reserved};
+use torrentfs::storage::resume::{Adopted, FileMark, ResumeData};
+
+/// The seeds of a target, each with its name; none for an unknown one.
+pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
+    let named = |seeds: Vec<(&str, Vec<u8>)>| seeds.into_iter().map(|(n, s)| (n.to_owned(), s)).collect();
+    match target {
+        "bencode" => named(vec![
+            ("numbers", b"li0ei-1ei9223372036854775807ei-9223372036854775808ee".to_vec()),
+            ("deep", b"lllllllleeeeeeee".to_vec()),
+            ("dict", b"d1:al0:3:abce1:bd1:ci1eee".to_vec()),
+            ("unsorted", b"d1:bi1e1:ai2e1:ai3ee".to_vec()),
+        ]),
+        "metainfo" => torrents(),
+        "magnet" => named(vec![
+            ("v1", b"magnet:?xt=urn:btih:0123456789abcdef0123456789abcdef01234567&dn=a+name".to_vec()),
+            ("base32", b"magnet:?xt=urn:btih:AERUKZ4JVPG66AJDIVTYTK6N54ASGRLH".to_vec()),
+            ("hybrid", hybrid_link()),
+            ("all", all_of_a_link()),
+        ]),
+        "wire" => named(vec![("each", each_message()), ("blocks", blocks())]),
+        "handshake" => {
+            let reserved = Reserved::new().with_extensions().with_fast().with_dht();
+            let handshake = Handshake { reserved, info_hash: [7; 20], peer_id: *b"-TF0100-abcdefghijkl" };
+            named(vec![("ours", handshake.encode().to_vec())])
+        }
+        "extension" => named(vec![
+            ("full", ext_handshake().encode().to_vec()),
+            ("empty", ExtHandshake::default().encode().to_vec()),
+            ("off", b"d1:md11:ut_metadatai0e6:ut_pexi0eee".to_vec()),
+            ("dont_have", vec![0, 0, 1, 2]),
+        ]),
+        "metadata" => named(vec![
+            ("request", MetadataMessage::Request(3).encode().to_vec()),
+            ("reject", MetadataMessage::Reject(3).encode().to_vec()),
+            ("data", {
+                let bytes = Bytes::from_static(&[b'x'; 100]);
+                MetadataMessage::Data { piece: 1, total: 16_384 + 100, bytes }.encode().to_vec()
+            }),
+        ]),
+        "metadata_assembly" => named(vec![
+            // One peer, a small size, asked, and a right answer.
+            ("one", vec![0, 40, 128]),
+            ("liar_and_honest", vec![16, 17, 40, 41, 104, 112, 104, 112, 104, 112, 40, 41, 128, 128, 128]),
+            ("gone", vec![24, 40, 96, 32, 25, 41, 33]),
+        ]),
+        "pex" => named(vec![("both", pex().encode().to_vec()), ("none", PexMessage::default().encode().to_vec())]),
+        "tracker_http" => named(vec![
+            ("compact", b"d8:completei3e10:incompletei4e8:intervali1800e5:peers12:\x7f\0\0\x01\x1a\xe1\x0a\0\0\x02\0\x506:peers618:\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x01\x1a\xe1e".to_vec()),
+            ("long", b"d8:intervali60e12:min intervali30e5:peersld2:ip9:127.0.0.14:porti6881eee10:tracker id3:abce".to_vec()),
+            ("refused", b"d14:failure reason9:not found8:retry ini5ee".to_vec()),
+        ]),
+        "tracker_udp" => named(vec![
+            ("connect", [&0_u32.to_be_bytes()[..], &9_u32.to_be_bytes(), &77_u64.to_be_bytes()].concat()),
+            ("announce", [&1_u32.to_be_bytes()[..], &9_u32.to_be_bytes(), &1800_u32.to_be_bytes(), &1_u32.to_be_bytes(), &2_u32.to_be_bytes(), &[127, 0, 0, 1, 0x1a, 0xe1]].concat()),
+            ("error", [&3_u32.to_be_bytes()[..], &9_u32.to_be_bytes(), b"no such torrent"].concat()),
+        ]),
+        "webseed" => named(vec![
+            ("part", [&206_u16.to_be_bytes()[..], b"content-range:bytes 100-199/300\ncontent-length:100\n"].concat()),
+            ("whole", [&200_u16.to_be_bytes()[..], b"content-length:200\n"].concat()),
+            ("busy", [&503_u16.to_be_bytes()[..], b"retry-after:120\n"].concat()),
+            ("later", [&429_u16.to_be_bytes()[..], b"retry-after:Fri, 31 Dec 1999 23:59:59 GMT\n"].concat()),
+            ("packed", [&200_u16.to_be_bytes()[..], b"content-encoding:gzip\ncontent-length:90\n"].concat()),
+        ]),
+        "resume" => records().into_iter().map(|(n, r)| (n.to_owned(), r.encode().expect("it is whole"))).chain([("first_version".to_owned(), first_version())]).collect(),
+        "control" => calls(),
+        "control_answer" => named(vec![
+            ("ok", b"{\"v\":1,\"id\":7,\"ok\":{\"pid\":12}}".to_vec()),
+            ("error", b"{\"v\":1,\"error\":{\"code\":\"no_such_torrent\",\"message\":\"no such torrent\"}}".to_vec()),
+        ]),
+        _ => Vec::new(),
+    }
+}
+
+fn torrents() -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("the fixtures") {
+        let path = entry.expect("an entry").path();
+        let bytes = std::fs::read(&path).expect("a fixture");
+        if bytes.len() <= 4096 {
+            found.push((path.file_stem().expect("a name").to_string_lossy().into_owned(), bytes));
+        }
+    }
+    found.push(("small".into(), small_torrent()));
+    found.sort();
+    found
+}
+
+fn small_torrent() -> Vec<u8> {
+    let mut out = Encoder::new();
+    out.dict_begin().key("announce").bytes("http://tracker.example/announce").key("info").dict_begin();
+    out.key("files").list_begin();
+    for (name, length) in [("one", 10), ("two", 20)] {
+        out.dict_begin().key("length").int(length).key("path").list_begin().bytes("folder").bytes(name);
+        out.end().end();
+    }
+    out.end().key("name").bytes("some").key("piece length").int(16_384).key("pieces").bytes([1; 20]).end();
+    out.key("nodes").list_begin().list_begin().bytes("node.example").int(6881).end().end();
+    out.key("url-list").bytes("http://seed.example/some").end();
+    out.finish()
+}
+
+fn hybrid_link() -> Vec<u8> {
+    let (v1, v2) = ("01".repeat(20), "02".repeat(32));
+    format!("magnet:?xt=urn:btih:{v1}&xt=urn:btmh:1220{v2}").into_bytes()
+}
+
+fn all_of_a_link() -> Vec<u8> {
+    let v1 = "01".repeat(20);
+    format!(
+        "magnet:?xt=urn:btih:{v1}&dn=%C3%A4%20name&tr.1=udp%3A%2F%2Ftracker.example%3A80&ws=http%3A%2F%2Fseed.example%2F\
+         &x.pe=127.0.0.1:6881&x.pe=[::1]:6881&so=0,2-4"
+    )
+    .into_bytes()
+}
+
+fn written(messages: &[Message]) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    messages.iter().for_each(|message| message.encode(&mut out));
+    out.to_vec()
+}
+
+fn each_message() -> Vec<u8> {
+    let request = BlockRequest { piece: PieceIndex(3), begin: 16_384, len: 16_384 };
+    written(&[
+        Message::KeepAlive,
+        Message::Choke,
+        Message::Unchoke,
+        Message::Interested,
+        Message::NotInterested,
+        Message::Have(PieceIndex(9)),
+        Message::Bitfield(Bytes::from_static(&[0xff, 0x80])),
+        Message::Request(request),
+        Message::Cancel(request),
+        Message::Reject(request),
+        Message::Port(6881),
+        Message::HaveAll,
+        Message::HaveNone,
+        Message::Suggest(PieceIndex(1)),
+        Message::AllowedFast(PieceIndex(2)),
+        Message::Extended { id: 0, payload: ext_handshake().encode() },
+    ])
+}
+
+fn blocks() -> Vec<u8> {
+    let data = Bytes::from_static(&[7; 200]);
+    written(&[
+        Message::Piece { piece: PieceIndex(0), begin: 0, data: data.clone() },
+        Message::Piece { piece: PieceIndex(1), begin: 16_384, data },
+    ])
+}
+
+fn ext_handshake() -> ExtHandshake {
+    ExtHandshake {
+        ut_metadata: Some(1),
+        ut_pex: Some(2),
+        lt_donthave: Some(3),
+        metadata_size: Some(31_235),
+        reqq: Some(512),
+        client: Some("a client 1.0".into()),
+        port: Some(6881),
+        your_ip: Some([127, 0, 0, 1].into()),
+        upload_only: true,
+    }
+}
+
+fn pex() -> PexMessage {
+    let addr = |text: &str| text.parse::<SocketAddr>().expect("an address");
+    let peer = |text, flags| PexPeer { addr: addr(text), flags };
+    PexMessage {
+        added: vec![peer("10.0.0.1:6881", PexFlags::SEED), peer("[2001:db8::1]:80", PexFlags::REACHABLE)],
+        dropped: vec![addr("10.0.0.2:1"), addr("[2001:db8::2]:2")],
+    }
+}
+
+fn records() -> Vec<(&'static str, ResumeData)> {
+    let plain = ResumeData {
+        info_hash: "01".repeat(20),
+        name: "some".into(),
+        pieces: 12,
+        piece_length: 16_384,
+        size: 190_000,
+        complete: vec![0b1010_0000, 0b0001_0000],
+        last_used: 1_700_000_000,
+        ..ResumeData::default()
+    };
+    let mark = FileMark { len: Some(190_000), modified: 1_600_000_000 };
+    let clean = ResumeData { clean: true, unknown: vec![0b0100_0000, 0], files: vec![mark], ..plain.clone() };
+    let adopted = Adopted { path: "/srv/some".into(), read_only: true, below: vec![0, 0], files: vec![mark] };
+    let adopted = ResumeData { adopted: Some(adopted), ..clean.clone() };
+    vec![("plain", plain), ("clean", clean), ("adopted", adopted)]
+}
+
+/// Length and hex of the info-hash, number of pieces, clean or not, and the bits.
+fn first_version() -> Vec<u8> {
+    let hash = "01".repeat(20);
+    [&[hash.len() as u8][..], hash.as_bytes(), &12_u32.to_le_bytes(), &[1], &[0xa0, 0x10]].concat()
+}
+
+fn calls() -> Vec<(String, Vec<u8>)> {
+    let torrent = small_torrent();
+    let calls = [
+        ("status", Request::Status),
+        ("debug", Request::Debug),
+        ("add_link", Request::Add(NewTorrent::Source(String::from_utf8(hybrid_link()).expect("text")))),
+        ("add_file", Request::Add(NewTorrent::File { name: "some".into(), bytes: torrent })),
+        ("remove", Request::Remove { torrent: "some".into(), delete_data: true }),
+        ("prefetch", Request::Prefetch { path: "/some".into(), on: true }),
+        ("unmount", Request::Unmount),
+    ];
+    let line = |(name, request): (&str, Request)| (name.to_owned(), Call { id: Some(3), request }.line());
+    calls.into_iter().map(line).collect()
+}

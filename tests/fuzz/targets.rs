@@ -1,0 +1,342 @@
+//! What is fuzzed: each reader of bytes that somebody else sends, as a plain function.
+//!
+//! A target panics when what it is given breaks a promise: not merely that reading doesn't panic, but that what was
+//! read, written and read again is the same, and that nothing grows beyond its bounds. `tests/fuzz/main.rs` runs them
+//! over their corpus and over what chance makes of it; `tests/fuzz/libfuzzer` hands them to libFuzzer.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use torrentfs::control::lines::{Lines, Next};
+use torrentfs::control::message::{Call, heard};
+use torrentfs::discovery::tracker::{http, message, udp};
+use torrentfs::metainfo::bencode::{self, Encoder, Limits, Value};
+use torrentfs::metainfo::info::{FileKind, Info};
+use torrentfs::metainfo::magnet::Magnet;
+use torrentfs::metainfo::{Metainfo, source::Source};
+use torrentfs::peer::extension::{self, ExtHandshake, MAX_METADATA};
+use torrentfs::peer::metadata::{MetadataAssembly, MetadataMessage, Received};
+use torrentfs::peer::pex::{self, PexMessage};
+use torrentfs::peer::wire::{self, Decoder, Handshake, Message};
+use torrentfs::storage::resume::ResumeData;
+use torrentfs::webseed::answer::{self, Asked};
+
+/// A target: its name, which is that of its corpus as well, and what it does with some bytes.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    ("bencode", bencode),
+    ("metainfo", metainfo),
+    ("magnet", magnet),
+    ("wire", wire),
+    ("handshake", handshake),
+    ("extension", extension),
+    ("metadata", metadata),
+    ("metadata_assembly", metadata_assembly),
+    ("pex", pex),
+    ("tracker_http", tracker_http),
+    ("tracker_udp", tracker_udp),
+    ("webseed", webseed),
+    ("resume", resume),
+    ("control", control),
+    ("control_answer", control_answer),
+];
+
+fn bencode(input: &[u8]) {
+    for limits in [Limits::TORRENT, Limits::MESSAGE, Limits { size: 64, depth: 3, tokens: 9 }] {
+        let Ok((value, used)) = bencode::parse_prefix_with(input, limits) else { continue };
+        assert_eq!(value.raw(), &input[..used]);
+        assert!(used <= limits.size, "more was looked at than may be");
+        let mut again = Encoder::new();
+        copy(value, &mut again, 0, limits.depth);
+        assert_eq!(again.finish(), value.raw(), "there are two spellings of it");
+        assert_eq!(bencode::parse_with(input, limits).is_ok(), used == input.len());
+    }
+}
+
+fn copy(value: Value<'_>, out: &mut Encoder, depth: usize, most: usize) {
+    assert!(depth <= most, "deeper than may be");
+    if let Some(number) = value.as_int() {
+        out.int(number);
+    } else if let Some(bytes) = value.as_bytes() {
+        out.bytes(bytes);
+    } else if let Some(list) = value.list() {
+        out.list_begin();
+        list.for_each(|value| copy(value, out, depth + 1, most));
+        out.end();
+    } else if let Some(dict) = value.dict() {
+        out.dict_begin();
+        for (key, value) in dict {
+            copy(value, out.key(key), depth + 1, most);
+        }
+        out.end();
+    } else {
+        panic!("a value that is nothing");
+    }
+}
+
+fn metainfo(input: &[u8]) {
+    let Ok(torrent) = Metainfo::parse(input) else { return };
+    let info = &torrent.info;
+    assert_eq!(info.files.len(), info.geometry.files().len());
+    assert!(is_safe(&info.name), "{:?}", info.name);
+    let mut names: Vec<&[String]> = Vec::new();
+    for (file, extent) in info.files.iter().zip(info.geometry.files()) {
+        assert!(!file.path.is_empty() && file.path.iter().all(|part| is_safe(part)), "{:?}", file.path);
+        assert_eq!(file.size, extent.len);
+        if file.kind != FileKind::Pad {
+            names.push(&file.path);
+        }
+    }
+    names.sort_unstable();
+    assert!(names.windows(2).all(|two| two[0] != two[1]), "two files have one name");
+    assert!(info.info_hash.matches(&info.raw));
+    assert!(torrent.webseeds.len() + torrent.http_seeds.len() <= 100);
+    let room = 64 * input.len() + 1024;
+    let told: usize = torrent.warnings.iter().map(String::len).sum();
+    assert!(told <= room, "{told} bytes of warnings for {}", input.len());
+    // What peers send is the same dictionary, and no other torrent. A v2 one lacks its layers then.
+    if let Ok(again) = Info::parse(&info.raw, None) {
+        assert_eq!(again.info_hash, info.info_hash);
+        assert_eq!(again.files, info.files);
+    }
+}
+
+fn is_safe(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && name.len() <= 255 && !name.contains(['/', '\0'])
+}
+
+fn magnet(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    // What isn't a link may be a path, or a URL.
+    let _ = Source::parse(&text);
+    let Ok(magnet) = Magnet::parse(&text) else { return };
+    let again = Magnet::parse(&magnet.to_string());
+    // Escaped, a link of names may be longer than any that is taken.
+    if magnet.to_string().len() <= text.len() {
+        assert_eq!(again.as_ref(), Ok(&magnet));
+    }
+    assert!(again.is_err() || again == Ok(magnet));
+}
+
+fn wire(input: &[u8]) {
+    for max_frame in [wire::MAX_FRAME_BEFORE_METADATA, wire::max_frame(1000)] {
+        let decoder = Decoder::new(wire::Limits { max_frame });
+        let mut whole = BytesMut::from(input);
+        let mut messages = Vec::new();
+        let end = loop {
+            let before = whole.len();
+            match decoder.decode(&mut whole) {
+                Ok(Some(message)) => {
+                    assert!(whole.len() + 4 <= before, "a message took nothing");
+                    messages.push(message);
+                }
+                Ok(None) => {
+                    let need = decoder.need(&whole);
+                    assert!((1..=max_frame + 4).contains(&need), "{need} bytes are waited for");
+                    break None;
+                }
+                Err(error) => {
+                    assert_eq!(whole.len(), before, "something was taken of what is wrong");
+                    break Some(error);
+                }
+            }
+        };
+        // In small portions it is the same, but for what is wrong being seen before it is all there.
+        let mut bits = BytesMut::new();
+        let mut parts = VecDeque::from(messages.clone());
+        let mut failed = None;
+        for portion in input.chunks(3) {
+            bits.extend_from_slice(portion);
+            while failed.is_none() {
+                match decoder.decode(&mut bits) {
+                    Ok(Some(message)) => assert_eq!(Some(message), parts.pop_front()),
+                    Ok(None) => break,
+                    Err(error) => failed = Some(error),
+                }
+            }
+        }
+        assert!(parts.is_empty());
+        assert_eq!(failed, end);
+        for message in messages {
+            if matches!(message, Message::Unknown(_)) {
+                continue;
+            }
+            let mut line = BytesMut::new();
+            message.encode(&mut line);
+            assert_eq!(Decoder::new(wire::Limits { max_frame }).decode(&mut line), Ok(Some(message)));
+            assert!(line.is_empty());
+        }
+    }
+}
+
+fn handshake(input: &[u8]) {
+    let Some(bytes) = input.first_chunk::<{ Handshake::LEN }>() else { return };
+    if let Ok(handshake) = Handshake::decode(bytes) {
+        assert_eq!(handshake.encode(), *bytes);
+    }
+}
+
+fn extension(input: &[u8]) {
+    let _ = extension::parse_dont_have(input);
+    let Ok(handshake) = ExtHandshake::decode(input) else { return };
+    assert!(handshake.metadata_size.is_none_or(|size| (1..=MAX_METADATA).contains(&size)));
+    assert!(
+        handshake.client.as_ref().is_none_or(|name| name.len() < 256 && !name.contains(char::is_control))
+    );
+    let mut twice = handshake.clone();
+    assert!(twice.update(input).is_ok());
+    assert_eq!(ExtHandshake::decode(&handshake.encode()).as_ref(), Ok(&handshake));
+}
+
+fn metadata(input: &[u8]) {
+    let payload = Bytes::copy_from_slice(input);
+    let Ok(Some(message)) = MetadataMessage::decode(&payload) else { return };
+    if let MetadataMessage::Data { total, bytes, .. } = &message {
+        assert!(*total <= MAX_METADATA && bytes.len() <= input.len());
+    }
+    assert_eq!(MetadataMessage::decode(&message.encode()), Ok(Some(message)));
+}
+
+/// Each byte is something that one of eight peers does; what is right begins with a zero byte.
+fn metadata_assembly(input: &[u8]) {
+    const SIZES: [u32; 4] = [1, 16_384, 40_000, MAX_METADATA];
+    let mut assembly = MetadataAssembly::new();
+    let mut now = Instant::now();
+    let mut asked: Vec<(u8, u32)> = Vec::new();
+    let mut sizes = [0; 8];
+    for byte in input {
+        let (peer, act) = (byte & 7, byte >> 3);
+        now += Duration::from_millis(u64::from(act) * 40);
+        match act {
+            0..4 => {
+                if assembly.announce(peer, SIZES[usize::from(act)]) {
+                    sizes[usize::from(peer)] = SIZES[usize::from(act)];
+                }
+            }
+            4 => assembly.gone(peer),
+            5..12 => {
+                let pieces = assembly.next_requests(peer, now);
+                assert!(pieces.len() <= 8);
+                asked.extend(pieces.into_iter().map(|piece| (peer, piece)));
+            }
+            12 => asked.iter().for_each(|(peer, piece)| assembly.rejected(*peer, *piece, now)),
+            _ => {
+                let Some((from, piece)) = asked.pop() else { continue };
+                let total = sizes[usize::from(from)];
+                let len = total.saturating_sub(piece * 16_384).min(16_384);
+                let data = vec![act & 1; len as usize - usize::from(act == 31 && len > 0)];
+                let right = |info: &[u8]| info.iter().all(|byte| *byte == 0);
+                match assembly.received(from, piece, total, &data, now, right) {
+                    Received::Complete { info, .. } => {
+                        assert!(right(&info) && SIZES.contains(&(info.len() as u32)));
+                    }
+                    Received::Failed { blame } => assert!(blame.len() <= 8),
+                    Received::Useful | Received::Unwanted => {}
+                }
+            }
+        }
+        let (have, of) = assembly.progress().unwrap_or_default();
+        assert!(have <= of);
+    }
+}
+
+fn pex(input: &[u8]) {
+    let Ok(message) = PexMessage::decode(input) else { return };
+    assert!(message.added.len() <= 2 * pex::MAX_TAKEN && message.dropped.len() <= 2 * pex::MAX_TAKEN);
+    assert_eq!(PexMessage::decode(&message.encode()).as_ref(), Ok(&message));
+}
+
+fn tracker_http(input: &[u8]) {
+    match http::parse_answer(input) {
+        Ok(answer) => {
+            assert!(answer.peers.len() <= message::MAX_PEERS.min(input.len()));
+            assert!(answer.peers.iter().all(|peer| peer.port() != 0));
+        }
+        Err(error) => assert!(error.to_string().len() < 1000, "{error}"),
+    }
+}
+
+fn tracker_udp(input: &[u8]) {
+    for (ipv6, size) in [(false, 6), (true, 18)] {
+        let Some((_, reply)) = udp::parse_reply(input, ipv6) else { continue };
+        match reply {
+            udp::Reply::Announce(answer) => assert!(answer.peers.len() <= input.len() / size),
+            udp::Reply::Error(why) => assert!(why.len() < 1000 && !why.contains(char::is_control)),
+            udp::Reply::Connect { .. } => assert!(input.len() >= 16),
+        }
+    }
+}
+
+/// A status of two bytes, then the lines of a head.
+fn webseed(input: &[u8]) {
+    let Some((status, head)) = input.split_first_chunk() else { return };
+    let status = u16::from_be_bytes(*status);
+    let mut headers = HeaderMap::new();
+    for line in head.split(|byte| *byte == b'\n').take(64) {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let (name, value) =
+            (HeaderName::from_bytes(&line[..colon]), HeaderValue::from_bytes(&line[colon + 1..]));
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.append(name, value);
+        }
+    }
+    for start in [0, 100, u64::MAX - 99] {
+        let asked = Asked { start, len: 100, file_len: start.saturating_add(200) };
+        // Of a file no more than a MiB is thrown away; a piece may come whole.
+        for (judged, most) in [
+            (answer::judge(&asked, status, &headers, UNIX_EPOCH), 1 << 20),
+            (answer::judge_piece(&asked, status, &headers, UNIX_EPOCH), start),
+        ] {
+            match judged {
+                Ok(body) => assert!(body.take == asked.len && body.skip <= most, "{body:?}"),
+                Err(fault) => assert!(fault.to_string().len() < 1000, "{fault}"),
+            }
+        }
+    }
+    let _ = answer::wait_in_body(head);
+}
+
+fn resume(input: &[u8]) {
+    let Some(data) = ResumeData::decode(input) else { return };
+    let again = data.encode().and_then(|bytes| ResumeData::decode(&bytes));
+    let mut same = data;
+    // Bits that are all 0 say the same as none.
+    if same.unknown.iter().all(|byte| *byte == 0) {
+        same.unknown.clear();
+    }
+    assert_eq!(again, Some(same));
+}
+
+fn control(input: &[u8]) {
+    let max = 1 << 16;
+    let mut lines = Lines::new(max);
+    for portion in input.chunks(1000) {
+        lines.push(portion);
+        loop {
+            match lines.next() {
+                Next::Line(line) => understood(&line),
+                Next::TooLong => {}
+                Next::More => break,
+            }
+            assert!(lines.held() <= max + 1000);
+        }
+    }
+    understood(input);
+}
+
+fn understood(line: &[u8]) {
+    match Call::parse(line) {
+        Ok(call) => assert_eq!(Call::parse(&call.line()), Ok(call)),
+        Err(bad) => assert!(!bad.refusal.message.is_empty()),
+    }
+}
+
+fn control_answer(input: &[u8]) {
+    if let Err(bad) = heard::<serde_json::Value>(input) {
+        assert!(!bad.to_string().is_empty());
+    }
+}
