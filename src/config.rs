@@ -158,6 +158,8 @@ pub struct ClientConfig {
     pub upload_limit: Option<u64>,
     /// Bytes a second that are downloaded at most, all torrents together; `None` for no limit, never 0.
     pub download_limit: Option<u64>,
+    /// Whether the limits leave out peers of the local network.
+    pub unlimited_local_peers: bool,
     /// Whether peers may fetch from us.
     pub upload: bool,
     /// What is fetched beyond what is read.
@@ -201,6 +203,7 @@ impl Default for ClientConfig {
             max_peers: MAX_PEERS,
             upload_limit: None,
             download_limit: None,
+            unlimited_local_peers: false,
             upload: true,
             prefetch: Prefetch::None,
             shutdown_timeout: timeouts::SHUTDOWN,

@@ -73,6 +73,9 @@ pub(super) struct ClientArgs {
     /// Upload no faster than this, all torrents together
     #[arg(long, value_name = "RATE", value_parser = config::parse_rate, help_heading = "Network")]
     upload_limit: Option<u64>,
+    /// Leave peers of the local network out of both limits
+    #[arg(long, help_heading = "Network")]
+    unlimited_local_peers: bool,
     /// Upload nothing
     #[arg(long, help_heading = "Network")]
     no_upload: bool,
@@ -116,6 +119,7 @@ impl ClientArgs {
             max_peers: self.max_peers,
             upload_limit: self.upload_limit,
             download_limit: self.download_limit,
+            unlimited_local_peers: self.unlimited_local_peers,
             upload: !self.no_upload,
             prefetch: Prefetch::None,
             shutdown_timeout: self.shutdown_timeout,

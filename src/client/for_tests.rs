@@ -36,6 +36,7 @@ pub(crate) fn options() -> Options {
         max_peers: 80,
         download_limit: None,
         upload_limit: None,
+        unlimited_local_peers: false,
         upload: true,
         storage: StorageKind::File,
         cache_size: None,

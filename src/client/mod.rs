@@ -91,6 +91,8 @@ pub struct Options {
     pub download_limit: Option<u64>,
     /// Bytes per second sent, all torrents together.
     pub upload_limit: Option<u64>,
+    /// Whether the limits leave out peers of the local network.
+    pub unlimited_local_peers: bool,
     /// Whether peers may have blocks of us.
     pub upload: bool,
     /// Where data is kept.
@@ -192,6 +194,7 @@ impl Client {
                 dht,
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
+                spare_local: options.unlimited_local_peers,
                 memory: Memory::default(),
                 room: Room::new(Arc::new(Quota::new(keeper::bound(&options)))),
                 clock: ReadClock::default(),
@@ -214,6 +217,12 @@ impl Client {
     /// The port where peers reach us.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The limits of all torrents together, on what is received and sent; they can be changed at any time. Those of one
+    /// torrent are its sessions' ([`crate::torrent::sessions::Sessions::limits`]).
+    pub fn limits(&self) -> &(RateLimit, RateLimit) {
+        &self.env.limits
     }
 
     /// The folder that holds the data.

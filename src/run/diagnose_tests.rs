@@ -29,6 +29,7 @@ fn options() -> Options {
         max_peers: 8,
         download_limit: None,
         upload_limit: None,
+        unlimited_local_peers: false,
         upload: false,
         storage: StorageKind::Memory,
         cache_size: Some(64 << 20),

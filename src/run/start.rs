@@ -94,6 +94,7 @@ fn options(config: &ClientConfig) -> Options {
         max_peers: config.max_peers as usize,
         download_limit: config.download_limit,
         upload_limit: config.upload_limit,
+        unlimited_local_peers: config.unlimited_local_peers,
         upload: config.upload,
         storage: config.storage,
         cache_size: config.cache_size(),

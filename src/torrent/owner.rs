@@ -40,7 +40,7 @@ use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
 use crate::net::hosts::{Clients, Reach};
-use crate::net::limit::RateLimit;
+use crate::net::limit::{Limits, RateLimit};
 use crate::peer::PeerKey;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
 use crate::peer::outbox::{Outbox, Wanted};
@@ -114,6 +114,8 @@ pub struct Environment {
     pub changed: Arc<Notify>,
     /// Limits on what is received and sent, for the whole program.
     pub limits: (RateLimit, RateLimit),
+    /// Peers of the local network are under no limit.
+    pub spare_local: bool,
     /// What the pieces in the making may take.
     pub memory: Memory,
     /// How much may be kept.
@@ -222,7 +224,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         plan.settings.peer_id,
         known,
         peer_events.clone(),
-        env.limits.clone(),
+        Limits::of_program(env.limits.clone(), env.spare_local),
     ));
     let now = Instant::now();
     let torrent = Arc::new(Torrent {

@@ -389,7 +389,7 @@ impl<'a> Turn<'a> {
         let failed = |fault| Stop::Failed(fault, part.file);
         let (mut skip, mut left, mut at) = (answer.body.skip, answer.body.take, part.at);
         let expected = skip + left;
-        let limit = &self.shared.ctx.torrent.down_limit;
+        let limits = &self.shared.ctx.torrent.down_limits;
         let mut done = Vec::new();
         // Since when, and how many bytes have come since then.
         let (mut since, mut lately) = (now(), 0u64);
@@ -429,8 +429,8 @@ impl<'a> Turn<'a> {
             if !done.is_empty() {
                 paused = self.deliver(&mut done).await?;
             }
-            if limit.rate().is_some() {
-                limit.take(read).await;
+            if limits.is_limited() {
+                limits.take(read).await;
                 paused = true;
             }
             answer.busy.heard();
