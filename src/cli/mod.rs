@@ -40,7 +40,7 @@ use crate::torrent::background::Prefetch;
 use cache::CacheArgs;
 use cat::CatArgs;
 use exit::{Exit, Failure};
-use remote::{AddArgs, DebugArgs, PrefetchArgs, Remote, RemoveArgs, StatusArgs, UnmountArgs};
+use remote::{AddArgs, DebugArgs, LimitArgs, PrefetchArgs, Remote, RemoveArgs, StatusArgs, UnmountArgs};
 use shared::{ClientArgs, LoggingArgs};
 use verify::VerifyArgs;
 
@@ -163,6 +163,8 @@ Examples:
       One more torrent in a running mount; \"remove\" takes one out, \"unmount\" ends the mount.
   torrentfs prefetch /mnt/all/film/part1.mkv
       Fetch it whole, in the background.
+  torrentfs limit /mnt/all --download 2M --upload none
+      Change the limits of a running mount, of all torrents together or of one.
   torrentfs cache list
       What is kept, and how much room it takes.
   torrentfs demo
@@ -228,6 +230,9 @@ enum Subcommands {
     Unmount(UnmountArgs),
     /// Fetch files or folders of a running mount whole, in the background
     Prefetch(PrefetchArgs),
+    /// Show or change how fast a running mount may download and upload
+    #[command(after_help = VALUES)]
+    Limit(LimitArgs),
     /// Say what a running mount is at: locks, tasks, waiting readers and what they wait for
     Debug(DebugArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
@@ -348,6 +353,7 @@ impl Cli {
             Subcommands::Remove(args) => Command::Remote(args.into()),
             Subcommands::Unmount(args) => Command::Remote(args.into()),
             Subcommands::Prefetch(args) => Command::Remote(args.into()),
+            Subcommands::Limit(args) => Command::Remote(args.into()),
             Subcommands::Debug(args) => Command::Remote(args.into()),
             Subcommands::Demo(args) => Command::Demo {
                 mountpoint: args.mountpoint,
@@ -399,6 +405,7 @@ mod tests {
 
     use super::*;
     use crate::config::{CacheAction, HostPort, InitialCheck, Listen};
+    use crate::control::message::Change;
     use crate::storage::StorageKind;
 
     fn read(line: &str) -> Result<Command, clap::Error> {
@@ -620,6 +627,24 @@ mod tests {
             ),
             ("unmount /m", Remote::Unmount { mountpoint: "/m".into() }),
             ("debug /m", Remote::Debug { mountpoint: "/m".into() }),
+            (
+                "limit /m a --download 2M --upload none",
+                Remote::Limit {
+                    mountpoint: "/m".into(),
+                    torrent: Some("a".into()),
+                    download: Change::To(Some(2 << 20)),
+                    upload: Change::To(None),
+                },
+            ),
+            (
+                "limit /m",
+                Remote::Limit {
+                    mountpoint: "/m".into(),
+                    torrent: None,
+                    download: Change::Keep,
+                    upload: Change::Keep,
+                },
+            ),
             ("prefetch /m/a --off b", Remote::Prefetch { paths: vec!["/m/a".into(), "b".into()], off: true }),
         ];
         for (line, want) in rows {
@@ -684,6 +709,8 @@ mod tests {
             ("remove /m", "NAME|INFOHASH"),
             ("unmount", "MOUNTPOINT"),
             ("prefetch --off", "PATH"),
+            ("limit --upload 1M", "MOUNTPOINT"),
+            ("limit /m --upload 0", "no limit"),
             ("inspect", "SOURCE"),
             ("inspect a b", "unexpected argument"),
             ("completions tcsh", "[possible values: bash"),
