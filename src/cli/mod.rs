@@ -445,7 +445,7 @@ mod tests {
         let shared = "--cache-dir /c --listen 127.0.0.1:0 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
             --no-dht --no-lsd --no-pex --no-utp --no-port-mapping --no-trackers --allow-private-hosts --dht-bootstrap b:4 --read-timeout 0 \
             --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s \
-            --unlimited-local-peers --no-upload \
+            --unlimited-local-peers --ip-filter /f --no-upload \
             --shutdown-timeout 3s --storage mmap --cache-size 64M --min-free-space 0 --initial-check full --trust-resume false -vv --log-format json";
         let args = &format!(
             "{shared} --prefetch file --watch /w --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup --daemon --log-file /l \
@@ -471,6 +471,7 @@ mod tests {
             upload_limit: Some(1024),
             download_limit: Some(2_000_000),
             unlimited_local_peers: true,
+            ip_filter: Some("/f".into()),
             upload: false,
             prefetch: Prefetch::None,
             shutdown_timeout: Duration::from_secs(3),

@@ -76,6 +76,10 @@ pub(super) struct ClientArgs {
     /// Leave peers of the local network out of both limits
     #[arg(long, help_heading = "Network")]
     unlimited_local_peers: bool,
+    /// Never speak to the addresses in this list: eMule's ipfilter.dat, PeerGuardian's .p2p, or an address, a range or
+    /// a network on each line
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    ip_filter: Option<PathBuf>,
     /// Upload nothing
     #[arg(long, help_heading = "Network")]
     no_upload: bool,
@@ -120,6 +124,7 @@ impl ClientArgs {
             upload_limit: self.upload_limit,
             download_limit: self.download_limit,
             unlimited_local_peers: self.unlimited_local_peers,
+            ip_filter: self.ip_filter,
             upload: !self.no_upload,
             prefetch: Prefetch::None,
             shutdown_timeout: self.shutdown_timeout,

@@ -37,6 +37,7 @@ pub(crate) fn options() -> Options {
         download_limit: None,
         upload_limit: None,
         unlimited_local_peers: false,
+        filter: Arc::default(),
         upload: true,
         storage: StorageKind::File,
         cache_size: None,

@@ -26,6 +26,7 @@ use crate::discovery::dht::{Dht, DhtOptions};
 use crate::discovery::tracker::http_clients;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
+use crate::net::filter::Filter;
 use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
 use crate::storage::StorageKind;
@@ -93,6 +94,8 @@ pub struct Options {
     pub upload_limit: Option<u64>,
     /// Whether the limits leave out peers of the local network.
     pub unlimited_local_peers: bool,
+    /// Addresses that are never spoken to.
+    pub filter: Arc<Filter>,
     /// Whether peers may have blocks of us.
     pub upload: bool,
     /// Where data is kept.
@@ -417,6 +420,7 @@ impl Client {
                 listen_port: Some(self.port),
                 max_peers: self.options.max_peers,
                 read_timeout: self.options.read_timeout,
+                filter: self.options.filter.clone(),
                 upload: self.options.upload,
                 pex: self.options.use_pex,
                 check_all: self.options.check_all,

@@ -30,6 +30,7 @@ fn options() -> Options {
         download_limit: None,
         upload_limit: None,
         unlimited_local_peers: false,
+        filter: Arc::default(),
         upload: false,
         storage: StorageKind::Memory,
         cache_size: Some(64 << 20),
