@@ -729,7 +729,7 @@ mod tests {
     #[test]
     fn help_lists_what_works() {
         let help = read("mount --help").expect_err("help").to_string();
-        for hidden in ["--no-lsd", "--no-utp", "--no-port-mapping"] {
+        for hidden in ["--no-utp", "--no-port-mapping"] {
             assert!(!help.contains(hidden), "{hidden} isn't there yet");
         }
         for listed in ["--cache-dir", "--peer <HOST:PORT>", "--listen <ADDR[:PORT]>", "TORRENTFS_LOG", "130"]

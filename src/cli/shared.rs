@@ -57,7 +57,8 @@ pub(super) struct ClientArgs {
     /// Don't exchange peers with peers
     #[arg(long, help_heading = "Network")]
     no_pex: bool,
-    #[arg(long, hide = true)]
+    /// Don't look for peers in the local network; off as well with --listen at a loopback address
+    #[arg(long, help_heading = "Network")]
     no_lsd: bool,
     #[arg(long, hide = true)]
     no_utp: bool,

@@ -30,6 +30,7 @@ pub(crate) fn options() -> Options {
         use_trackers: false,
         allow_private_hosts: false,
         use_dht: false,
+        use_lsd: false,
         use_pex: false,
         dht_bootstrap: None,
         read_timeout: None,

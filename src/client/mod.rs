@@ -23,12 +23,14 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::{Dht, DhtOptions};
+use crate::discovery::lsd::Lsd;
 use crate::discovery::tracker::http_clients;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
 use crate::net::filter::Filter;
 use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
+use crate::net::sockets::Sockets;
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
 use crate::storage::cache::{CacheDir, CacheError};
@@ -80,6 +82,8 @@ pub struct Options {
     pub allow_private_hosts: bool,
     /// Whether to use the DHT.
     pub use_dht: bool,
+    /// Whether to look for peers in the local network.
+    pub use_lsd: bool,
     /// Whether peers may introduce others.
     pub use_pex: bool,
     /// Where to enter the DHT; `None` for the well-known nodes.
@@ -165,7 +169,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts the workers, the listener and the DHT. Waits for the disk and for binding only.
+    /// Starts the workers, the listener, the DHT and local service discovery. Waits for the disk and for binding only.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -188,6 +192,10 @@ impl Client {
                 DhtOptions { bootstrap: options.dht_bootstrap.clone(), port: Some(port), bind, serve: false };
             Arc::new(Dht::start(&scope, dht_options))
         });
+        // On loopback nobody else is, and what the user wants to be heard there alone stays there.
+        let loopback = options.listen_addr.is_some_and(|addr| addr.is_loopback());
+        let lsd = (options.use_lsd && !loopback)
+            .then(|| Lsd::start(&scope, Sockets::new(None, options.listen_addr)));
         let client = Arc::new(Self {
             env: Environment {
                 workers,
@@ -195,6 +203,7 @@ impl Client {
                 http,
                 hub,
                 dht,
+                lsd,
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
                 spare_local: options.unlimited_local_peers,

@@ -104,6 +104,7 @@ fn options(config: &ClientConfig, filter: Arc<Filter>) -> Options {
         use_trackers: config.use_trackers,
         allow_private_hosts: config.allow_private_hosts,
         use_dht: config.use_dht,
+        use_lsd: config.use_lsd,
         use_pex: config.use_pex,
         dht_bootstrap: (!config.dht_bootstrap.is_empty())
             .then(|| config.dht_bootstrap.iter().map(ToString::to_string).collect()),
