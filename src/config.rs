@@ -89,6 +89,7 @@ impl Config {
         let rooted = |path: &mut PathBuf| *path = folder.join(&path);
         rooted(&mut self.mountpoint);
         self.client.cache_dir.iter_mut().for_each(rooted);
+        self.client.ip_filter.iter_mut().for_each(rooted);
         self.log_file.iter_mut().for_each(rooted);
         self.watch.iter_mut().for_each(rooted);
         for given in &mut self.sources {
@@ -158,6 +159,10 @@ pub struct ClientConfig {
     pub upload_limit: Option<u64>,
     /// Bytes a second that are downloaded at most, all torrents together; `None` for no limit, never 0.
     pub download_limit: Option<u64>,
+    /// Whether the limits leave out peers of the local network.
+    pub unlimited_local_peers: bool,
+    /// A list of addresses that are never spoken to.
+    pub ip_filter: Option<PathBuf>,
     /// Whether peers may fetch from us.
     pub upload: bool,
     /// What is fetched beyond what is read.
@@ -201,6 +206,8 @@ impl Default for ClientConfig {
             max_peers: MAX_PEERS,
             upload_limit: None,
             download_limit: None,
+            unlimited_local_peers: false,
+            ip_filter: None,
             upload: true,
             prefetch: Prefetch::None,
             shutdown_timeout: timeouts::SHUTDOWN,
@@ -830,11 +837,13 @@ mod tests {
         config.client.cache_dir = Some("cache".into());
         config.log_file = Some("/var/log/x".into());
         config.watch = Some("w".into());
+        config.client.ip_filter = Some("list.p2p".into());
         let rooted = config.rooted(Path::new("/home/u"));
         assert_eq!(rooted.mountpoint, Path::new("/home/u/m"));
         assert_eq!(rooted.client.cache_dir.as_deref(), Some(Path::new("/home/u/cache")));
         assert_eq!(rooted.log_file.as_deref(), Some(Path::new("/var/log/x")));
         assert_eq!(rooted.watch.as_deref(), Some(Path::new("/home/u/w")));
+        assert_eq!(rooted.client.ip_filter.as_deref(), Some(Path::new("/home/u/list.p2p")));
         assert_eq!(rooted.sources, ["/home/u/a.torrent", "/b", "/home/u/../c", "http://d/e", magnet]);
     }
 

@@ -57,7 +57,8 @@ pub(super) struct ClientArgs {
     /// Don't exchange peers with peers
     #[arg(long, help_heading = "Network")]
     no_pex: bool,
-    #[arg(long, hide = true)]
+    /// Don't look for peers in the local network; off as well with --listen at a loopback address
+    #[arg(long, help_heading = "Network")]
     no_lsd: bool,
     #[arg(long, hide = true)]
     no_utp: bool,
@@ -73,6 +74,13 @@ pub(super) struct ClientArgs {
     /// Upload no faster than this, all torrents together
     #[arg(long, value_name = "RATE", value_parser = config::parse_rate, help_heading = "Network")]
     upload_limit: Option<u64>,
+    /// Leave peers of the local network out of both limits
+    #[arg(long, help_heading = "Network")]
+    unlimited_local_peers: bool,
+    /// Never speak to the addresses in this list: eMule's ipfilter.dat, PeerGuardian's .p2p, or an address, a range or
+    /// a network on each line
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    ip_filter: Option<PathBuf>,
     /// Upload nothing
     #[arg(long, help_heading = "Network")]
     no_upload: bool,
@@ -116,6 +124,8 @@ impl ClientArgs {
             max_peers: self.max_peers,
             upload_limit: self.upload_limit,
             download_limit: self.download_limit,
+            unlimited_local_peers: self.unlimited_local_peers,
+            ip_filter: self.ip_filter,
             upload: !self.no_upload,
             prefetch: Prefetch::None,
             shutdown_timeout: self.shutdown_timeout,

@@ -101,7 +101,7 @@ impl Listener {
         let greetings = Arc::new(Semaphore::new(GREETINGS));
         for socket in self.sockets {
             let weak = Arc::downgrade(client);
-            let greetings = greetings.clone();
+            let (greetings, filter) = (greetings.clone(), client.options.filter.clone());
             let scope = client.scope.child("listener");
             let name = socket.local_addr().map_or_else(|_| "?".into(), |a| a.to_string());
             client.scope.spawn(&format!("listen {name}"), async move {
@@ -115,6 +115,10 @@ impl Listener {
                             continue;
                         }
                     };
+                    if filter.blocks(addr.ip()) {
+                        tracing::debug!(peer = %addr, "an incoming connection of --ip-filter was closed");
+                        continue;
+                    }
                     let weak = weak.clone();
                     scope.spawn(&format!("greet {addr}"), async move {
                         let _permit = permit;

@@ -23,11 +23,14 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::{Dht, DhtOptions};
+use crate::discovery::lsd::Lsd;
 use crate::discovery::tracker::http_clients;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
+use crate::net::filter::Filter;
 use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
+use crate::net::sockets::Sockets;
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
 use crate::storage::cache::{CacheDir, CacheError};
@@ -79,6 +82,8 @@ pub struct Options {
     pub allow_private_hosts: bool,
     /// Whether to use the DHT.
     pub use_dht: bool,
+    /// Whether to look for peers in the local network.
+    pub use_lsd: bool,
     /// Whether peers may introduce others.
     pub use_pex: bool,
     /// Where to enter the DHT; `None` for the well-known nodes.
@@ -91,6 +96,10 @@ pub struct Options {
     pub download_limit: Option<u64>,
     /// Bytes per second sent, all torrents together.
     pub upload_limit: Option<u64>,
+    /// Whether the limits leave out peers of the local network.
+    pub unlimited_local_peers: bool,
+    /// Addresses that are never spoken to.
+    pub filter: Arc<Filter>,
     /// Whether peers may have blocks of us.
     pub upload: bool,
     /// Where data is kept.
@@ -162,7 +171,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts the workers, the listener and the DHT. Waits for the disk and for binding only.
+    /// Starts the workers, the listener, the DHT and local service discovery. Waits for the disk and for binding only.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -185,6 +194,10 @@ impl Client {
                 DhtOptions { bootstrap: options.dht_bootstrap.clone(), port: Some(port), bind, serve: false };
             Arc::new(Dht::start(&scope, dht_options))
         });
+        // On loopback nobody else is, and what the user wants to be heard there alone stays there.
+        let loopback = options.listen_addr.is_some_and(|addr| addr.is_loopback());
+        let lsd = (options.use_lsd && !loopback)
+            .then(|| Lsd::start(&scope, Sockets::new(None, options.listen_addr)));
         let client = Arc::new(Self {
             env: Environment {
                 workers,
@@ -192,8 +205,10 @@ impl Client {
                 http,
                 hub,
                 dht,
+                lsd,
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
+                spare_local: options.unlimited_local_peers,
                 memory: Memory::default(),
                 room: Room::new(Arc::new(Quota::new(keeper::bound(&options)))),
                 clock: ReadClock::default(),
@@ -216,6 +231,12 @@ impl Client {
     /// The port where peers reach us.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The limits of all torrents together, on what is received and sent; they can be changed at any time. Those of one
+    /// torrent are its sessions' ([`crate::torrent::sessions::Sessions::limits`]).
+    pub fn limits(&self) -> &(RateLimit, RateLimit) {
+        &self.env.limits
     }
 
     /// The folder that holds the data.
@@ -423,6 +444,7 @@ impl Client {
                 listen_port: Some(self.port),
                 max_peers: self.options.max_peers,
                 read_timeout: self.options.read_timeout,
+                filter: self.options.filter.clone(),
                 upload: self.options.upload,
                 pex: self.options.use_pex,
                 check_all: self.options.check_all,

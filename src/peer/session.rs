@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -27,7 +27,7 @@ use super::event::{Counters, Item, KnownCell, PeerEvent};
 use super::outbox::{Outbox, Wanted};
 use super::wire::{self, BlockRequest, Decoder, Limits, Message};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef};
-use crate::net::limit::RateLimit;
+use crate::net::limit::{Chain, Intake};
 use crate::sync::timeouts;
 
 /// Room in the read buffer of a quiet peer: most have little to say.
@@ -71,10 +71,10 @@ pub struct Context {
     pub events: mpsc::Sender<PeerEvent>,
     /// Bytes moved.
     pub counters: Arc<Counters>,
-    /// Limit on what we receive.
-    pub down_limit: RateLimit,
-    /// Limit on what we send.
-    pub up_limit: RateLimit,
+    /// Limits on what we receive.
+    pub down_limits: Chain,
+    /// Limits on what we send.
+    pub up_limits: Chain,
     /// The connection's socket, to acknowledge at once what came (Linux's TCP_QUICKACK); `None` where that means
     /// nothing.
     pub socket: Option<OwnedFd>,
@@ -221,7 +221,7 @@ impl Session {
         let (served, mut to_send) = mpsc::channel(SERVING_MAX);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut may_read: Option<Permit> = None;
+        let mut intake = Intake::new(self.ctx.down_limits.clone());
         let mut may_serve: Option<Permit> = None;
         let mut dirty = true;
         let outbox = self.ctx.outbox.clone();
@@ -239,8 +239,8 @@ impl Session {
                 && self.out.len() < WRITE_HIGH
                 && let Some(next) = self.requests.front()
             {
-                let (limit, len) = (self.ctx.up_limit.clone(), u64::from(next.len));
-                may_serve = Some(Box::pin(async move { limit.take(len).await }));
+                let (limits, len) = (self.ctx.up_limits.clone(), u64::from(next.len));
+                may_serve = Some(Box::pin(async move { limits.take(len).await }));
             }
             let spare = input.capacity() - input.len();
             let need = self.decoder.need(&input).min(READ_LARGE);
@@ -248,7 +248,7 @@ impl Session {
                 input.reserve(chunk.max(need));
             }
             tokio::select! {
-                read = reader.read_buf(&mut input), if may_read.is_none() => {
+                read = intake.read(&mut reader, &mut input) => {
                     let n = read?;
                     if n == 0 {
                         return Err(SessionEnd::Closed);
@@ -266,10 +266,6 @@ impl Session {
                         more = understood?;
                     }
                     self.hurry();
-                    if self.ctx.down_limit.rate().is_some() {
-                        let limit = self.ctx.down_limit.clone();
-                        may_read = Some(Box::pin(async move { limit.take(n as u64).await }));
-                    }
                 }
                 wrote = writer.write(&self.out), if !self.out.is_empty() => {
                     let n = wrote?;
@@ -282,7 +278,6 @@ impl Session {
                 }
                 () = outbox.changed() => dirty = true,
                 Some((request, data)) = to_send.recv(), if self.serving > 0 => self.serve(request, data),
-                () = wait_for(&mut may_read) => may_read = None,
                 () = wait_for(&mut may_serve) => {
                     may_serve = None;
                     self.fetch(&served);
@@ -578,7 +573,7 @@ mod tests {
     use std::sync::OnceLock;
     use std::sync::atomic::AtomicBool;
 
-    use tokio::io::DuplexStream;
+    use tokio::io::{AsyncReadExt, DuplexStream};
     use tokio::sync::oneshot;
     use torrentfs_fs::lock::{Rank, RankedMutex};
 
@@ -657,8 +652,8 @@ mod tests {
             outbox: Arc::default(),
             events,
             counters: Arc::default(),
-            down_limit: RateLimit::new(None),
-            up_limit: RateLimit::new(None),
+            down_limits: Chain::new([]),
+            up_limits: Chain::new([]),
             socket: None,
         }
     }

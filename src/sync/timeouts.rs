@@ -76,6 +76,8 @@ pub const DHT_NODE: Duration = Duration::from_secs(5);
 pub const DHT_BOOTSTRAP: Duration = Duration::from_secs(15);
 /// Between two looks at the DHT node; a dead one is started again.
 pub const DHT_WATCH: Duration = Duration::from_secs(30);
+/// For the system to take a packet for the local network: what isn't said now is said in some minutes.
+pub const LSD_SEND: Duration = Duration::from_millis(100);
 /// For a `.torrent` behind a URL: connect, TLS and body.
 pub const TORRENT_URL: Duration = Duration::from_secs(60);
 /// For the disk to tell what of the torrents is here, before the mount shows without it.

@@ -26,6 +26,7 @@ fn swarm(now: Instant) -> Swarm {
         listen_port: None,
         max_peers: 80,
         read_timeout: None,
+        filter: Arc::default(),
         upload: true,
         pex: false,
         check_all: false,

@@ -34,6 +34,7 @@ fn settings(check_all: bool) -> Settings {
         listen_port: None,
         max_peers: 80,
         read_timeout: None,
+        filter: Arc::default(),
         upload: true,
         pex: true,
         check_all,

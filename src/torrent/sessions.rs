@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::net::limit::RateLimit;
+use crate::net::limit::Limits;
 use crate::peer::PeerKey;
 use crate::peer::connect;
 use crate::peer::event::{Connected, Counters, KnownCell, PeerEvent};
@@ -24,8 +24,7 @@ pub struct Sessions {
     handshake: Handshake,
     known: KnownCell,
     events: mpsc::Sender<PeerEvent>,
-    down_limit: RateLimit,
-    up_limit: RateLimit,
+    limits: Limits,
     next: AtomicU64,
 }
 
@@ -37,7 +36,7 @@ impl Sessions {
         peer_id: [u8; 20],
         known: KnownCell,
         events: mpsc::Sender<PeerEvent>,
-        limits: (RateLimit, RateLimit),
+        limits: Limits,
     ) -> Self {
         let reserved = Reserved::new().with_extensions().with_fast();
         Self {
@@ -45,8 +44,7 @@ impl Sessions {
             handshake: Handshake { reserved, info_hash, peer_id },
             known,
             events,
-            down_limit: limits.0,
-            up_limit: limits.1,
+            limits,
             next: AtomicU64::new(1),
         }
     }
@@ -54,6 +52,11 @@ impl Sessions {
     /// Batches of what sessions told the owner and it hasn't looked at yet.
     pub fn queued(&self) -> usize {
         self.events.max_capacity() - self.events.capacity()
+    }
+
+    /// What limits its connections.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// A key that nobody had: for a webseed, too.
@@ -115,8 +118,8 @@ impl Sessions {
             outbox: outbox.clone(),
             events: self.events.clone(),
             counters,
-            down_limit: self.down_limit.clone(),
-            up_limit: self.up_limit.clone(),
+            down_limits: self.limits.down(addr.ip()),
+            up_limits: self.limits.up(addr.ip()),
             // Without it the session is only slower.
             socket: stream.as_fd().try_clone_to_owned().ok(),
         };

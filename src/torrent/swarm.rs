@@ -29,6 +29,7 @@ use super::webseeds::Webseed;
 use crate::discovery::PeerSource;
 use crate::metainfo::geometry::{BlockRef, FileIndex, PieceIndex};
 use crate::metainfo::info::Info;
+use crate::net::filter::Filter;
 use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::event::{Connected, Item};
@@ -65,6 +66,8 @@ pub struct Settings {
     pub max_peers: usize,
     /// Since the last block of a piece that a read waits for; `None` waits for ever.
     pub read_timeout: Option<Duration>,
+    /// Addresses that are never spoken to.
+    pub filter: Arc<Filter>,
     /// Whether peers may have blocks of us.
     pub upload: bool,
     /// Whether peers may introduce others.
@@ -174,7 +177,7 @@ impl Swarm {
             peers: BTreeMap::new(),
             webseeds: BTreeMap::new(),
             had_webseeds: false,
-            book: PeerBook::default(),
+            book: PeerBook::new(settings.filter.clone()),
             departed: VecDeque::new(),
             dialing: 0,
             look_at_book: false,
@@ -328,6 +331,8 @@ impl Swarm {
             Some("it is ourselves")
         } else if self.book.is_banned(who.addr) {
             Some("it is banned")
+        } else if self.book.is_filtered(who.addr) {
+            Some("it is in --ip-filter")
         } else if known {
             Some("it is connected already")
         } else if self.peers.len() >= self.settings.max_peers {

@@ -30,6 +30,7 @@ fn settings() -> Settings {
         listen_port: Some(6881),
         max_peers: 80,
         read_timeout: Some(300 * S),
+        filter: Arc::default(),
         upload: true,
         pex: true,
         check_all: false,

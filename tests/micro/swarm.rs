@@ -64,6 +64,7 @@ impl World {
             listen_port: None,
             max_peers: 200,
             read_timeout: None,
+            filter: Arc::default(),
             upload: true,
             pex: false,
             check_all: false,

@@ -178,6 +178,7 @@ fn settings() -> Settings {
         listen_port: Some(6881),
         max_peers: 80,
         read_timeout: Some(Duration::from_secs(300)),
+        filter: Arc::default(),
         upload: true,
         pex: true,
         check_all: false,
