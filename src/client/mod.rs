@@ -28,6 +28,7 @@ use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
 use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
+use crate::peer::mse::{self, Policy};
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
 use crate::storage::cache::{CacheDir, CacheError};
@@ -81,6 +82,8 @@ pub struct Options {
     pub use_dht: bool,
     /// Whether peers may introduce others.
     pub use_pex: bool,
+    /// Whether connections to peers are encrypted.
+    pub encryption: Policy,
     /// Where to enter the DHT; `None` for the well-known nodes.
     pub dht_bootstrap: Option<Vec<String>>,
     /// See [`Settings::read_timeout`].
@@ -287,6 +290,18 @@ impl Client {
         self.torrents.read().iter().find(|t| t.info_hash.wire().0 == wire).cloned()
     }
 
+    /// The 20 bytes on the wire of the torrent that peers who encrypt call by this name ([`mse::obscured`]).
+    pub fn find_obscured(&self, name: &[u8; 20]) -> Option<[u8; 20]> {
+        let torrents = self.torrents.read();
+        let found = mse::find(name, torrents.iter().map(|torrent| &torrent.obscured))?;
+        torrents.get(found).map(|torrent| torrent.info_hash.wire().0)
+    }
+
+    /// How connections to peers are encrypted.
+    pub fn encryption(&self) -> Policy {
+        self.options.encryption
+    }
+
     /// Waits until a torrent was added, its metadata came, or it failed. Wakes one waiter. Cancel-safe.
     pub async fn changed(&self) {
         self.env.changed.notified().await;
@@ -410,6 +425,7 @@ impl Client {
                 read_timeout: self.options.read_timeout,
                 upload: self.options.upload,
                 pex: self.options.use_pex,
+                encryption: self.options.encryption,
                 check_all: self.options.check_all,
                 prefetch: self.options.prefetch,
                 memory: self.env.memory.clone(),

@@ -23,6 +23,7 @@ fn options() -> Options {
         use_trackers: false,
         allow_private_hosts: false,
         use_dht: false,
+        encryption: crate::peer::mse::Policy::Prefer,
         use_pex: false,
         dht_bootstrap: None,
         read_timeout: None,

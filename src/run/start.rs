@@ -88,6 +88,7 @@ fn options(config: &ClientConfig) -> Options {
         allow_private_hosts: config.allow_private_hosts,
         use_dht: config.use_dht,
         use_pex: config.use_pex,
+        encryption: config.encryption,
         dht_bootstrap: (!config.dht_bootstrap.is_empty())
             .then(|| config.dht_bootstrap.iter().map(ToString::to_string).collect()),
         read_timeout: config.read_timeout,
