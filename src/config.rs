@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::metainfo::Source;
 use crate::metainfo::source::SourceError;
+use crate::peer::mse::Policy;
 use crate::storage::StorageKind;
 use crate::sync::timeouts;
 use crate::torrent::background::Prefetch;
@@ -141,6 +142,8 @@ pub struct ClientConfig {
     pub use_dht: bool,
     /// Whether to exchange peers with peers (BEP 11), for torrents that aren't private.
     pub use_pex: bool,
+    /// Whether connections to peers are encrypted.
+    pub encryption: Policy,
     /// Whether to look for peers in the local network (BEP 14).
     pub use_lsd: bool,
     /// Whether to use uTP (BEP 29).
@@ -197,6 +200,7 @@ impl Default for ClientConfig {
             allow_private_hosts: false,
             use_dht: true,
             use_pex: true,
+            encryption: Policy::Prefer,
             use_lsd: true,
             use_utp: true,
             use_port_mapping: true,

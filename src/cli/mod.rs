@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn every_option_reaches_its_setting() {
         let shared = "--cache-dir /c --listen 127.0.0.1:0 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
-            --no-dht --no-lsd --no-pex --no-utp --no-port-mapping --no-trackers --allow-private-hosts --dht-bootstrap b:4 --read-timeout 0 \
+            --no-dht --no-lsd --no-pex --encryption require --no-utp --no-port-mapping --no-trackers --allow-private-hosts --dht-bootstrap b:4 --read-timeout 0 \
             --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s \
             --unlimited-local-peers --ip-filter /f --no-upload \
             --shutdown-timeout 3s --storage mmap --cache-size 64M --min-free-space 0 --initial-check full --trust-resume false -vv --log-format json";
@@ -461,6 +461,7 @@ mod tests {
             allow_private_hosts: true,
             use_dht: false,
             use_pex: false,
+            encryption: crate::peer::mse::Policy::Require,
             use_lsd: false,
             use_utp: false,
             use_port_mapping: false,

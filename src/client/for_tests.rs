@@ -31,6 +31,7 @@ pub(crate) fn options() -> Options {
         allow_private_hosts: false,
         use_dht: false,
         use_lsd: false,
+        encryption: crate::peer::mse::Policy::Prefer,
         use_pex: false,
         dht_bootstrap: None,
         read_timeout: None,

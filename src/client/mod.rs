@@ -31,6 +31,7 @@ use crate::net::filter::Filter;
 use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
 use crate::net::sockets::Sockets;
+use crate::peer::mse::{self, Policy};
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
 use crate::storage::cache::{CacheDir, CacheError};
@@ -86,6 +87,8 @@ pub struct Options {
     pub use_lsd: bool,
     /// Whether peers may introduce others.
     pub use_pex: bool,
+    /// Whether connections to peers are encrypted.
+    pub encryption: Policy,
     /// Where to enter the DHT; `None` for the well-known nodes.
     pub dht_bootstrap: Option<Vec<String>>,
     /// See [`Settings::read_timeout`].
@@ -311,6 +314,18 @@ impl Client {
         self.torrents.read().iter().find(|t| t.info_hash.wire().0 == wire).cloned()
     }
 
+    /// The 20 bytes on the wire of the torrent that peers who encrypt call by this name ([`mse::obscured`]).
+    pub fn find_obscured(&self, name: &[u8; 20]) -> Option<[u8; 20]> {
+        let torrents = self.torrents.read();
+        let found = mse::find(name, torrents.iter().map(|torrent| &torrent.obscured))?;
+        torrents.get(found).map(|torrent| torrent.info_hash.wire().0)
+    }
+
+    /// How connections to peers are encrypted.
+    pub fn encryption(&self) -> Policy {
+        self.options.encryption
+    }
+
     /// Waits until a torrent was added, its metadata came, or it failed. Wakes one waiter. Cancel-safe.
     pub async fn changed(&self) {
         self.env.changed.notified().await;
@@ -447,6 +462,7 @@ impl Client {
                 filter: self.options.filter.clone(),
                 upload: self.options.upload,
                 pex: self.options.use_pex,
+                encryption: self.options.encryption,
                 check_all: self.options.check_all,
                 prefetch: self.options.prefetch,
                 memory: self.env.memory.clone(),

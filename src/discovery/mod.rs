@@ -60,6 +60,20 @@ pub struct Announce {
     pub port: u16,
     /// Random, the same in all announces: by it a tracker knows us when our address changes (BEP 7).
     pub key: u32,
+    /// Whether peers may come encrypted.
+    pub crypto: Crypto,
+}
+
+/// What HTTP trackers are told of encrypted connections, so that they name peers that suit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Crypto {
+    /// There are none.
+    #[default]
+    None,
+    /// They are taken.
+    Supported,
+    /// No others are.
+    Required,
 }
 
 /// What was transferred in this session, in bytes, as trackers count it.

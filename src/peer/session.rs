@@ -5,6 +5,8 @@
 //! one socket read go to the owner as one batch. The channel to the owner is bounded: when it is full the
 //! session waits, and so the peer's socket fills, which is the back-pressure we want. The owner never waits
 //! for a session, so they can't wait for each other.
+//! With encryption what is read is decrypted where it lies, and what is about to be written is encrypted where it lies:
+//! a stream around the socket would need a buffer of its own, which nobody empties when it is dropped in mid-write.
 //! Deliberately not here: what to request, whom to unchoke, what a piece is worth.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -24,6 +26,7 @@ use tokio::time::Instant;
 use super::PeerKey;
 use super::buffer::PieceBuffer;
 use super::event::{Counters, Item, KnownCell, PeerEvent};
+use super::mse::Line;
 use super::outbox::{Outbox, Wanted};
 use super::wire::{self, BlockRequest, Decoder, Limits, Message};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef};
@@ -78,6 +81,8 @@ pub struct Context {
     /// The connection's socket, to acknowledge at once what came (Linux's TCP_QUICKACK); `None` where that means
     /// nothing.
     pub socket: Option<OwnedFd>,
+    /// What is read and written goes through this, and it begins with what came behind the handshake.
+    pub line: Line,
 }
 
 /// Why a session ended.
@@ -158,6 +163,8 @@ struct Session {
     /// Blocks that may still come though they aren't asked for any more.
     excused: u64,
     out: BytesMut,
+    /// Bytes at the head of `out` that are encrypted already. It is only ever added to at its end.
+    sealed: usize,
     choking: bool,
     /// What the peer asked for.
     requests: VecDeque<BlockRequest>,
@@ -197,6 +204,7 @@ impl Session {
             unanswered: HashMap::new(),
             excused: UNASKED_MAX,
             out: BytesMut::with_capacity(4096),
+            sealed: 0,
             choking: true,
             requests: VecDeque::new(),
             said_what: false,
@@ -215,7 +223,7 @@ impl Session {
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let mut input = BytesMut::with_capacity(READ_SMALL);
+        let mut input = std::mem::take(&mut self.ctx.line.early);
         let mut chunk = READ_SMALL;
         // Room for every block being read: a worker never waits to hand one over.
         let (served, mut to_send) = mpsc::channel(SERVING_MAX);
@@ -225,6 +233,8 @@ impl Session {
         let mut may_serve: Option<Permit> = None;
         let mut dirty = true;
         let outbox = self.ctx.outbox.clone();
+        // What came behind the handshake is here already, and nothing more may come for long.
+        self.take_in(&mut input).await?;
         loop {
             if dirty && self.out.len() < WRITE_HIGH {
                 dirty = false;
@@ -247,6 +257,7 @@ impl Session {
             if spare < need.max(chunk / 4) {
                 input.reserve(chunk.max(need));
             }
+            self.seal();
             tokio::select! {
                 read = intake.read(&mut reader, &mut input) => {
                     let n = read?;
@@ -258,13 +269,9 @@ impl Session {
                     chunk = (2 * n).next_power_of_two().clamp(READ_SMALL, READ_LARGE);
                     self.last_in = Instant::now();
                     self.share.read(n as u64);
-                    let mut more = true;
-                    while more {
-                        let understood = self.understand(&mut input);
-                        // Also what came before an error: it lies in the piece buffers already.
-                        self.tell().await?;
-                        more = understood?;
-                    }
+                    let came = input.len() - n;
+                    self.ctx.line.open(&mut input[came..]);
+                    self.take_in(&mut input).await?;
                     self.hurry();
                 }
                 wrote = writer.write(&self.out), if !self.out.is_empty() => {
@@ -273,6 +280,7 @@ impl Session {
                         return Err(SessionEnd::Closed);
                     }
                     let _ = self.out.split_to(n);
+                    self.sealed -= n;
                     self.progress = Instant::now();
                     self.last_out = self.progress;
                 }
@@ -285,6 +293,24 @@ impl Session {
                 _ = look.tick() => self.look()?,
             }
         }
+    }
+
+    /// Encrypts what was added to the write buffer.
+    fn seal(&mut self) {
+        self.ctx.line.seal(&mut self.out[self.sealed..]);
+        self.sealed = self.out.len();
+    }
+
+    /// Understands what has come, and tells the owner.
+    async fn take_in(&mut self, input: &mut BytesMut) -> Result<(), SessionEnd> {
+        let mut more = true;
+        while more {
+            let understood = self.understand(input);
+            // Also what came before an error: it lies in the piece buffers already.
+            self.tell().await?;
+            more = understood?;
+        }
+        Ok(())
     }
 
     /// Acknowledges at once what came when more is to come, and not much. Many clients leave
@@ -636,6 +662,8 @@ mod tests {
         events: mpsc::Receiver<PeerEvent>,
         end: oneshot::Receiver<SessionEnd>,
         zeros: Arc<Zeros>,
+        /// The far end's, of encryption.
+        line: Line,
         /// What is waited for comes within this, or the test fails.
         patience: Duration,
         _scope: TaskScope,
@@ -655,15 +683,21 @@ mod tests {
             down_limits: Chain::new([]),
             up_limits: Chain::new([]),
             socket: None,
+            line: Line::default(),
         }
     }
 
     fn rig(fast: bool, room: usize, events: usize) -> Rig {
+        rig_over((Line::default(), Line::default()), fast, room, events)
+    }
+
+    fn rig_over((near_line, line): (Line, Line), fast: bool, room: usize, events: usize) -> Rig {
         let (near, far) = tokio::io::duplex(room);
         let (tell, events) = mpsc::channel(events);
         let (ended, end) = oneshot::channel();
         let zeros = Arc::new(Zeros::default());
-        let context = context(fast, tell, zeros.clone());
+        let mut context = context(fast, tell, zeros.clone());
+        context.line = near_line;
         let (outbox, counters) = (context.outbox.clone(), context.counters.clone());
         let scope = TaskScope::root();
         scope.spawn("session", async move {
@@ -677,6 +711,7 @@ mod tests {
             events,
             end,
             zeros,
+            line,
             patience: Duration::from_secs(20),
             _scope: scope,
         }
@@ -686,6 +721,7 @@ mod tests {
         async fn send(&mut self, messages: &[Message]) {
             let mut bytes = BytesMut::new();
             messages.iter().for_each(|m| m.encode(&mut bytes));
+            self.line.seal(&mut bytes);
             self.far.write_all(&bytes).await.unwrap();
         }
 
@@ -697,7 +733,10 @@ mod tests {
                     return message;
                 }
                 let read = tokio::time::timeout(self.patience, self.far.read_buf(&mut self.read)).await;
-                assert!(read.expect("a message").unwrap() > 0, "the session closed");
+                let read = read.expect("a message").unwrap();
+                assert!(read > 0, "the session closed");
+                let came = self.read.len() - read;
+                self.line.open(&mut self.read[came..]);
             }
         }
 
@@ -757,6 +796,32 @@ mod tests {
         assert_eq!(rig.counters.wasted.load(Ordering::Relaxed), 0);
         rig.outbox.disconnect("enough");
         assert_eq!(rig.ended().await, "enough");
+    }
+
+    #[tokio::test]
+    async fn with_encryption_each_byte_is_sealed_once_however_it_is_written() {
+        let (mut near, far) = Line::pair();
+        // Came behind the handshake, in plain by now.
+        Message::Unchoke.encode(&mut near.early);
+        Message::Have(PieceIndex(3)).encode(&mut near.early);
+        let mut left = near.early.split_off(near.early.len() - 2);
+        let mut rig = rig_over((near, far), true, 48, 256);
+        assert!(matches!(rig.said().await[..], [Item::Choked(false)]));
+        // The rest of a message that was cut, then others, in writes of 48 bytes at most on either side.
+        rig.line.seal(&mut left);
+        rig.far.write_all(&left).await.unwrap();
+        assert!(matches!(rig.said().await[..], [Item::Have(PieceIndex(3))]));
+        rig.outbox.choke(false);
+        assert_eq!(rig.next().await, Message::Unchoke);
+        for round in 0..20 {
+            let asked = rig.ask(round % 4 * BLOCK_LEN).await;
+            rig.send(&[Message::Request(request(2, 0)), Message::Have(PieceIndex(round))]).await;
+            let data = Bytes::from(vec![0; BLOCK_LEN as usize]);
+            assert_eq!(rig.next().await, Message::Piece { piece: PieceIndex(2), begin: 0, data });
+            rig.outbox.cancel(asked.request);
+            assert_eq!(rig.next().await, Message::Cancel(asked.request));
+            rig.send(&[Message::Reject(asked.request)]).await;
+        }
     }
 
     #[tokio::test]

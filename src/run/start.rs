@@ -106,6 +106,7 @@ fn options(config: &ClientConfig, filter: Arc<Filter>) -> Options {
         use_dht: config.use_dht,
         use_lsd: config.use_lsd,
         use_pex: config.use_pex,
+        encryption: config.encryption,
         dht_bootstrap: (!config.dht_bootstrap.is_empty())
             .then(|| config.dht_bootstrap.iter().map(ToString::to_string).collect()),
         read_timeout: config.read_timeout,

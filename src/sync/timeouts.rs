@@ -6,6 +6,9 @@ use std::time::Duration;
 pub const PEER_CONNECT: Duration = Duration::from_secs(5);
 /// For a peer's handshake after the connection: two round trips on the slowest line, with room.
 pub const PEER_HANDSHAKE: Duration = Duration::from_secs(10);
+/// For a dialled peer's key when encryption is only preferred: a client without it sees a broken handshake and mostly
+/// closes at once, but some wait for more. Then it is dialled again, without.
+pub const PEER_KEY: Duration = Duration::from_secs(4);
 /// Silence after which we send a keep-alive; peers drop a silent connection after two minutes.
 pub const PEER_KEEPALIVE: Duration = Duration::from_secs(90);
 /// Silence after which a peer is dropped (BEP 3: generally two minutes; a margin for slow lines).

@@ -36,7 +36,7 @@ use super::{Command, Torrent, Turns};
 use crate::discovery::dht::Dht;
 use crate::discovery::lsd::Lsd;
 use crate::discovery::tracker::{TrackerOptions, Trackers};
-use crate::discovery::{Announce, Following, FoundPeers, PeerDiscovery, Progress};
+use crate::discovery::{Announce, Crypto, Following, FoundPeers, PeerDiscovery, Progress};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
@@ -44,6 +44,7 @@ use crate::net::hosts::{Clients, Reach};
 use crate::net::limit::{Limits, RateLimit};
 use crate::peer::PeerKey;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
+use crate::peer::mse::{self, Policy};
 use crate::peer::outbox::{Outbox, Wanted};
 use crate::peer::wire::BlockRequest;
 use crate::storage::pool::Workers;
@@ -229,11 +230,13 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         known,
         peer_events.clone(),
         Limits::of_program(env.limits.clone(), env.spare_local),
+        plan.settings.encryption,
     ));
     let now = Instant::now();
     let torrent = Arc::new(Torrent {
         slot: plan.slot,
         info_hash: plan.info_hash,
+        obscured: mse::obscured(&plan.settings.info_hash),
         hint: plan.hint,
         added: plan.created.unwrap_or(plan.added),
         live: OnceLock::new(),
@@ -620,6 +623,11 @@ impl Owner {
             peer_id: self.settings.peer_id,
             port: self.settings.listen_port.unwrap_or(0),
             key: rand::random(),
+            crypto: match self.settings.encryption {
+                Policy::Prefer => Crypto::Supported,
+                Policy::Require => Crypto::Required,
+                Policy::Off => Crypto::None,
+            },
         };
         if let Some(http) = &self.env.http {
             let totals = self.totals.clone();
@@ -705,6 +713,7 @@ impl Owner {
             downloaded: sums.0,
             uploaded: sums.1,
             peers: self.swarm.peer_count(),
+            encrypted: self.swarm.encrypted_count(),
             connecting: self.swarm.dialing(),
             banned: self.swarm.banned().to_vec(),
             error: self.failed.clone().or_else(|| self.swarm.error().map(str::to_owned)),

@@ -11,12 +11,14 @@ use tokio::sync::mpsc;
 
 use crate::net::limit::Limits;
 use crate::peer::PeerKey;
-use crate::peer::connect;
+use crate::peer::connect::{self, Plain, Shaken};
 use crate::peer::event::{Connected, Counters, KnownCell, PeerEvent};
+use crate::peer::mse::{Line, Policy};
 use crate::peer::outbox::Outbox;
 use crate::peer::session::{self, Context};
 use crate::peer::wire::{Handshake, Reserved};
 use crate::sync::tasks::TaskScope;
+use torrentfs_fs::lock::{Rank, RankedMutex};
 
 /// What all sessions of a torrent have in common.
 pub struct Sessions {
@@ -25,6 +27,9 @@ pub struct Sessions {
     known: KnownCell,
     events: mpsc::Sender<PeerEvent>,
     limits: Limits,
+    encryption: Policy,
+    /// Who is dialled without encryption at once.
+    plain: RankedMutex<Plain>,
     next: AtomicU64,
 }
 
@@ -37,6 +42,7 @@ impl Sessions {
         known: KnownCell,
         events: mpsc::Sender<PeerEvent>,
         limits: Limits,
+        encryption: Policy,
     ) -> Self {
         let reserved = Reserved::new().with_extensions().with_fast();
         Self {
@@ -45,6 +51,8 @@ impl Sessions {
             known,
             events,
             limits,
+            encryption,
+            plain: RankedMutex::new(Rank::Leaf, "peers without encryption", Plain::default()),
             next: AtomicU64::new(1),
         }
     }
@@ -73,8 +81,11 @@ impl Sessions {
     pub fn dial(self: &Arc<Self>, addr: SocketAddr) {
         let this = self.clone();
         self.scope.spawn(&format!("peer {addr}"), async move {
-            match connect::dial(addr, &this.handshake).await {
-                Ok((stream, theirs)) => this.run(stream, addr, false, theirs).await,
+            let policy = this.plain.lock().policy(addr, this.encryption);
+            let dialled = connect::dial(addr, &this.handshake, policy).await;
+            this.plain.lock().dialled(addr, dialled.as_ref().ok().map(|shaken| shaken.line.cover()));
+            match dialled {
+                Ok(shaken) => this.run(shaken, addr, false).await,
                 Err(error) => {
                     let reason = error.to_string();
                     let _ = this.events.send(PeerEvent::Unreachable { addr, reason }).await;
@@ -84,17 +95,24 @@ impl Sessions {
     }
 
     /// Answers a peer that connected to us and asked for this torrent, and runs its session.
-    pub fn accept(self: &Arc<Self>, mut stream: TcpStream, addr: SocketAddr, theirs: Handshake) {
+    pub fn accept(
+        self: &Arc<Self>,
+        mut stream: TcpStream,
+        mut line: Line,
+        addr: SocketAddr,
+        theirs: Handshake,
+    ) {
         let this = self.clone();
         self.scope.spawn(&format!("peer {addr}"), async move {
-            match connect::answer(&mut stream, &this.handshake).await {
-                Ok(()) => this.run(stream, addr, true, theirs).await,
+            match connect::answer(&mut stream, &mut line, &this.handshake).await {
+                Ok(()) => this.run(Shaken { stream, line, theirs }, addr, true).await,
                 Err(error) => tracing::debug!(peer = %addr, "an incoming connection failed: {error}"),
             }
         });
     }
 
-    async fn run(&self, stream: TcpStream, addr: SocketAddr, incoming: bool, theirs: Handshake) {
+    async fn run(&self, shaken: Shaken, addr: SocketAddr, incoming: bool) {
+        let Shaken { stream, line, theirs } = shaken;
         let key = self.new_key();
         let outbox = Arc::new(Outbox::default());
         let counters = Arc::new(Counters::default());
@@ -105,6 +123,7 @@ impl Sessions {
             peer_id: theirs.peer_id,
             fast,
             extensions: theirs.reserved.supports_extensions(),
+            cover: line.cover(),
         };
         let connected =
             PeerEvent::Connected { key, peer, outbox: outbox.clone(), counters: counters.clone() };
@@ -122,6 +141,7 @@ impl Sessions {
             up_limits: self.limits.up(addr.ip()),
             // Without it the session is only slower.
             socket: stream.as_fd().try_clone_to_owned().ok(),
+            line,
         };
         #[cfg(test)]
         let stream = planned::Stream::new(stream, addr);

@@ -34,6 +34,7 @@ use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::event::{Connected, Item};
 use crate::peer::extension::{self, ExtHandshake};
+use crate::peer::mse::{Cover, Policy};
 use crate::peer::pex::{PexMessage, PexState};
 use crate::peer::wire::Message;
 use crate::storage::quota::Quota;
@@ -72,6 +73,8 @@ pub struct Settings {
     pub upload: bool,
     /// Whether peers may introduce others.
     pub pex: bool,
+    /// Whether connections to peers are encrypted.
+    pub encryption: Policy,
     /// Whether all data on disk is hashed at the start, in the background. What is recorded as complete is
     /// served meanwhile; whether it is recorded is another question (see [`super::prepare::prepare`]).
     pub check_all: bool,
@@ -671,6 +674,11 @@ impl Swarm {
         // Never a spin, whatever the parts say.
         let soonest = self.last_look.map_or(now, |last| last + LOOK_PAUSE);
         next.max(soonest).saturating_duration_since(now)
+    }
+
+    /// Peers that are connected with encryption, of the handshake at least.
+    pub fn encrypted_count(&self) -> usize {
+        self.peers.values().filter(|peer| peer.who.cover != Cover::Plain).count()
     }
 
     /// The peers that are connected.

@@ -139,6 +139,14 @@ impl Leecher {
         Self::from(&sample.torrent.to_string_lossy(), save, peer)
     }
 
+    /// As [`Leecher::start`], with encrypted connections only, of which it takes these (`plain`, `rc4` or `both`).
+    pub fn encrypted(sample: &Sample, save: &Path, peer: SocketAddr, ways: &str) -> Proc {
+        let mut command = command("leecher.py");
+        command.arg(&sample.torrent).arg(save);
+        command.args(["--no-utp", "--encrypt", "--enc-level", ways, "--peer", &peer.to_string()]);
+        Proc::spawn(command)
+    }
+
     /// As [`Leecher::start`], from a `.torrent` path or a magnet link.
     pub fn from(source: &str, save: &Path, peer: SocketAddr) -> Proc {
         let mut command = command("leecher.py");

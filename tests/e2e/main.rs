@@ -31,6 +31,7 @@ mod crash;
 mod daemon;
 mod demo;
 mod diagnose;
+mod encryption;
 mod equal_names;
 mod folders;
 mod full_disk;

@@ -2,9 +2,10 @@
 "done SECONDS CPU_SECONDS" and ends. Ends as well when its stdin closes, or at its limit (exit 1).
 
     leecher.py TORRENT_OR_MAGNET SAVE_DIR --peer ADDR:PORT... [--listen ADDR:PORT] [--limit SECONDS] [--no-utp]
-               [--plain]
+               [--plain | --encrypt] [--enc-level WAYS]
 
-With --plain it doesn't try encryption first, which costs a minute at a peer that has none.
+With --plain it doesn't try encryption first, which costs a minute at a peer that has none. With --encrypt it takes and
+makes encrypted connections only; --enc-level says what it takes after the handshake: plain, rc4 or both.
 """
 
 import argparse
@@ -15,6 +16,10 @@ import threading
 import time
 
 import libtorrent as lt
+
+
+# libtorrent's numbers for what may follow the handshake of encryption.
+ENC_LEVELS = {"plain": 1, "rc4": 2, "both": 3}
 
 
 def watch_stdin():
@@ -33,6 +38,8 @@ def main():
     parser.add_argument("--limit", type=float, default=120)
     parser.add_argument("--no-utp", action="store_true")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--encrypt", action="store_true")
+    parser.add_argument("--enc-level", choices=ENC_LEVELS, default="both")
     args = parser.parse_args()
     threading.Thread(target=watch_stdin, daemon=True).start()
 
@@ -46,7 +53,9 @@ def main():
             "allow_multiple_connections_per_ip": True,
             "enable_incoming_utp": not args.no_utp,
             "enable_outgoing_utp": not args.no_utp,
-            "out_enc_policy": 2 if args.plain else 1,
+            "out_enc_policy": 2 if args.plain else 0 if args.encrypt else 1,
+            "in_enc_policy": 0 if args.encrypt else 1,
+            "allowed_enc_level": ENC_LEVELS[args.enc_level],
             "min_reconnect_time": 1,
             "max_metadata_size": 64 * 1024 * 1024,
             "alert_mask": int(lt.alert.category_t.storage_notification),

@@ -96,6 +96,7 @@ impl Mounted {
             socket: self.content.socket().unwrap_or_default().to_string_lossy().into_owned(),
             uptime: self.since.elapsed().as_secs(),
             port: self.client.port(),
+            encryption: self.client.encryption().as_str().into(),
             cache: Cache {
                 dir: self.client.cache().path().to_string_lossy().into_owned(),
                 kept,
@@ -328,6 +329,7 @@ fn torrent_status(shown: Shown) -> TorrentStatus {
         downloaded: status.downloaded,
         uploaded: status.uploaded,
         peers: status.peers as u64,
+        encrypted: status.encrypted as u64,
         connecting: status.connecting as u64,
         banned: status.banned.len() as u64,
         trackers: torrent.trackers().into_iter().map(tracker).collect(),
