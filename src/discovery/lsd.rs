@@ -309,6 +309,7 @@ async fn receive(open: &[Open], packet: &mut [u8]) -> (usize, io::Result<(usize,
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use crate::discovery::Crypto;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -328,7 +329,7 @@ mod tests {
 
         fn follow(&self, hash: [u8; 20], port: u16) -> (Following, mpsc::Receiver<FoundPeers>) {
             let (found, finds) = mpsc::channel(1);
-            let announce = Announce { info_hash: hash, peer_id: [0; 20], port, key: 0 };
+            let announce = Announce { info_hash: hash, peer_id: [0; 20], port, key: 0, crypto: Crypto::None };
             (self.lsd.follow(&self.scope, announce, found), finds)
         }
     }
@@ -375,7 +376,8 @@ mod tests {
         let scope = TaskScope::root();
         let lsd = Lsd::start(&scope, Sockets::new(Some("lo"), None));
         let (found, _finds) = mpsc::channel(1);
-        let announce = Announce { info_hash: hash, peer_id: [0; 20], port: 1002, key: 0 };
+        let announce =
+            Announce { info_hash: hash, peer_id: [0; 20], port: 1002, key: 0, crypto: Crypto::None };
         let _following = lsd.follow(&scope, announce, found);
         assert_eq!(next(&mut finds).await.addrs[0].port(), 1002);
     }
@@ -442,7 +444,8 @@ mod tests {
         let scope = TaskScope::root();
         let lsd = Lsd::start(&scope, Sockets::new(Some("no such device"), None));
         let (found, _finds) = mpsc::channel(1);
-        let announce = Announce { info_hash: new_hash(), peer_id: [0; 20], port: 1, key: 0 };
+        let announce =
+            Announce { info_hash: new_hash(), peer_id: [0; 20], port: 1, key: 0, crypto: Crypto::None };
         let _following = lsd.follow(&scope, announce, found);
         lsd.interfaces_changed();
         tokio::task::yield_now().await;
