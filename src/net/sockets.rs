@@ -1,6 +1,8 @@
-//! The one place where sockets are made.
+//! How sockets of multicast are made: on which interfaces, and shared with other clients of this machine.
 //!
-//! Stand-in: the part of the seams' `net/sockets.rs` that local service discovery needs.
+//! Parts: [`Sockets`], which knows what the user lets us use.
+//!
+//! Not here: connections of peers and trackers, which go where the system's routes lead.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -22,19 +24,28 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Those of a device, or of an address of this machine, or of all.
+    /// Those of a device, or of an address of this machine, or of all. Of the address that is all of a family's
+    /// (`0.0.0.0`), those of that family: nobody listens on the other one.
     pub fn new(device: Option<&str>, source: Option<IpAddr>) -> Self {
-        Self { device: device.map(Into::into), source: source.filter(|ip| !ip.is_unspecified()) }
+        Self { device: device.map(Into::into), source }
+    }
+
+    /// Whether an address of this machine may be used.
+    fn allows(&self, addr: IpAddr) -> bool {
+        self.source.is_none_or(|source| match source.is_unspecified() {
+            true => source.is_ipv4() == addr.is_ipv4(),
+            false => source == addr,
+        })
     }
 
     /// The interfaces that may be used, of each the addresses that may be. Loopback only when it was asked for.
     pub fn interfaces(&self) -> Vec<Interface> {
         let mut all = addresses::interfaces();
         for interface in &mut all {
-            interface.addrs.retain(|addr| self.source.is_none_or(|source| source == *addr));
+            interface.addrs.retain(|addr| self.allows(*addr));
         }
         all.retain(|interface| {
-            let asked_for = self.source.is_some() || self.device.is_some();
+            let asked_for = self.source.is_some_and(|ip| !ip.is_unspecified()) || self.device.is_some();
             !interface.addrs.is_empty()
                 && self.device.as_deref().is_none_or(|device| device == interface.name)
                 && (asked_for || !interface.loopback)
@@ -79,5 +90,37 @@ impl Sockets {
         socket.bind(&group.into())?;
         socket.set_nonblocking(true)?;
         UdpSocket::from_std(socket.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn addresses_that_nobody_listens_on_are_left_out() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        for (source, allowed, not) in [
+            (None, vec!["10.0.0.1", "fd00::1"], vec![]),
+            (Some("0.0.0.0"), vec!["10.0.0.1", "10.0.0.2"], vec!["fd00::1"]),
+            (Some("::"), vec!["fd00::1", "fe80::1"], vec!["10.0.0.1"]),
+            (Some("10.0.0.1"), vec!["10.0.0.1"], vec!["10.0.0.2", "fd00::1"]),
+        ] {
+            let sockets = Sockets::new(None, source.map(ip));
+            assert!(allowed.into_iter().all(|addr| sockets.allows(ip(addr))), "{source:?}");
+            assert!(!not.into_iter().any(|addr| sockets.allows(ip(addr))), "{source:?}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_used_only_when_it_was_asked_for() {
+        let loopback = |sockets: Sockets| sockets.interfaces().iter().any(|interface| interface.loopback);
+        for asked in [Sockets::new(Some("lo"), None), Sockets::new(None, Some([127, 0, 0, 1].into()))] {
+            assert!(loopback(asked));
+        }
+        for not in [None, Some([0, 0, 0, 0].into())] {
+            assert!(!loopback(Sockets::new(None, not)));
+        }
     }
 }
