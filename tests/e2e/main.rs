@@ -40,6 +40,7 @@ mod inspect;
 mod kinds;
 mod large;
 mod lifecycle;
+mod local_network;
 mod magnets;
 mod mount_helper;
 mod no_peer;
