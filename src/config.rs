@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::metainfo::Source;
 use crate::metainfo::source::SourceError;
+use crate::peer::mse::Policy;
 use crate::storage::StorageKind;
 use crate::sync::timeouts;
 use crate::torrent::background::Prefetch;
@@ -89,6 +90,7 @@ impl Config {
         let rooted = |path: &mut PathBuf| *path = folder.join(&path);
         rooted(&mut self.mountpoint);
         self.client.cache_dir.iter_mut().for_each(rooted);
+        self.client.ip_filter.iter_mut().for_each(rooted);
         self.log_file.iter_mut().for_each(rooted);
         self.watch.iter_mut().for_each(rooted);
         for given in &mut self.sources {
@@ -140,6 +142,8 @@ pub struct ClientConfig {
     pub use_dht: bool,
     /// Whether to exchange peers with peers (BEP 11), for torrents that aren't private.
     pub use_pex: bool,
+    /// Whether connections to peers are encrypted.
+    pub encryption: Policy,
     /// Whether to look for peers in the local network (BEP 14).
     pub use_lsd: bool,
     /// Whether to use uTP (BEP 29).
@@ -158,6 +162,10 @@ pub struct ClientConfig {
     pub upload_limit: Option<u64>,
     /// Bytes a second that are downloaded at most, all torrents together; `None` for no limit, never 0.
     pub download_limit: Option<u64>,
+    /// Whether the limits leave out peers of the local network.
+    pub unlimited_local_peers: bool,
+    /// A list of addresses whose peers are never spoken to.
+    pub ip_filter: Option<PathBuf>,
     /// Whether peers may fetch from us.
     pub upload: bool,
     /// What is fetched beyond what is read.
@@ -192,6 +200,7 @@ impl Default for ClientConfig {
             allow_private_hosts: false,
             use_dht: true,
             use_pex: true,
+            encryption: Policy::Prefer,
             use_lsd: true,
             use_utp: true,
             use_port_mapping: true,
@@ -201,6 +210,8 @@ impl Default for ClientConfig {
             max_peers: MAX_PEERS,
             upload_limit: None,
             download_limit: None,
+            unlimited_local_peers: false,
+            ip_filter: None,
             upload: true,
             prefetch: Prefetch::None,
             shutdown_timeout: timeouts::SHUTDOWN,
@@ -830,11 +841,13 @@ mod tests {
         config.client.cache_dir = Some("cache".into());
         config.log_file = Some("/var/log/x".into());
         config.watch = Some("w".into());
+        config.client.ip_filter = Some("list.p2p".into());
         let rooted = config.rooted(Path::new("/home/u"));
         assert_eq!(rooted.mountpoint, Path::new("/home/u/m"));
         assert_eq!(rooted.client.cache_dir.as_deref(), Some(Path::new("/home/u/cache")));
         assert_eq!(rooted.log_file.as_deref(), Some(Path::new("/var/log/x")));
         assert_eq!(rooted.watch.as_deref(), Some(Path::new("/home/u/w")));
+        assert_eq!(rooted.client.ip_filter.as_deref(), Some(Path::new("/home/u/list.p2p")));
         assert_eq!(rooted.sources, ["/home/u/a.torrent", "/b", "/home/u/../c", "http://d/e", magnet]);
     }
 

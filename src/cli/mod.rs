@@ -40,7 +40,7 @@ use crate::torrent::background::Prefetch;
 use cache::CacheArgs;
 use cat::CatArgs;
 use exit::{Exit, Failure};
-use remote::{AddArgs, DebugArgs, PrefetchArgs, Remote, RemoveArgs, StatusArgs, UnmountArgs};
+use remote::{AddArgs, DebugArgs, LimitArgs, PrefetchArgs, Remote, RemoveArgs, StatusArgs, UnmountArgs};
 use shared::{ClientArgs, LoggingArgs};
 use verify::VerifyArgs;
 
@@ -163,6 +163,8 @@ Examples:
       One more torrent in a running mount; \"remove\" takes one out, \"unmount\" ends the mount.
   torrentfs prefetch /mnt/all/film/part1.mkv
       Fetch it whole, in the background.
+  torrentfs limit /mnt/all --download 2M --upload none
+      Change the limits of a running mount, of all torrents together or of one.
   torrentfs cache list
       What is kept, and how much room it takes.
   torrentfs demo
@@ -228,6 +230,9 @@ enum Subcommands {
     Unmount(UnmountArgs),
     /// Fetch files or folders of a running mount whole, in the background
     Prefetch(PrefetchArgs),
+    /// Show or change how fast a running mount may download and upload
+    #[command(after_help = VALUES)]
+    Limit(LimitArgs),
     /// Say what a running mount is at: locks, tasks, waiting readers and what they wait for
     Debug(DebugArgs),
     /// See it work without a network: make a sample torrent, seed it, mount it
@@ -348,6 +353,7 @@ impl Cli {
             Subcommands::Remove(args) => Command::Remote(args.into()),
             Subcommands::Unmount(args) => Command::Remote(args.into()),
             Subcommands::Prefetch(args) => Command::Remote(args.into()),
+            Subcommands::Limit(args) => Command::Remote(args.into()),
             Subcommands::Debug(args) => Command::Remote(args.into()),
             Subcommands::Demo(args) => Command::Demo {
                 mountpoint: args.mountpoint,
@@ -399,6 +405,7 @@ mod tests {
 
     use super::*;
     use crate::config::{CacheAction, HostPort, InitialCheck, Listen};
+    use crate::control::message::Change;
     use crate::storage::StorageKind;
 
     fn read(line: &str) -> Result<Command, clap::Error> {
@@ -436,8 +443,9 @@ mod tests {
     #[test]
     fn every_option_reaches_its_setting() {
         let shared = "--cache-dir /c --listen 127.0.0.1:0 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
-            --no-dht --no-lsd --no-pex --no-utp --no-port-mapping --no-trackers --allow-private-hosts --dht-bootstrap b:4 --read-timeout 0 \
-            --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s --no-upload \
+            --no-dht --no-lsd --no-pex --encryption require --no-utp --no-port-mapping --no-trackers --allow-private-hosts --dht-bootstrap b:4 --read-timeout 0 \
+            --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s \
+            --unlimited-local-peers --ip-filter /f --no-upload \
             --shutdown-timeout 3s --storage mmap --cache-size 64M --min-free-space 0 --initial-check full --trust-resume false -vv --log-format json";
         let args = &format!(
             "{shared} --prefetch file --watch /w --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup --daemon --log-file /l \
@@ -453,6 +461,7 @@ mod tests {
             allow_private_hosts: true,
             use_dht: false,
             use_pex: false,
+            encryption: crate::peer::mse::Policy::Require,
             use_lsd: false,
             use_utp: false,
             use_port_mapping: false,
@@ -462,6 +471,8 @@ mod tests {
             max_peers: 7,
             upload_limit: Some(1024),
             download_limit: Some(2_000_000),
+            unlimited_local_peers: true,
+            ip_filter: Some("/f".into()),
             upload: false,
             prefetch: Prefetch::None,
             shutdown_timeout: Duration::from_secs(3),
@@ -618,6 +629,24 @@ mod tests {
             ),
             ("unmount /m", Remote::Unmount { mountpoint: "/m".into() }),
             ("debug /m", Remote::Debug { mountpoint: "/m".into() }),
+            (
+                "limit /m a --download 2M --upload none",
+                Remote::Limit {
+                    mountpoint: "/m".into(),
+                    torrent: Some("a".into()),
+                    download: Change::To(Some(2 << 20)),
+                    upload: Change::To(None),
+                },
+            ),
+            (
+                "limit /m",
+                Remote::Limit {
+                    mountpoint: "/m".into(),
+                    torrent: None,
+                    download: Change::Keep,
+                    upload: Change::Keep,
+                },
+            ),
             ("prefetch /m/a --off b", Remote::Prefetch { paths: vec!["/m/a".into(), "b".into()], off: true }),
         ];
         for (line, want) in rows {
@@ -682,6 +711,8 @@ mod tests {
             ("remove /m", "NAME|INFOHASH"),
             ("unmount", "MOUNTPOINT"),
             ("prefetch --off", "PATH"),
+            ("limit --upload 1M", "MOUNTPOINT"),
+            ("limit /m --upload 0", "no limit"),
             ("inspect", "SOURCE"),
             ("inspect a b", "unexpected argument"),
             ("completions tcsh", "[possible values: bash"),
@@ -699,7 +730,7 @@ mod tests {
     #[test]
     fn help_lists_what_works() {
         let help = read("mount --help").expect_err("help").to_string();
-        for hidden in ["--no-lsd", "--no-utp", "--no-port-mapping"] {
+        for hidden in ["--no-utp", "--no-port-mapping"] {
             assert!(!help.contains(hidden), "{hidden} isn't there yet");
         }
         for listed in ["--cache-dir", "--peer <HOST:PORT>", "--listen <ADDR[:PORT]>", "TORRENTFS_LOG", "130"]

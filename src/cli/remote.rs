@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::terminal::{bytes, clean};
-use crate::control::message::{Added, Prefetched, Removed, Report};
+use crate::config;
+use crate::control::message::{Added, Change, Limited, Prefetched, Removed, Report};
 
 /// What a running mount is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +55,17 @@ pub enum Remote {
         paths: Vec<PathBuf>,
         /// Or no longer.
         off: bool,
+    },
+    /// The limits on rates are to be told, or changed first.
+    Limit {
+        /// Which mount.
+        mountpoint: PathBuf,
+        /// Of this torrent, by its name or info-hash; `None` for all together.
+        torrent: Option<String>,
+        /// On what is received.
+        download: Change,
+        /// On what is sent.
+        upload: Change,
     },
 }
 
@@ -121,6 +133,37 @@ pub(super) struct PrefetchArgs {
     /// Fetch them no longer
     #[arg(long)]
     off: bool,
+}
+
+/// Shows and changes the limits on rates.
+#[derive(Debug, Args)]
+pub(super) struct LimitArgs {
+    /// Which mount
+    #[arg(value_name = "MOUNTPOINT")]
+    mountpoint: PathBuf,
+    /// Name of a torrent as the mount shows it, or its info-hash (the first 8 digits will do) [default: all together]
+    #[arg(value_name = "NAME|INFOHASH")]
+    torrent: Option<String>,
+    /// Download no faster than this; none for no limit
+    #[arg(long, value_name = "RATE|none", value_parser = change)]
+    download: Option<Change>,
+    /// Upload no faster than this; none for no limit
+    #[arg(long, value_name = "RATE|none", value_parser = change)]
+    upload: Option<Change>,
+}
+
+fn change(text: &str) -> Result<Change, config::ValueError> {
+    match text {
+        "none" => Ok(Change::To(None)),
+        rate => config::parse_rate(rate).map(|rate| Change::To(Some(rate))),
+    }
+}
+
+impl From<LimitArgs> for Remote {
+    fn from(LimitArgs { mountpoint, torrent, download, upload }: LimitArgs) -> Self {
+        let (download, upload) = (download.unwrap_or_default(), upload.unwrap_or_default());
+        Self::Limit { mountpoint, torrent, download, upload }
+    }
 }
 
 impl From<StatusArgs> for Remote {
@@ -192,6 +235,13 @@ pub fn prefetched(path: &str, told: &Prefetched, off: bool) -> String {
     format!("{word}  {}  ({files}, {} of {} here)\n", clean(path), bytes(told.here), bytes(told.size))
 }
 
+/// The limits as they are now.
+pub fn limited(told: &Limited) -> String {
+    let rate = |rate: Option<u64>| rate.map_or("no limit".to_owned(), |rate| format!("{}/s", bytes(rate)));
+    let whose = told.name.as_ref().map_or("all torrents together".into(), |name| clean(name));
+    format!("limits  {whose}  (download: {}, upload: {})\n", rate(told.download), rate(told.upload))
+}
+
 /// What a mount is at: line by line as it says, but names in it are those of strangers.
 pub fn report(told: &Report) -> String {
     told.report.lines().fold(String::new(), |out, line| out + &clean(line) + "\n")
@@ -210,6 +260,10 @@ mod tests {
         assert_eq!(removed(&gone), "removed  c\n");
         let gone = Removed { data_deleted: true, freed: 2048, data_left: Some("/d/c".into()), ..gone };
         assert_eq!(removed(&gone), "removed  c, with its data (2.0 KiB); /d/c stays as it is\n");
+        let limits = Limited { name: Some("a\x1b".into()), download: Some(2 << 20), upload: None };
+        assert_eq!(limited(&limits), "limits  a\u{fffd}  (download: 2.0 MiB/s, upload: no limit)\n");
+        let all = Limited { name: None, ..limits };
+        assert!(limited(&all).starts_with("limits  all torrents together  ("));
         assert_eq!(report(&Report { report: "a\n  b\x1b".into() }), "a\n  b\u{fffd}\n");
         let told = Prefetched { files: 1, size: 4096, here: 0 };
         assert_eq!(prefetched("/m/d", &told, false), "fetching  /m/d  (1 file, 0 B of 4.0 KiB here)\n");

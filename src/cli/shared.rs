@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::config::{self, ClientConfig, HostPort, InitialCheck, Listen, LogFormat};
+use crate::peer::mse::Policy;
 use crate::storage::StorageKind;
 use crate::torrent::background::Prefetch;
 
@@ -57,7 +58,11 @@ pub(super) struct ClientArgs {
     /// Don't exchange peers with peers
     #[arg(long, help_heading = "Network")]
     no_pex: bool,
-    #[arg(long, hide = true)]
+    /// Whether connections to peers are encrypted: it gets past lines that hold BitTorrent back, and keeps no secret
+    #[arg(long, value_name = "HOW", default_value = "prefer", help_heading = "Network")]
+    encryption: EncryptionArg,
+    /// Don't look for peers in the local network; off as well with --listen at a loopback address
+    #[arg(long, help_heading = "Network")]
     no_lsd: bool,
     #[arg(long, hide = true)]
     no_utp: bool,
@@ -73,6 +78,13 @@ pub(super) struct ClientArgs {
     /// Upload no faster than this, all torrents together
     #[arg(long, value_name = "RATE", value_parser = config::parse_rate, help_heading = "Network")]
     upload_limit: Option<u64>,
+    /// Leave peers of the local network out of both limits
+    #[arg(long, help_heading = "Network")]
+    unlimited_local_peers: bool,
+    /// Never speak to peers at the addresses in this list: eMule's ipfilter.dat, PeerGuardian's .p2p, or an address, a range or
+    /// a network on each line
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    ip_filter: Option<PathBuf>,
     /// Upload nothing
     #[arg(long, help_heading = "Network")]
     no_upload: bool,
@@ -107,6 +119,11 @@ impl ClientArgs {
             allow_private_hosts: self.allow_private_hosts,
             use_dht: !self.no_dht,
             use_pex: !self.no_pex,
+            encryption: match self.encryption {
+                EncryptionArg::Prefer => Policy::Prefer,
+                EncryptionArg::Require => Policy::Require,
+                EncryptionArg::Off => Policy::Off,
+            },
             use_lsd: !self.no_lsd,
             use_utp: !self.no_utp,
             use_port_mapping: !self.no_port_mapping,
@@ -116,6 +133,8 @@ impl ClientArgs {
             max_peers: self.max_peers,
             upload_limit: self.upload_limit,
             download_limit: self.download_limit,
+            unlimited_local_peers: self.unlimited_local_peers,
+            ip_filter: self.ip_filter,
             upload: !self.no_upload,
             prefetch: Prefetch::None,
             shutdown_timeout: self.shutdown_timeout,
@@ -187,6 +206,16 @@ enum StorageArg {
     Mmap,
     /// Memory alone: nothing is there after the end
     Memory,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum EncryptionArg {
+    /// Try it first, and go on without where a peer has none; of peers that take both, only the handshake is hidden
+    Prefer,
+    /// Encrypt everything, and have no other peers
+    Require,
+    /// Neither make nor take encrypted connections
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

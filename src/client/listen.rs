@@ -99,9 +99,10 @@ impl Listener {
     /// Takes connections in tasks of the client's scope, until that is cancelled.
     pub(super) fn run(self, client: &Arc<Client>) {
         let greetings = Arc::new(Semaphore::new(GREETINGS));
+        let policy = client.options.encryption;
         for socket in self.sockets {
             let weak = Arc::downgrade(client);
-            let greetings = greetings.clone();
+            let (greetings, filter) = (greetings.clone(), client.options.filter.clone());
             let scope = client.scope.child("listener");
             let name = socket.local_addr().map_or_else(|_| "?".into(), |a| a.to_string());
             client.scope.spawn(&format!("listen {name}"), async move {
@@ -115,17 +116,25 @@ impl Listener {
                             continue;
                         }
                     };
+                    if filter.blocks(addr.ip()) {
+                        tracing::debug!(peer = %addr, "an incoming connection of --ip-filter was closed");
+                        continue;
+                    }
                     let weak = weak.clone();
                     scope.spawn(&format!("greet {addr}"), async move {
                         let _permit = permit;
-                        let theirs = match connect::greet(&mut stream).await {
-                            Ok(theirs) => theirs,
+                        // Small messages go at once; without it a session is only slower.
+                        let _ = stream.set_nodelay(true);
+                        // The client isn't kept for as long as the peer takes.
+                        let skey_of = |name: &_| weak.upgrade()?.find_obscured(name);
+                        let (theirs, line) = match connect::greet(&mut stream, policy, skey_of).await {
+                            Ok(greeted) => greeted,
                             Err(error) => return tracing::debug!(peer = %addr, "an incoming connection failed: {error}"),
                         };
                         let Some(client) = weak.upgrade() else { return };
                         if let Some(torrent) = client.find(theirs.info_hash) {
                             let addr = crate::discovery::canonical_peer(addr);
-                            torrent.sessions.accept(stream, addr, theirs);
+                            torrent.sessions.accept(stream, line, addr, theirs);
                         }
                     });
                 }

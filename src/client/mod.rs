@@ -23,11 +23,15 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::{Dht, DhtOptions};
+use crate::discovery::lsd::Lsd;
 use crate::discovery::tracker::http_clients;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
+use crate::net::filter::Filter;
 use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
+use crate::net::sockets::Sockets;
+use crate::peer::mse::{self, Policy};
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
 use crate::storage::cache::{CacheDir, CacheError};
@@ -79,8 +83,12 @@ pub struct Options {
     pub allow_private_hosts: bool,
     /// Whether to use the DHT.
     pub use_dht: bool,
+    /// Whether to look for peers in the local network.
+    pub use_lsd: bool,
     /// Whether peers may introduce others.
     pub use_pex: bool,
+    /// Whether connections to peers are encrypted.
+    pub encryption: Policy,
     /// Where to enter the DHT; `None` for the well-known nodes.
     pub dht_bootstrap: Option<Vec<String>>,
     /// See [`Settings::read_timeout`].
@@ -91,6 +99,10 @@ pub struct Options {
     pub download_limit: Option<u64>,
     /// Bytes per second sent, all torrents together.
     pub upload_limit: Option<u64>,
+    /// Whether the limits leave out peers of the local network.
+    pub unlimited_local_peers: bool,
+    /// Addresses whose peers are never spoken to.
+    pub filter: Arc<Filter>,
     /// Whether peers may have blocks of us.
     pub upload: bool,
     /// Where data is kept.
@@ -162,7 +174,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts the workers, the listener and the DHT. Waits for the disk and for binding only.
+    /// Starts the workers, the listener, the DHT and local service discovery. Waits for the disk and for binding only.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -185,6 +197,10 @@ impl Client {
                 DhtOptions { bootstrap: options.dht_bootstrap.clone(), port: Some(port), bind, serve: false };
             Arc::new(Dht::start(&scope, dht_options))
         });
+        // On loopback nobody else is, and what the user wants to be heard there alone stays there.
+        let loopback = options.listen_addr.is_some_and(|addr| addr.is_loopback());
+        let lsd = (options.use_lsd && !loopback)
+            .then(|| Lsd::start(&scope, Sockets::new(None, options.listen_addr)));
         let client = Arc::new(Self {
             env: Environment {
                 workers,
@@ -192,8 +208,10 @@ impl Client {
                 http,
                 hub,
                 dht,
+                lsd,
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
+                spare_local: options.unlimited_local_peers,
                 memory: Memory::default(),
                 room: Room::new(Arc::new(Quota::new(keeper::bound(&options)))),
                 clock: ReadClock::default(),
@@ -216,6 +234,12 @@ impl Client {
     /// The port where peers reach us.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The limits of all torrents together, on what is received and sent; they can be changed at any time. Those of one
+    /// torrent are its sessions' ([`crate::torrent::sessions::Sessions::limits`]).
+    pub fn limits(&self) -> &(RateLimit, RateLimit) {
+        &self.env.limits
     }
 
     /// The folder that holds the data.
@@ -288,6 +312,18 @@ impl Client {
     /// The torrent that peers know by these 20 bytes.
     pub fn find(&self, wire: [u8; 20]) -> Option<Arc<Torrent>> {
         self.torrents.read().iter().find(|t| t.info_hash.wire().0 == wire).cloned()
+    }
+
+    /// The 20 bytes on the wire of the torrent that peers who encrypt call by this name ([`mse::obscured`]).
+    pub fn find_obscured(&self, name: &[u8; 20]) -> Option<[u8; 20]> {
+        let torrents = self.torrents.read();
+        let found = mse::find(name, torrents.iter().map(|torrent| &torrent.obscured))?;
+        torrents.get(found).map(|torrent| torrent.info_hash.wire().0)
+    }
+
+    /// How connections to peers are encrypted.
+    pub fn encryption(&self) -> Policy {
+        self.options.encryption
     }
 
     /// Waits until a torrent was added, its metadata came, or it failed. Wakes one waiter. Cancel-safe.
@@ -423,8 +459,10 @@ impl Client {
                 listen_port: Some(self.port),
                 max_peers: self.options.max_peers,
                 read_timeout: self.options.read_timeout,
+                filter: self.options.filter.clone(),
                 upload: self.options.upload,
                 pex: self.options.use_pex,
+                encryption: self.options.encryption,
                 check_all: self.options.check_all,
                 prefetch: self.options.prefetch,
                 memory: self.env.memory.clone(),

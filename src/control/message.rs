@@ -35,6 +35,15 @@ pub enum Request {
         /// Whether it is to be fetched.
         on: bool,
     },
+    /// The limits on rates are to be told, or changed first: answered with [`Limited`].
+    Limit {
+        /// The torrent, as in [`Request::Remove`]; `None` for all together.
+        torrent: Option<String>,
+        /// On what is received.
+        download: Change,
+        /// On what is sent.
+        upload: Change,
+    },
     /// What the program is at, for who looks for what hangs: answered with [`Report`].
     Debug,
     /// Whose socket this is: answered with [`Who`], also while all else hangs.
@@ -53,6 +62,16 @@ pub enum NewTorrent {
         /// The file's bytes.
         bytes: Vec<u8>,
     },
+}
+
+/// What becomes of a limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Change {
+    /// It stays.
+    #[default]
+    Keep,
+    /// It is this from now on, in bytes a second, never 0; `None` is no limit.
+    To(Option<u64>),
 }
 
 /// A request with what its client calls it.
@@ -207,6 +226,18 @@ pub struct Prefetched {
     pub here: u64,
 }
 
+/// The limits as they are now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limited {
+    /// The torrent's name as shown in the mount; `None` for all together.
+    pub name: Option<String>,
+    /// Bytes a second that are received at most.
+    pub download: Option<u64>,
+    /// Bytes a second that are sent at most.
+    pub upload: Option<u64>,
+}
+
 /// What the program is at.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -239,6 +270,8 @@ pub enum Granted {
     Ending(Ending),
     /// Of [`Request::Prefetch`].
     Prefetched(Prefetched),
+    /// Of [`Request::Limit`].
+    Limited(Limited),
     /// Of [`Request::Debug`].
     Report(Report),
     /// Of [`Request::Who`].
@@ -274,6 +307,23 @@ struct PrefetchPath {
     path: String,
     #[serde(default = "yes")]
     on: bool,
+}
+
+/// As [`Request::Limit`] is written: what is left out stays, null is no limit.
+#[derive(Deserialize)]
+struct LimitOf {
+    torrent: Option<String>,
+    #[serde(default, deserialize_with = "change")]
+    download: Change,
+    #[serde(default, deserialize_with = "change")]
+    upload: Change,
+}
+
+fn change<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Change, D::Error> {
+    match Option::<u64>::deserialize(from)? {
+        Some(0) => Err(serde::de::Error::custom("a limit isn't 0; null is none")),
+        rate => Ok(Change::To(rate)),
+    }
 }
 
 fn yes() -> bool {
@@ -330,6 +380,10 @@ impl Call {
                 let PrefetchPath { path, on } = serde_json::from_slice(line).map_err(wrong)?;
                 Request::Prefetch { path, on }
             }
+            "limit" => {
+                let LimitOf { torrent, download, upload } = serde_json::from_slice(line).map_err(wrong)?;
+                Request::Limit { torrent, download, upload }
+            }
             other => {
                 let other: String = other.chars().take(64).collect();
                 let refusal = Refusal::new(Code::UnknownRequest, format!("there is no request \"{other}\""));
@@ -357,6 +411,20 @@ impl Call {
             Request::Debug => serde_json::json!({ "do": "debug" }),
             Request::Who => serde_json::json!({ "do": "who" }),
             Request::Prefetch { path, on } => serde_json::json!({ "do": "prefetch", "path": path, "on": on }),
+            Request::Limit { torrent, download, upload } => {
+                let mut body = serde_json::json!({ "do": "limit" });
+                if let Some(fields) = body.as_object_mut() {
+                    fields.extend(
+                        torrent.as_ref().map(|torrent| ("torrent".to_owned(), torrent.clone().into())),
+                    );
+                    for (name, change) in [("download", download), ("upload", upload)] {
+                        if let Change::To(rate) = change {
+                            fields.insert(name.into(), (*rate).into());
+                        }
+                    }
+                }
+                body
+            }
         };
         let mut line = body;
         if let Some(fields) = line.as_object_mut() {
@@ -474,6 +542,14 @@ mod tests {
             (r#"{"v":1,"do":"prefetch","path":"a"}"#, Request::Prefetch { path: "a".into(), on: true }),
             (r#"{"v":1,"id":null,"do":"unmount"}"#, Request::Unmount),
             (
+                r#"{"v":1,"do":"limit","upload":null,"download":5}"#,
+                Request::Limit { torrent: None, download: Change::To(Some(5)), upload: Change::To(None) },
+            ),
+            (
+                r#"{"v":1,"do":"limit","torrent":"a"}"#,
+                Request::Limit { torrent: Some("a".into()), download: Change::Keep, upload: Change::Keep },
+            ),
+            (
                 r#"{"v":1,"do":"add","torrent":"ZA=="}"#,
                 Request::Add(NewTorrent::File { name: "a .torrent file".into(), bytes: b"d".to_vec() }),
             ),
@@ -502,6 +578,8 @@ mod tests {
             (r#"{"v":1,"do":"add","source":"a","torrent":"ZA=="}"#, None, Code::BadRequest, "either"),
             (r#"{"v":1,"do":"add","torrent":"%"}"#, None, Code::BadRequest, "base64"),
             (r#"{"v":1,"do":"prefetch","path":"a","on":"yes"}"#, None, Code::BadRequest, "prefetch"),
+            (r#"{"v":1,"do":"limit","upload":0}"#, None, Code::BadRequest, "null is none"),
+            (r#"{"v":1,"do":"limit","upload":-1}"#, None, Code::BadRequest, "limit"),
         ];
         for (line, id, code, word) in rows {
             let got = refused(line);

@@ -20,6 +20,8 @@ pub struct Status {
     pub uptime: u64,
     /// The port where peers reach it.
     pub port: u16,
+    /// Whether connections to peers are encrypted: `prefer`, `require` or `off`.
+    pub encryption: String,
     /// What is kept.
     pub cache: Cache,
     /// Payload bytes a second received, all torrents together.
@@ -74,6 +76,8 @@ pub struct Torrent {
     pub uploaded: u64,
     /// Connected peers.
     pub peers: u64,
+    /// How many of them are connected with encryption, of the handshake at least.
+    pub encrypted: u64,
     /// Peers that are being dialled.
     pub connecting: u64,
     /// Peers that are kept out since they sent bad data.

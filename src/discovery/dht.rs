@@ -398,6 +398,7 @@ async fn search(node: &AsyncDht, id: Id, found: &mpsc::Sender<FoundPeers>, count
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
+    use crate::discovery::Crypto;
     use mainline::Testnet;
 
     const LONG: Duration = Duration::from_secs(60);
@@ -416,7 +417,7 @@ mod tests {
     }
 
     fn announce(info_hash: [u8; 20], port: u16) -> Announce {
-        Announce { info_hash, peer_id: [0; 20], port, key: 0 }
+        Announce { info_hash, peer_id: [0; 20], port, key: 0, crypto: Crypto::None }
     }
 
     #[test]

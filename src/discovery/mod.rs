@@ -1,7 +1,8 @@
 //! Finding peers: who may have a torrent's data, before anyone was spoken to.
 //!
 //! Parts: [`tracker`] announces to HTTP and UDP trackers; [`dht`] searches the mainline DHT behind the
-//! [`PeerDiscovery`] trait, so that another node can take its place.
+//! [`PeerDiscovery`] trait, so that another node can take its place; [`lsd`], behind the same, listens and speaks to the
+//! local network.
 //! Flow: every source sends [`FoundPeers`] into one bounded channel of the torrent's owner. When it is full the
 //! source waits (a torrent that can't take more addresses needs none), and stays cancellable while it does.
 //!
@@ -9,9 +10,10 @@
 //! the rule that a private torrent uses trackers only (BEP 27): the caller doesn't start the others.
 
 pub mod dht;
+pub mod lsd;
 pub mod tracker;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -47,7 +49,7 @@ pub enum PeerSource {
     Incoming,
 }
 
-/// What we tell trackers and the DHT about ourselves; the same for the life of a torrent.
+/// What we tell trackers, the DHT and the local network about ourselves; the same for the life of a torrent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Announce {
     /// The info-hash; of a v2-only torrent, its first 20 bytes (BEP 52).
@@ -58,6 +60,20 @@ pub struct Announce {
     pub port: u16,
     /// Random, the same in all announces: by it a tracker knows us when our address changes (BEP 7).
     pub key: u32,
+    /// Whether peers may come encrypted.
+    pub crypto: Crypto,
+}
+
+/// What HTTP trackers are told of encrypted connections, so that they name peers that suit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Crypto {
+    /// There are none.
+    #[default]
+    None,
+    /// They are taken.
+    Supported,
+    /// No others are.
+    Required,
 }
 
 /// What was transferred in this session, in bytes, as trackers count it.
@@ -112,9 +128,15 @@ pub fn usable_peer(addr: SocketAddr) -> bool {
     addr.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast
 }
 
-/// The address as peers are known by: IPv4 within IPv6 becomes IPv4, so that one peer isn't two.
+/// The address as peers are known by: IPv4 within IPv6 becomes IPv4, so that one peer isn't two. A link-local one keeps
+/// the interface that it is on: without that nobody could dial it.
 pub fn canonical_peer(addr: SocketAddr) -> SocketAddr {
-    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+    match addr {
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => {
+            SocketAddr::V6(SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id()))
+        }
+        _ => SocketAddr::new(addr.ip().to_canonical(), addr.port()),
+    }
 }
 
 #[cfg(test)]
@@ -141,5 +163,8 @@ mod tests {
         }
         let mapped = "[::ffff:10.0.0.1]:5".parse().unwrap();
         assert_eq!(canonical_peer(mapped), "10.0.0.1:5".parse().unwrap());
+        let of = |ip: &str, scope| SocketAddr::V6(SocketAddrV6::new(ip.parse().unwrap(), 5, 7, scope));
+        assert_eq!(canonical_peer(of("fe80::1", 3)), "[fe80::1%3]:5".parse().unwrap());
+        assert_eq!(canonical_peer(of("2001:db8::1", 3)), "[2001:db8::1]:5".parse().unwrap());
     }
 }

@@ -1,27 +1,41 @@
-//! A limit on a rate of bytes: whoever wants to send or receive asks first, and waits its turn.
+//! Limits on rates of bytes: whoever wants to send or receive asks first, and waits its turn.
 //!
-//! A token bucket that may go into debt. Tokens come in at the rate, up to [`BURST`] of them; who takes passes
-//! as soon as the balance isn't negative, and pays afterwards with the ones that come next. So any amount can
-//! be taken, the long-term rate is exact, a wait is never longer than the debt, and a pause earns no more than
-//! the burst. Takers pass in the order in which they came.
+//! Parts: [`RateLimit`], one limit, shared by all who hold a clone; [`Chain`], the limits that somebody is under at the
+//! same time (a torrent's and the program's), and [`Limits`], which knows those of a torrent's peers; [`Intake`], which
+//! reads from a peer no more than was taken before. What a limit says at a moment is [`bucket::Bucket`]'s to know.
 //!
-//! Flow: [`RateLimit::take`] before each block of an upload or each read of a download; [`RateLimit::set`] when
-//! the user changes the limit, which also holds for who is waiting already.
+//! Flow: [`Chain::take`] before each block of an upload, and after each chunk of a webseed; [`Intake::read`] for what
+//! peers send. [`RateLimit::set`] when the user changes a limit, which also holds for who is waiting already.
 //!
-//! Deliberately not here: priorities among takers, and shares for each torrent or peer.
+//! Takers pass each limit in the order in which they came, the lowest limit first. Who waits at a higher one has had its
+//! turn at those below, so it holds nobody up who has another way; and who is dropped while it waits has taken nothing
+//! of any of them.
+//!
+//! What counts is what the peers' connections carry, not what the network puts around it. Deliberately not here:
+//! priorities among takers, and shares for each of them.
+
+pub mod bucket;
+mod chain;
+mod intake;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
-/// How much of a pause can be made up for: enough for a timer that fires late, too little to be seen in a rate.
-const BURST: Duration = Duration::from_millis(50);
-/// The longest sleep at once. A longer debt (a byte a second) is slept off in several, so that no sum overflows.
-const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
-const NANOS: i128 = 1_000_000_000;
+use bucket::Bucket;
+pub use chain::{Chain, Limits};
+pub use intake::Intake;
+
+/// How long a portion takes at the rate. Everybody in line waits for the portions before, so small ones are fair in the
+/// short run; smaller ones than this cost more than the bytes do.
+const PORTION: Duration = Duration::from_millis(5);
+/// Bounds of a portion: not less than what a timer and a system call are worth, not more than is read at once.
+const PORTION_MIN: u64 = 1024;
+const PORTION_MAX: u64 = 64 * 1024;
 
 /// A shared limit; a clone is a handle on the same one.
 #[derive(Clone)]
@@ -31,54 +45,23 @@ pub struct RateLimit {
 
 struct Inner {
     bucket: RankedMutex<Bucket>,
+    /// Whether the bucket has a rate. So nobody meets at the lock while there is none.
+    limited: AtomicBool,
     /// One permit: the turn of the taker at the head. Its waiters are served in order, and one that is dropped
     /// leaves the line.
     turn: Semaphore,
-    /// The limit was changed: the taker at the head looks again.
+    /// The limit was changed, or something given back: the taker at the head looks again.
     changed: Notify,
-}
-
-struct Bucket {
-    /// Bytes per second.
-    rate: Option<u64>,
-    /// In billionths of a byte, so that nothing is lost to rounding; negative is a debt.
-    balance: i128,
-    counted: Instant,
-}
-
-impl Bucket {
-    /// Brings the balance up to date.
-    fn count(&mut self, now: Instant) {
-        let rate = i128::from(self.rate.unwrap_or(0));
-        let earned = now.saturating_duration_since(self.counted).as_nanos() as i128;
-        let full = BURST.as_nanos() as i128 * rate;
-        self.balance = self.balance.saturating_add(earned.saturating_mul(rate)).min(full);
-        self.counted = now;
-    }
-
-    /// Takes `n` bytes, or says how long it will be until they can be taken; `None` is until a change.
-    fn try_take(&mut self, n: u64, now: Instant) -> Result<(), Option<Duration>> {
-        let Some(rate) = self.rate else { return Ok(()) };
-        self.count(now);
-        if rate == 0 {
-            return Err(None);
-        }
-        if self.balance >= 0 {
-            self.balance = self.balance.saturating_sub(i128::from(n) * NANOS);
-            return Ok(());
-        }
-        let debt = self.balance.unsigned_abs().div_ceil(u128::from(rate));
-        Err(Some(u64::try_from(debt).map_or(LONGEST_SLEEP, Duration::from_nanos).min(LONGEST_SLEEP)))
-    }
 }
 
 impl RateLimit {
     /// A limit in bytes per second. `None` is no limit; 0 lets nothing pass until [`RateLimit::set`] changes it.
     pub fn new(rate: Option<u64>) -> Self {
-        let bucket = Bucket { rate, balance: 0, counted: Instant::now() };
+        let bucket = Bucket::new(rate, Instant::now());
         Self {
             inner: Arc::new(Inner {
                 bucket: RankedMutex::new(Rank::Leaf, "rate limit", bucket),
+                limited: AtomicBool::new(rate.is_some()),
                 turn: Semaphore::new(1),
                 changed: Notify::new(),
             }),
@@ -89,11 +72,8 @@ impl RateLimit {
     pub fn set(&self, rate: Option<u64>) {
         {
             let mut bucket = self.inner.bucket.lock();
-            bucket.count(Instant::now());
-            bucket.rate = rate;
-            if rate.is_none() {
-                bucket.balance = 0;
-            }
+            bucket.set(rate, Instant::now());
+            self.inner.limited.store(rate.is_some(), Ordering::Relaxed);
         }
         // One waiter at most, the one whose turn it is; a permit is kept for one that is just about to wait.
         self.inner.changed.notify_one();
@@ -101,22 +81,39 @@ impl RateLimit {
 
     /// The limit now, in bytes per second.
     pub fn rate(&self) -> Option<u64> {
-        self.inner.bucket.lock().rate
+        self.inner.bucket.lock().rate()
+    }
+
+    /// Whether there is a limit now.
+    pub fn is_limited(&self) -> bool {
+        self.inner.limited.load(Ordering::Relaxed)
+    }
+
+    /// How much to take at once for what comes bit by bit; `None` without a limit.
+    fn portion(&self) -> Option<u64> {
+        let bytes = |rate: u64| u128::from(rate) * PORTION.as_nanos() / 1_000_000_000;
+        let rate = self.is_limited().then(|| self.rate()).flatten()?;
+        Some(u64::try_from(bytes(rate)).unwrap_or(PORTION_MAX).clamp(PORTION_MIN, PORTION_MAX))
     }
 
     /// Waits until `n` bytes may pass: not at all without a limit, else until those before are paid for (with a
     /// limit of 0, for ever). Dropping it leaves the line; nothing was taken then.
     pub async fn take(&self, n: u64) {
-        if self.rate().is_none() {
-            return;
+        self.pass(n).await;
+    }
+
+    /// As [`RateLimit::take`]; says whether the bytes were counted, and so can be given back.
+    async fn pass(&self, n: u64) -> bool {
+        if !self.is_limited() {
+            return false;
         }
         // The permit is the turn, held while asleep. It is never closed; were it, passing would be right.
         let _turn = self.inner.turn.acquire().await;
         loop {
-            let tried = self.inner.bucket.lock().try_take(n, Instant::now());
+            let tried = self.inner.bucket.lock().take(n, Instant::now());
             let changed = self.inner.changed.notified();
             match tried {
-                Ok(()) => return,
+                Ok(counted) => return counted,
                 Err(None) => changed.await,
                 Err(Some(wait)) => {
                     tokio::select! {
@@ -125,6 +122,14 @@ impl RateLimit {
                     }
                 }
             }
+        }
+    }
+
+    /// Gives back what was taken and isn't used.
+    pub fn give_back(&self, n: u64) {
+        if n > 0 && self.is_limited() {
+            self.inner.bucket.lock().give_back(n);
+            self.inner.changed.notify_one();
         }
     }
 }

@@ -1,3 +1,6 @@
-//! What concerns the line as a whole: rate limits, and which hosts may be reached.
+//! What concerns the line as a whole: rate limits, which hosts may be reached, and which addresses never are.
+pub mod addresses;
+pub mod filter;
 pub mod hosts;
 pub mod limit;
+pub mod sockets;

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::PeerKey;
 use super::buffer::PieceBuffer;
+use super::mse::Cover;
 use super::outbox::Outbox;
 use super::wire::BlockRequest;
 use crate::metainfo::geometry::{BlockRef, FileIndex, Geometry, PieceIndex};
@@ -58,6 +59,8 @@ pub struct Connected {
     pub fast: bool,
     /// It speaks the extension protocol (BEP 10).
     pub extensions: bool,
+    /// How much of the connection is hidden from who looks at the line.
+    pub cover: Cover,
 }
 
 /// What happens to a peer.

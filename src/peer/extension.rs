@@ -71,6 +71,8 @@ pub struct ExtHandshake {
     pub port: Option<u16>,
     /// The receiver's address as the sender sees it; a mapped IPv4 address is given as IPv4.
     pub your_ip: Option<IpAddr>,
+    /// The sender would rather be connected with encryption (`e`).
+    pub encryption: bool,
     /// The sender wants nothing (BEP 21).
     pub upload_only: bool,
 }
@@ -79,7 +81,11 @@ impl ExtHandshake {
     /// The payload of the message with id [`HANDSHAKE_ID`].
     pub fn encode(&self) -> Bytes {
         let mut out = Encoder::new();
-        out.dict_begin().key("m").dict_begin();
+        out.dict_begin();
+        if self.encryption {
+            out.key("e").int(1);
+        }
+        out.key("m").dict_begin();
         if let Some(id) = self.lt_donthave {
             out.key("lt_donthave").int(id.into());
         }
@@ -145,6 +151,7 @@ impl ExtHandshake {
         self.metadata_size = size.filter(|n| (1..=MAX_METADATA).contains(n)).or(self.metadata_size);
         self.reqq = int("reqq").and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0).or(self.reqq);
         self.port = int("p").and_then(|n| u16::try_from(n).ok()).filter(|&n| n > 0).or(self.port);
+        self.encryption = int("e").map_or(self.encryption, |n| n > 0);
         self.upload_only = int("upload_only").map_or(self.upload_only, |n| n > 0);
         if let Some(name) = dict.get("v").and_then(Value::as_bytes).and_then(printable) {
             self.client = Some(name);
@@ -205,13 +212,14 @@ mod tests {
             client: Some("torrentfs 0.1".into()),
             port: Some(6881),
             your_ip: Some("1.2.3.4".parse().unwrap()),
+            encryption: true,
             upload_only: true,
         }
     }
 
     #[test]
     fn a_full_handshake_has_its_bytes() {
-        let wanted = b"d1:md11:lt_donthavei3e11:ut_metadatai1e6:ut_pexi2ee13:metadata_sizei6700000e1:pi6881e4:reqqi500e\
+        let wanted = b"d1:ei1e1:md11:lt_donthavei3e11:ut_metadatai1e6:ut_pexi2ee13:metadata_sizei6700000e1:pi6881e4:reqqi500e\
             11:upload_onlyi1e1:v13:torrentfs 0.16:yourip4:\x01\x02\x03\x04e";
         assert_eq!(&full().encode()[..], &wanted[..]);
         assert_eq!(ExtHandshake::decode(wanted), Ok(full()));

@@ -5,6 +5,8 @@
 //! one socket read go to the owner as one batch. The channel to the owner is bounded: when it is full the
 //! session waits, and so the peer's socket fills, which is the back-pressure we want. The owner never waits
 //! for a session, so they can't wait for each other.
+//! With encryption what is read is decrypted where it lies, and what is about to be written is encrypted where it lies:
+//! a stream around the socket would need a buffer of its own, which nobody empties when it is dropped in mid-write.
 //! Deliberately not here: what to request, whom to unchoke, what a piece is worth.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -17,17 +19,18 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::PeerKey;
 use super::buffer::PieceBuffer;
 use super::event::{Counters, Item, KnownCell, PeerEvent};
+use super::mse::Line;
 use super::outbox::{Outbox, Wanted};
 use super::wire::{self, BlockRequest, Decoder, Limits, Message};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef};
-use crate::net::limit::RateLimit;
+use crate::net::limit::{Chain, Intake};
 use crate::sync::timeouts;
 
 /// Room in the read buffer of a quiet peer: most have little to say.
@@ -52,6 +55,10 @@ const HURRY_MAX: usize = 64;
 /// Blocks nobody asked for that a peer may send beyond those that were cancelled on their way: none from an
 /// honest one, but counting across a choke is theirs to get right too.
 const UNASKED_MAX: u64 = 64;
+/// Bitfields that a peer may send later than at its beginning: some clients (aria2) send one instead of several `have`
+/// where that is shorter. Nine bytes are a `have`, so who does that has everything before it has sent so many. Each costs
+/// us a look at every piece.
+const BITFIELDS_MAX: u32 = 9 * 8;
 /// Blocks with unanswered cancels that are remembered: some peers never answer them.
 const UNANSWERED_MAX: usize = 4096;
 /// How often silence is looked at. Coarse: the time-outs are minutes.
@@ -71,13 +78,15 @@ pub struct Context {
     pub events: mpsc::Sender<PeerEvent>,
     /// Bytes moved.
     pub counters: Arc<Counters>,
-    /// Limit on what we receive.
-    pub down_limit: RateLimit,
-    /// Limit on what we send.
-    pub up_limit: RateLimit,
+    /// Limits on what we receive.
+    pub down_limits: Chain,
+    /// Limits on what we send.
+    pub up_limits: Chain,
     /// The connection's socket, to acknowledge at once what came (Linux's TCP_QUICKACK); `None` where that means
     /// nothing.
     pub socket: Option<OwnedFd>,
+    /// What is read and written goes through this, and it begins with what came behind the handshake.
+    pub line: Line,
 }
 
 /// Why a session ended.
@@ -158,11 +167,15 @@ struct Session {
     /// Blocks that may still come though they aren't asked for any more.
     excused: u64,
     out: BytesMut,
+    /// Bytes at the head of `out` that are encrypted already. It is only ever added to at its end.
+    sealed: usize,
     choking: bool,
     /// What the peer asked for.
     requests: VecDeque<BlockRequest>,
     /// It has told us all that it has; from there on it names pieces.
     said_what: bool,
+    /// Bitfields since then.
+    bitfields: u32,
     /// Of those being read from disk, the ones it took back.
     taken_back: HashSet<BlockRequest>,
     serving: usize,
@@ -197,9 +210,11 @@ impl Session {
             unanswered: HashMap::new(),
             excused: UNASKED_MAX,
             out: BytesMut::with_capacity(4096),
+            sealed: 0,
             choking: true,
             requests: VecDeque::new(),
             said_what: false,
+            bitfields: 0,
             taken_back: HashSet::new(),
             serving: 0,
             items: Vec::new(),
@@ -215,16 +230,18 @@ impl Session {
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let (mut reader, mut writer) = tokio::io::split(stream);
-        let mut input = BytesMut::with_capacity(READ_SMALL);
+        let mut input = std::mem::take(&mut self.ctx.line.early);
         let mut chunk = READ_SMALL;
         // Room for every block being read: a worker never waits to hand one over.
         let (served, mut to_send) = mpsc::channel(SERVING_MAX);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut may_read: Option<Permit> = None;
+        let mut intake = Intake::new(self.ctx.down_limits.clone());
         let mut may_serve: Option<Permit> = None;
         let mut dirty = true;
         let outbox = self.ctx.outbox.clone();
+        // What came behind the handshake is here already, and nothing more may come for long.
+        self.take_in(&mut input).await?;
         loop {
             if dirty && self.out.len() < WRITE_HIGH {
                 dirty = false;
@@ -239,16 +256,17 @@ impl Session {
                 && self.out.len() < WRITE_HIGH
                 && let Some(next) = self.requests.front()
             {
-                let (limit, len) = (self.ctx.up_limit.clone(), u64::from(next.len));
-                may_serve = Some(Box::pin(async move { limit.take(len).await }));
+                let (limits, len) = (self.ctx.up_limits.clone(), u64::from(next.len));
+                may_serve = Some(Box::pin(async move { limits.take(len).await }));
             }
             let spare = input.capacity() - input.len();
             let need = self.decoder.need(&input).min(READ_LARGE);
             if spare < need.max(chunk / 4) {
                 input.reserve(chunk.max(need));
             }
+            self.seal();
             tokio::select! {
-                read = reader.read_buf(&mut input), if may_read.is_none() => {
+                read = intake.read(&mut reader, &mut input) => {
                     let n = read?;
                     if n == 0 {
                         return Err(SessionEnd::Closed);
@@ -258,18 +276,10 @@ impl Session {
                     chunk = (2 * n).next_power_of_two().clamp(READ_SMALL, READ_LARGE);
                     self.last_in = Instant::now();
                     self.share.read(n as u64);
-                    let mut more = true;
-                    while more {
-                        let understood = self.understand(&mut input);
-                        // Also what came before an error: it lies in the piece buffers already.
-                        self.tell().await?;
-                        more = understood?;
-                    }
+                    let came = input.len() - n;
+                    self.ctx.line.open(&mut input[came..]);
+                    self.take_in(&mut input).await?;
                     self.hurry();
-                    if self.ctx.down_limit.rate().is_some() {
-                        let limit = self.ctx.down_limit.clone();
-                        may_read = Some(Box::pin(async move { limit.take(n as u64).await }));
-                    }
                 }
                 wrote = writer.write(&self.out), if !self.out.is_empty() => {
                     let n = wrote?;
@@ -277,12 +287,12 @@ impl Session {
                         return Err(SessionEnd::Closed);
                     }
                     let _ = self.out.split_to(n);
+                    self.sealed -= n;
                     self.progress = Instant::now();
                     self.last_out = self.progress;
                 }
                 () = outbox.changed() => dirty = true,
                 Some((request, data)) = to_send.recv(), if self.serving > 0 => self.serve(request, data),
-                () = wait_for(&mut may_read) => may_read = None,
                 () = wait_for(&mut may_serve) => {
                     may_serve = None;
                     self.fetch(&served);
@@ -290,6 +300,24 @@ impl Session {
                 _ = look.tick() => self.look()?,
             }
         }
+    }
+
+    /// Encrypts what was added to the write buffer.
+    fn seal(&mut self) {
+        self.ctx.line.seal(&mut self.out[self.sealed..]);
+        self.sealed = self.out.len();
+    }
+
+    /// Understands what has come, and tells the owner.
+    async fn take_in(&mut self, input: &mut BytesMut) -> Result<(), SessionEnd> {
+        let mut more = true;
+        while more {
+            let understood = self.understand(input);
+            // Also what came before an error: it lies in the piece buffers already.
+            self.tell().await?;
+            more = understood?;
+        }
+        Ok(())
     }
 
     /// Acknowledges at once what came when more is to come, and not much. Many clients leave
@@ -402,11 +430,15 @@ impl Session {
                 Message::Interested => self.items.push(Item::Interested(true)),
                 Message::NotInterested => self.items.push(Item::Interested(false)),
                 Message::Have(piece) => self.items.push(Item::Have(piece)),
-                Message::Bitfield(_) | Message::HaveAll | Message::HaveNone if self.said_what => {
+                Message::HaveAll | Message::HaveNone if self.said_what => {
                     // Each costs us a look at every piece.
                     return Err(SessionEnd::Ours("it says twice what it has".into()));
                 }
+                Message::Bitfield(_) if self.bitfields == BITFIELDS_MAX => {
+                    return Err(SessionEnd::Ours("it says too often what it has".into()));
+                }
                 Message::Bitfield(bits) => {
+                    self.bitfields += u32::from(self.said_what);
                     self.said_what = true;
                     self.items.push(Item::Bitfield(bits));
                 }
@@ -578,7 +610,7 @@ mod tests {
     use std::sync::OnceLock;
     use std::sync::atomic::AtomicBool;
 
-    use tokio::io::DuplexStream;
+    use tokio::io::{AsyncReadExt, DuplexStream};
     use tokio::sync::oneshot;
     use torrentfs_fs::lock::{Rank, RankedMutex};
 
@@ -641,6 +673,8 @@ mod tests {
         events: mpsc::Receiver<PeerEvent>,
         end: oneshot::Receiver<SessionEnd>,
         zeros: Arc<Zeros>,
+        /// The far end's, of encryption.
+        line: Line,
         /// What is waited for comes within this, or the test fails.
         patience: Duration,
         _scope: TaskScope,
@@ -657,18 +691,24 @@ mod tests {
             outbox: Arc::default(),
             events,
             counters: Arc::default(),
-            down_limit: RateLimit::new(None),
-            up_limit: RateLimit::new(None),
+            down_limits: Chain::new([]),
+            up_limits: Chain::new([]),
             socket: None,
+            line: Line::default(),
         }
     }
 
     fn rig(fast: bool, room: usize, events: usize) -> Rig {
+        rig_over((Line::default(), Line::default()), fast, room, events)
+    }
+
+    fn rig_over((near_line, line): (Line, Line), fast: bool, room: usize, events: usize) -> Rig {
         let (near, far) = tokio::io::duplex(room);
         let (tell, events) = mpsc::channel(events);
         let (ended, end) = oneshot::channel();
         let zeros = Arc::new(Zeros::default());
-        let context = context(fast, tell, zeros.clone());
+        let mut context = context(fast, tell, zeros.clone());
+        context.line = near_line;
         let (outbox, counters) = (context.outbox.clone(), context.counters.clone());
         let scope = TaskScope::root();
         scope.spawn("session", async move {
@@ -682,6 +722,7 @@ mod tests {
             events,
             end,
             zeros,
+            line,
             patience: Duration::from_secs(20),
             _scope: scope,
         }
@@ -691,6 +732,7 @@ mod tests {
         async fn send(&mut self, messages: &[Message]) {
             let mut bytes = BytesMut::new();
             messages.iter().for_each(|m| m.encode(&mut bytes));
+            self.line.seal(&mut bytes);
             self.far.write_all(&bytes).await.unwrap();
         }
 
@@ -702,7 +744,10 @@ mod tests {
                     return message;
                 }
                 let read = tokio::time::timeout(self.patience, self.far.read_buf(&mut self.read)).await;
-                assert!(read.expect("a message").unwrap() > 0, "the session closed");
+                let read = read.expect("a message").unwrap();
+                assert!(read > 0, "the session closed");
+                let came = self.read.len() - read;
+                self.line.open(&mut self.read[came..]);
             }
         }
 
@@ -762,6 +807,49 @@ mod tests {
         assert_eq!(rig.counters.wasted.load(Ordering::Relaxed), 0);
         rig.outbox.disconnect("enough");
         assert_eq!(rig.ended().await, "enough");
+    }
+
+    #[tokio::test]
+    async fn with_encryption_each_byte_is_sealed_once_however_it_is_written() {
+        let (mut near, far) = Line::pair();
+        // Came behind the handshake, in plain by now.
+        Message::Unchoke.encode(&mut near.early);
+        Message::Have(PieceIndex(3)).encode(&mut near.early);
+        let mut left = near.early.split_off(near.early.len() - 2);
+        let mut rig = rig_over((near, far), true, 48, 256);
+        assert!(matches!(rig.said().await[..], [Item::Choked(false)]));
+        // The rest of a message that was cut, then others, in writes of 48 bytes at most on either side.
+        rig.line.seal(&mut left);
+        rig.far.write_all(&left).await.unwrap();
+        assert!(matches!(rig.said().await[..], [Item::Have(PieceIndex(3))]));
+        rig.outbox.choke(false);
+        assert_eq!(rig.next().await, Message::Unchoke);
+        for round in 0..20 {
+            let asked = rig.ask(round % 4 * BLOCK_LEN).await;
+            rig.send(&[Message::Request(request(2, 0)), Message::Have(PieceIndex(round))]).await;
+            let data = Bytes::from(vec![0; BLOCK_LEN as usize]);
+            assert_eq!(rig.next().await, Message::Piece { piece: PieceIndex(2), begin: 0, data });
+            rig.outbox.cancel(asked.request);
+            assert_eq!(rig.next().await, Message::Cancel(asked.request));
+            rig.send(&[Message::Reject(asked.request)]).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_got_since_may_come_as_a_bitfield() {
+        let mut greedy = rig(true, 1 << 20, 256);
+        let bits = Bytes::from(vec![0x80; PIECES.div_ceil(8) as usize]);
+        greedy.send(&[Message::HaveNone]).await;
+        assert!(matches!(greedy.said().await[..], [Item::HaveNone]));
+        for _ in 0..BITFIELDS_MAX {
+            greedy.send(&[Message::Bitfield(bits.clone())]).await;
+            assert!(matches!(&greedy.said().await[..], [Item::Bitfield(said)] if *said == bits));
+        }
+        greedy.send(&[Message::Bitfield(bits.clone())]).await;
+        assert_eq!(greedy.ended().await, "it says too often what it has");
+        let mut twice = rig(true, 1 << 20, 256);
+        twice.send(&[Message::Bitfield(bits), Message::HaveAll]).await;
+        assert_eq!(twice.ended().await, "it says twice what it has");
     }
 
     #[tokio::test]

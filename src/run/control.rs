@@ -393,6 +393,7 @@ impl Work {
             Request::Who | Request::Unmount | Request::Debug => return None,
             Request::Status => ("status", timeouts::CONTROL_ANSWER),
             Request::Prefetch { .. } => ("prefetch", timeouts::CONTROL_ANSWER / 2),
+            Request::Limit { .. } => ("limit", timeouts::CONTROL_ANSWER / 2),
             Request::Add(_) => ("add", timeouts::CONTROL_ADD),
             Request::Remove { .. } => ("remove", timeouts::CONTROL_REMOVE),
         };

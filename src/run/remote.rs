@@ -1,4 +1,5 @@
-//! The commands that talk to a running mount: `status`, `add`, `remove`, `unmount`, `prefetch`, `debug`.
+//! The commands that talk to a running mount: `status`, `add`, `remove`, `unmount`, `prefetch`, `limit`,
+//! `debug`.
 //!
 //! Each finds its mount, asks it over its socket ([`super::reach`]) and says what came of it. All block, with bounds,
 //! on the calling thread: Ctrl-C ends them as it ends any small program, and nothing is left behind.
@@ -18,7 +19,7 @@ use crate::cli::status::{self, Look};
 use crate::cli::terminal::{self, Screen};
 use crate::client::sources;
 use crate::config::parse_source;
-use crate::control::message::{Added, Ending, NewTorrent, Prefetched, Removed, Report, Request};
+use crate::control::message::{Added, Ending, Limited, NewTorrent, Prefetched, Removed, Report, Request};
 use crate::control::status::Status;
 use crate::metainfo::Source;
 use crate::sync::timeouts;
@@ -56,6 +57,14 @@ pub fn run(remote: &Remote) -> Result<Exit, Failure> {
                 let removed: Removed = connection.ask(torrent, request, timeouts::CONTROL_REMOVE)?;
                 Ok(say::removed(&removed))
             })
+        }
+        Remote::Limit { mountpoint, torrent, download, upload } => {
+            let what = torrent.clone().unwrap_or_else(|| mountpoint.to_string_lossy().into_owned());
+            let request = Request::Limit { torrent: torrent.clone(), download: *download, upload: *upload };
+            let told: Limited =
+                Talk::to(reach::find(mountpoint)?)?.ask(&what, request, timeouts::CONTROL_ANSWER)?;
+            print(&say::limited(&told))?;
+            Ok(Exit::Ok)
         }
         Remote::Unmount { mountpoint } => unmount(mountpoint),
         Remote::Debug { mountpoint } => {

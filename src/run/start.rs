@@ -16,6 +16,7 @@ use crate::client::sources::{self, Loaded};
 use crate::client::{Client, ClientError, Options};
 use crate::config::{self, ClientConfig};
 use crate::content::TorrentContent;
+use crate::net::filter::Filter;
 use crate::net::hosts::Reach;
 use crate::storage::cache::{CacheDir, CacheError, default_path};
 use crate::sync::tasks::TaskScope;
@@ -65,7 +66,8 @@ pub fn cache_failure(error: &CacheError) -> Failure {
 /// For the user.
 pub async fn start_client(config: &ClientConfig, scope: TaskScope) -> Result<Arc<Client>, Failure> {
     let cache = open_cache(config)?;
-    Client::start(scope, cache, options(config)).await.map_err(|error| client_failure(&error))
+    let filter = ip_filter(config.ip_filter.as_deref())?;
+    Client::start(scope, cache, options(config, filter)).await.map_err(|error| client_failure(&error))
 }
 
 /// What kept the client from starting, or a torrent from being added, for the user.
@@ -77,7 +79,22 @@ pub fn client_failure(error: &ClientError) -> Failure {
     }
 }
 
-fn options(config: &ClientConfig) -> Options {
+/// The addresses whose peers are never spoken to. Blocks for as long as the disk takes.
+///
+/// # Errors
+/// [`Exit::BadInput`].
+fn ip_filter(path: Option<&Path>) -> Result<Arc<Filter>, Failure> {
+    let Some(path) = path else { return Ok(Arc::default()) };
+    let shown = path.display();
+    let (filter, skipped) = Filter::load(path).map_err(|why| Failure::new(Exit::BadInput, &shown, why))?;
+    if skipped.count > 0 {
+        tracing::warn!("{shown}: {skipped}");
+    }
+    tracing::info!("{shown}: peers in {} ranges of addresses are never spoken to", filter.len());
+    Ok(Arc::new(filter))
+}
+
+fn options(config: &ClientConfig, filter: Arc<Filter>) -> Options {
     let hosts = |list: &[config::HostPort]| list.iter().map(|h| (h.host.clone(), h.port)).collect();
     Options {
         listen_addr: config.listen.addr,
@@ -87,13 +104,17 @@ fn options(config: &ClientConfig) -> Options {
         use_trackers: config.use_trackers,
         allow_private_hosts: config.allow_private_hosts,
         use_dht: config.use_dht,
+        use_lsd: config.use_lsd,
         use_pex: config.use_pex,
+        encryption: config.encryption,
         dht_bootstrap: (!config.dht_bootstrap.is_empty())
             .then(|| config.dht_bootstrap.iter().map(ToString::to_string).collect()),
         read_timeout: config.read_timeout,
         max_peers: config.max_peers as usize,
         download_limit: config.download_limit,
         upload_limit: config.upload_limit,
+        unlimited_local_peers: config.unlimited_local_peers,
+        filter,
         upload: config.upload,
         storage: config.storage,
         cache_size: config.cache_size(),

@@ -6,6 +6,9 @@ use std::time::Duration;
 pub const PEER_CONNECT: Duration = Duration::from_secs(5);
 /// For a peer's handshake after the connection: two round trips on the slowest line, with room.
 pub const PEER_HANDSHAKE: Duration = Duration::from_secs(10);
+/// For a dialled peer's key when encryption is only preferred: a client without it sees a broken handshake and mostly
+/// closes at once, but some wait for more. Then it is dialled again, without.
+pub const PEER_KEY: Duration = Duration::from_secs(4);
 /// Silence after which we send a keep-alive; peers drop a silent connection after two minutes.
 pub const PEER_KEEPALIVE: Duration = Duration::from_secs(90);
 /// Silence after which a peer is dropped (BEP 3: generally two minutes; a margin for slow lines).
@@ -78,6 +81,8 @@ pub const DHT_NODE: Duration = Duration::from_secs(5);
 pub const DHT_BOOTSTRAP: Duration = Duration::from_secs(15);
 /// Between two looks at the DHT node; a dead one is started again.
 pub const DHT_WATCH: Duration = Duration::from_secs(30);
+/// For the system to take a packet for the local network: what isn't said now is said in some minutes.
+pub const LSD_SEND: Duration = Duration::from_millis(100);
 /// For a `.torrent` behind a URL: connect, TLS and body.
 pub const TORRENT_URL: Duration = Duration::from_secs(60);
 /// For the disk to tell what of the torrents is here, before the mount shows without it.

@@ -8,6 +8,7 @@ use crate::metainfo::build::TorrentBuilder;
 use crate::metainfo::geometry::BLOCK_LEN;
 use crate::metainfo::info::Info;
 use crate::peer::event::{Connected, Item};
+use crate::peer::mse::{Cover, Policy};
 use crate::storage::quota::Quota;
 use crate::torrent::background::Prefetch;
 use crate::torrent::effects::{Effect, Event};
@@ -25,7 +26,9 @@ fn swarm(now: Instant) -> Swarm {
         peer_id: [2; 20],
         listen_port: None,
         max_peers: 80,
+        encryption: Policy::Off,
         read_timeout: None,
+        filter: Arc::default(),
         upload: true,
         pex: false,
         check_all: false,
@@ -50,7 +53,14 @@ fn addr(n: u64) -> SocketAddr {
 fn connect(swarm: &mut Swarm, n: u64, items: Vec<Item>, now: Instant) -> Vec<Effect> {
     let mut peer_id = [b'x'; 20];
     peer_id[..8].copy_from_slice(&n.to_be_bytes());
-    let peer = Connected { addr: addr(n), incoming: false, peer_id, fast: true, extensions: false };
+    let peer = Connected {
+        addr: addr(n),
+        incoming: false,
+        peer_id,
+        fast: true,
+        extensions: false,
+        cover: Cover::Plain,
+    };
     swarm.apply(Event::Connected { key: PeerKey(n), peer }, now);
     swarm.apply(Event::Said { key: PeerKey(n), items }, now)
 }

@@ -134,6 +134,8 @@ pub struct Torrent {
     pub slot: u32,
     /// What it is.
     pub info_hash: InfoHash,
+    /// What stands for it on encrypted connections ([`crate::peer::mse::obscured`]).
+    pub obscured: [u8; 20],
     /// Its name as far as known without metadata: the magnet's `dn`, or the info-hash.
     pub hint: String,
     /// The time of its files, in seconds since the epoch: when it was made, or else when it was added.

@@ -34,15 +34,17 @@ use super::table::ReadClock;
 use super::work::{self, Ready, Work};
 use super::{Command, Torrent, Turns};
 use crate::discovery::dht::Dht;
+use crate::discovery::lsd::Lsd;
 use crate::discovery::tracker::{TrackerOptions, Trackers};
-use crate::discovery::{Announce, Following, FoundPeers, PeerDiscovery, Progress};
+use crate::discovery::{Announce, Crypto, Following, FoundPeers, PeerDiscovery, Progress};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
 use crate::net::hosts::{Clients, Reach};
-use crate::net::limit::RateLimit;
+use crate::net::limit::{Limits, RateLimit};
 use crate::peer::PeerKey;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
+use crate::peer::mse::{self, Policy};
 use crate::peer::outbox::{Outbox, Wanted};
 use crate::peer::wire::BlockRequest;
 use crate::storage::pool::Workers;
@@ -110,10 +112,14 @@ pub struct Environment {
     pub hub: Arc<Hub>,
     /// `None` when it is off.
     pub dht: Option<Arc<Dht>>,
+    /// The same.
+    pub lsd: Option<Arc<Lsd>>,
     /// Wakes whoever watches the set of torrents.
     pub changed: Arc<Notify>,
     /// Limits on what is received and sent, for the whole program.
     pub limits: (RateLimit, RateLimit),
+    /// Peers of the local network are under no limit.
+    pub spare_local: bool,
     /// What the pieces in the making may take.
     pub memory: Memory,
     /// How much may be kept.
@@ -160,7 +166,8 @@ struct Owner {
     /// Known to be private when the search for peers began.
     private: bool,
     trackers: Option<Trackers>,
-    following: Option<Following>,
+    /// In the DHT and the local network.
+    following: Vec<Following>,
     totals: Arc<Totals>,
     /// Of peers that are gone.
     past: (u64, u64),
@@ -222,12 +229,14 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         plan.settings.peer_id,
         known,
         peer_events.clone(),
-        env.limits.clone(),
+        Limits::of_program(env.limits.clone(), env.spare_local),
+        plan.settings.encryption,
     ));
     let now = Instant::now();
     let torrent = Arc::new(Torrent {
         slot: plan.slot,
         info_hash: plan.info_hash,
+        obscured: mse::obscured(&plan.settings.info_hash),
         hint: plan.hint,
         added: plan.created.unwrap_or(plan.added),
         live: OnceLock::new(),
@@ -263,7 +272,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         reach: plan.reach,
         private: plan.info.as_ref().is_some_and(|i| i.private),
         trackers: None,
-        following: None,
+        following: Vec::new(),
         totals: Arc::default(),
         past: (0, 0),
         seen: (0, 0),
@@ -593,7 +602,7 @@ impl Owner {
         let _ = self.torrent.sessions.known().set(Known { geometry, source });
         if shared.info.private && !self.private {
             // BEP 27: from here on its trackers alone, tier by tier.
-            self.following = None;
+            self.following.clear();
             self.trackers = None;
             self.discover(true);
         }
@@ -614,6 +623,11 @@ impl Owner {
             peer_id: self.settings.peer_id,
             port: self.settings.listen_port.unwrap_or(0),
             key: rand::random(),
+            crypto: match self.settings.encryption {
+                Policy::Prefer => Crypto::Supported,
+                Policy::Require => Crypto::Required,
+                Policy::Off => Crypto::None,
+            },
         };
         if let Some(http) = &self.env.http {
             let totals = self.totals.clone();
@@ -632,10 +646,12 @@ impl Owner {
             *self.torrent.trackers.lock() = Some(trackers.view());
             self.trackers = Some(trackers);
         }
-        if let Some(dht) = self.env.dht.as_ref().filter(|_| !private) {
-            let following = dht.follow(&self.scope, announce, self.found.clone());
+        let dht = self.env.dht.as_deref().map(|dht| dht as &dyn PeerDiscovery);
+        let lsd = self.env.lsd.as_deref().map(|lsd| lsd as &dyn PeerDiscovery);
+        for network in dht.into_iter().chain(lsd).filter(|_| !private) {
+            let following = network.follow(&self.scope, announce, self.found.clone());
             following.want_peers(true);
-            self.following = Some(following);
+            self.following.push(following);
         }
     }
 
@@ -659,7 +675,7 @@ impl Owner {
             }
             Command::Leave { limit, done } => {
                 let trackers = self.trackers.take();
-                self.following = None;
+                self.following.clear();
                 self.scope.spawn("leave", async move {
                     if let Some(trackers) = trackers {
                         trackers.stop(limit).await;
@@ -697,6 +713,7 @@ impl Owner {
             downloaded: sums.0,
             uploaded: sums.1,
             peers: self.swarm.peer_count(),
+            encrypted: self.swarm.encrypted_count(),
             connecting: self.swarm.dialing(),
             banned: self.swarm.banned().to_vec(),
             error: self.failed.clone().or_else(|| self.swarm.error().map(str::to_owned)),
@@ -729,9 +746,7 @@ impl Owner {
         }
         status.state = State::of(facts);
         let few = self.swarm.peer_count() < PEERS_FEW && status.state != State::Complete;
-        if let Some(following) = &self.following {
-            following.want_peers(few);
-        }
+        self.following.iter().for_each(|following| following.want_peers(few));
         if let Some(trackers) = &self.trackers {
             trackers.want_peers(few);
         }

@@ -16,9 +16,11 @@
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::discovery::{PeerSource, canonical_peer, usable_peer};
+use crate::net::filter::Filter;
 use crate::sync::timeouts::{PEER_RETRY_FIRST, PEER_RETRY_MAX};
 
 /// Addresses kept for one torrent. Ten times what is ever connected leaves plenty to choose from in the largest
@@ -122,6 +124,8 @@ impl Entry {
 #[derive(Debug, Clone, Default)]
 pub struct PeerBook {
     entries: HashMap<SocketAddr, Entry>,
+    /// Addresses that are never dialled, whoever names them.
+    filter: Arc<Filter>,
     next_number: u64,
     own: HashSet<SocketAddr>,
     banned: HashSet<Banned>,
@@ -142,17 +146,17 @@ fn banned_key(addr: SocketAddr) -> Banned {
 }
 
 impl PeerBook {
-    /// An empty one.
-    pub fn new() -> Self {
-        Self::default()
+    /// An empty one that takes in nothing that the filter blocks.
+    pub fn new(filter: Arc<Filter>) -> Self {
+        Self { filter, ..Self::default() }
     }
 
     /// Takes in an address; it may be dialled from now on. True when it is new. Refused are addresses that can't
-    /// be dialled, our own, banned ones, and, when the book is full, ones no better than the worst in it. A known
+    /// be dialled, our own, banned and filtered ones, and, when the book is full, ones no better than the worst in it. A known
     /// one gets the better of both sources; a sign of life ends its pause.
     pub fn add(&mut self, addr: SocketAddr, source: PeerSource, now: Instant) -> bool {
         let addr = canonical_peer(addr);
-        if !usable_peer(addr) || self.is_self(addr) || self.is_banned(addr) {
+        if !usable_peer(addr) || self.is_self(addr) || self.is_banned(addr) || self.is_filtered(addr) {
             return false;
         }
         if let Some(entry) = self.entries.get_mut(&addr) {
@@ -287,6 +291,11 @@ impl PeerBook {
         self.banned.contains(&banned_key(addr))
     }
 
+    /// Whether the user's list has it.
+    pub fn is_filtered(&self, addr: SocketAddr) -> bool {
+        self.filter.blocks(addr.ip())
+    }
+
     /// Notes an address as our own, after a handshake with our own peer id or from what we listen on. It is
     /// forgotten and refused from now on.
     pub fn add_self(&mut self, addr: SocketAddr) {
@@ -349,7 +358,7 @@ mod tests {
         SocketAddr::new(IpAddr::V4((0x0a00_0000 + n).into()), 6881)
     }
     fn book(n: u32, source: PeerSource, now: Instant) -> PeerBook {
-        let mut book = PeerBook::new();
+        let mut book = PeerBook::new(Arc::default());
         (0..n).for_each(|i| assert!(book.add(nth(i), source, now)));
         book
     }
@@ -357,13 +366,27 @@ mod tests {
     #[test]
     fn addresses_that_are_no_peers_are_refused() {
         let now = Instant::now();
-        let mut book = PeerBook::new();
+        let mut book = PeerBook::new(Arc::default());
         for bad in ["1.2.3.4:0", "0.0.0.0:1", "[::]:1", "224.0.0.1:1", "[ff02::1]:1", "255.255.255.255:1"] {
             assert!(!book.add(addr(bad), PeerSource::Tracker, now), "{bad}");
         }
         assert!(book.add(addr("[::ffff:1.2.3.4]:5"), PeerSource::Tracker, now));
         assert!(!book.add(addr("1.2.3.4:5"), PeerSource::Tracker, now), "the same one");
         assert_eq!(book.next_dials(now, 0, 0, LIMITS), [addr("1.2.3.4:5")]);
+    }
+
+    #[test]
+    fn what_the_user_filters_is_refused_whoever_names_it() {
+        let now = Instant::now();
+        let (filter, _) = Filter::read(&b"1.2.3.0/24\n2001:db8::/32\n"[..]).unwrap();
+        let mut book = PeerBook::new(Arc::new(filter));
+        for source in [PeerSource::CommandLine, PeerSource::Tracker, PeerSource::Pex, PeerSource::Lsd] {
+            for bad in ["1.2.3.4:5", "[::ffff:1.2.3.4]:5", "[2001:db8::1]:5"] {
+                assert!(!book.add(addr(bad), source, now), "{bad}");
+                assert!(book.is_filtered(addr(bad)), "{bad}");
+            }
+        }
+        assert!(book.add(addr("1.2.4.4:5"), PeerSource::Pex, now));
     }
 
     #[test]
@@ -386,7 +409,7 @@ mod tests {
     #[test]
     fn the_best_are_dialled_first() {
         let now = Instant::now();
-        let mut book = PeerBook::new();
+        let mut book = PeerBook::new(Arc::default());
         let order = [
             ("10.0.0.1:1", PeerSource::CommandLine),
             ("10.0.0.2:1", PeerSource::Magnet),
@@ -483,7 +506,7 @@ mod tests {
     #[test]
     fn bans_hold_for_an_ip_and_on_loopback_for_one_peer() {
         let now = Instant::now();
-        let mut book = PeerBook::new();
+        let mut book = PeerBook::new(Arc::default());
         for a in ["10.0.0.1:1", "10.0.0.1:2", "10.0.0.2:1", "127.0.0.1:1", "127.0.0.1:2"] {
             book.add(addr(a), PeerSource::CommandLine, now);
         }
@@ -529,7 +552,7 @@ mod tests {
     #[test]
     fn those_the_user_named_and_those_in_use_are_never_thrown_out() {
         let now = Instant::now();
-        let mut book = PeerBook::new();
+        let mut book = PeerBook::new(Arc::default());
         for n in 0..10 {
             book.add(nth(n), PeerSource::CommandLine, now);
             book.failed(nth(n), now);

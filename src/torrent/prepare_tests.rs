@@ -14,6 +14,7 @@ use crate::metainfo::build::TorrentBuilder;
 use crate::metainfo::geometry::BLOCK_LEN;
 use crate::peer::PeerKey;
 use crate::peer::event::{Connected, Item};
+use crate::peer::mse::{Cover, Policy};
 use crate::storage::cache::CacheDir;
 use crate::storage::pool::Scratch;
 use crate::storage::quota::Quota;
@@ -33,7 +34,9 @@ fn settings(check_all: bool) -> Settings {
         peer_id: *b"-TF0001-ourselves---",
         listen_port: None,
         max_peers: 80,
+        encryption: Policy::Off,
         read_timeout: None,
+        filter: Arc::default(),
         upload: true,
         pex: true,
         check_all,
@@ -156,7 +159,14 @@ impl<'a> World<'a> {
         let (info, table) = (prepared.shared.info.clone(), prepared.shared.table.clone());
         world.apply(Event::Metadata { info, table });
         let addr = SocketAddr::from(([127, 0, 0, 1], 10_000));
-        let peer = Connected { addr, incoming: false, peer_id: [3; 20], fast: true, extensions: false };
+        let peer = Connected {
+            addr,
+            incoming: false,
+            peer_id: [3; 20],
+            fast: true,
+            extensions: false,
+            cover: Cover::Plain,
+        };
         world.apply(Event::Connected { key: PeerKey(1), peer });
         world.apply(Event::Said { key: PeerKey(1), items: vec![Item::HaveAll, Item::Choked(false)] });
         world.apply(Event::Demands(vec![Demand::Open { stream: 1, file: FileIndex(0) }]));

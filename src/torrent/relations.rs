@@ -10,6 +10,7 @@ use super::effects::Effect;
 use super::swarm::{Peer, Swarm};
 use crate::peer::PeerKey;
 use crate::peer::extension::{self, ExtHandshake};
+use crate::peer::mse::{Cover, Policy};
 use crate::peer::pex::{PexFlags, PexPeer};
 use crate::peer::session::REQUESTS_MAX;
 
@@ -31,6 +32,7 @@ impl Swarm {
             client: Some(format!("torrentfs {}", env!("CARGO_PKG_VERSION"))),
             port: self.settings.listen_port,
             your_ip: Some(peer.who.addr.ip()),
+            encryption: self.settings.encryption == Policy::Require,
             upload_only: live.is_some_and(|l| l.table.complete_count() == l.table.len()),
         }
         .encode()
@@ -68,12 +70,14 @@ impl Swarm {
         if !self.pex() {
             return;
         }
-        let reached = |p: &Peer| if p.who.incoming { PexFlags::default() } else { PexFlags::REACHABLE };
-        let known: Vec<PexPeer> = self
-            .peers
-            .values()
-            .filter_map(|p| Some(PexPeer { addr: p.listens?, flags: reached(p) }))
-            .collect();
+        let flags = |p: &Peer| {
+            let said = p.extension.as_ref().is_some_and(|e| e.encryption);
+            let prefers = said || p.who.cover != Cover::Plain;
+            let flag = |on: bool, flag| if on { flag } else { PexFlags::default() };
+            flag(!p.who.incoming, PexFlags::REACHABLE).with(flag(prefers, PexFlags::ENCRYPTION))
+        };
+        let known: Vec<PexPeer> =
+            self.peers.values().filter_map(|p| Some(PexPeer { addr: p.listens?, flags: flags(p) })).collect();
         for (key, peer) in &mut self.peers {
             let Some(id) = peer.extension.as_ref().and_then(|e| e.ut_pex) else { continue };
             let others = known.iter().filter(|o| Some(o.addr) != peer.listens).copied();

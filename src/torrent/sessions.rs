@@ -9,14 +9,16 @@ use futures_util::FutureExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::net::limit::RateLimit;
+use crate::net::limit::Limits;
 use crate::peer::PeerKey;
-use crate::peer::connect;
+use crate::peer::connect::{self, Plain, Shaken};
 use crate::peer::event::{Connected, Counters, KnownCell, PeerEvent};
+use crate::peer::mse::{Line, Policy};
 use crate::peer::outbox::Outbox;
 use crate::peer::session::{self, Context};
 use crate::peer::wire::{Handshake, Reserved};
 use crate::sync::tasks::TaskScope;
+use torrentfs_fs::lock::{Rank, RankedMutex};
 
 /// What all sessions of a torrent have in common.
 pub struct Sessions {
@@ -24,8 +26,10 @@ pub struct Sessions {
     handshake: Handshake,
     known: KnownCell,
     events: mpsc::Sender<PeerEvent>,
-    down_limit: RateLimit,
-    up_limit: RateLimit,
+    limits: Limits,
+    encryption: Policy,
+    /// Who is dialled without encryption at once.
+    plain: RankedMutex<Plain>,
     next: AtomicU64,
 }
 
@@ -37,7 +41,8 @@ impl Sessions {
         peer_id: [u8; 20],
         known: KnownCell,
         events: mpsc::Sender<PeerEvent>,
-        limits: (RateLimit, RateLimit),
+        limits: Limits,
+        encryption: Policy,
     ) -> Self {
         let reserved = Reserved::new().with_extensions().with_fast();
         Self {
@@ -45,8 +50,9 @@ impl Sessions {
             handshake: Handshake { reserved, info_hash, peer_id },
             known,
             events,
-            down_limit: limits.0,
-            up_limit: limits.1,
+            limits,
+            encryption,
+            plain: RankedMutex::new(Rank::Leaf, "peers without encryption", Plain::default()),
             next: AtomicU64::new(1),
         }
     }
@@ -54,6 +60,11 @@ impl Sessions {
     /// Batches of what sessions told the owner and it hasn't looked at yet.
     pub fn queued(&self) -> usize {
         self.events.max_capacity() - self.events.capacity()
+    }
+
+    /// What limits its connections.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// A key that nobody had: for a webseed, too.
@@ -70,8 +81,11 @@ impl Sessions {
     pub fn dial(self: &Arc<Self>, addr: SocketAddr) {
         let this = self.clone();
         self.scope.spawn(&format!("peer {addr}"), async move {
-            match connect::dial(addr, &this.handshake).await {
-                Ok((stream, theirs)) => this.run(stream, addr, false, theirs).await,
+            let policy = this.plain.lock().policy(addr, this.encryption);
+            let dialled = connect::dial(addr, &this.handshake, policy).await;
+            this.plain.lock().dialled(addr, dialled.as_ref().ok().map(|shaken| shaken.line.cover()));
+            match dialled {
+                Ok(shaken) => this.run(shaken, addr, false).await,
                 Err(error) => {
                     let reason = error.to_string();
                     let _ = this.events.send(PeerEvent::Unreachable { addr, reason }).await;
@@ -81,17 +95,24 @@ impl Sessions {
     }
 
     /// Answers a peer that connected to us and asked for this torrent, and runs its session.
-    pub fn accept(self: &Arc<Self>, mut stream: TcpStream, addr: SocketAddr, theirs: Handshake) {
+    pub fn accept(
+        self: &Arc<Self>,
+        mut stream: TcpStream,
+        mut line: Line,
+        addr: SocketAddr,
+        theirs: Handshake,
+    ) {
         let this = self.clone();
         self.scope.spawn(&format!("peer {addr}"), async move {
-            match connect::answer(&mut stream, &this.handshake).await {
-                Ok(()) => this.run(stream, addr, true, theirs).await,
+            match connect::answer(&mut stream, &mut line, &this.handshake).await {
+                Ok(()) => this.run(Shaken { stream, line, theirs }, addr, true).await,
                 Err(error) => tracing::debug!(peer = %addr, "an incoming connection failed: {error}"),
             }
         });
     }
 
-    async fn run(&self, stream: TcpStream, addr: SocketAddr, incoming: bool, theirs: Handshake) {
+    async fn run(&self, shaken: Shaken, addr: SocketAddr, incoming: bool) {
+        let Shaken { stream, line, theirs } = shaken;
         let key = self.new_key();
         let outbox = Arc::new(Outbox::default());
         let counters = Arc::new(Counters::default());
@@ -102,6 +123,7 @@ impl Sessions {
             peer_id: theirs.peer_id,
             fast,
             extensions: theirs.reserved.supports_extensions(),
+            cover: line.cover(),
         };
         let connected =
             PeerEvent::Connected { key, peer, outbox: outbox.clone(), counters: counters.clone() };
@@ -115,10 +137,11 @@ impl Sessions {
             outbox: outbox.clone(),
             events: self.events.clone(),
             counters,
-            down_limit: self.down_limit.clone(),
-            up_limit: self.up_limit.clone(),
+            down_limits: self.limits.down(addr.ip()),
+            up_limits: self.limits.up(addr.ip()),
             // Without it the session is only slower.
             socket: stream.as_fd().try_clone_to_owned().ok(),
+            line,
         };
         #[cfg(test)]
         let stream = planned::Stream::new(stream, addr);

@@ -131,6 +131,8 @@ pub struct Status {
     pub uploaded: u64,
     /// Connected peers.
     pub peers: usize,
+    /// How many of them are connected with encryption, of the handshake at least.
+    pub encrypted: usize,
     /// Connections being made.
     pub connecting: usize,
     /// Peers that sent bad data.

@@ -29,10 +29,12 @@ use super::webseeds::Webseed;
 use crate::discovery::PeerSource;
 use crate::metainfo::geometry::{BlockRef, FileIndex, PieceIndex};
 use crate::metainfo::info::Info;
+use crate::net::filter::Filter;
 use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::event::{Connected, Item};
 use crate::peer::extension::{self, ExtHandshake};
+use crate::peer::mse::{Cover, Policy};
 use crate::peer::pex::{PexMessage, PexState};
 use crate::peer::wire::Message;
 use crate::storage::quota::Quota;
@@ -65,10 +67,14 @@ pub struct Settings {
     pub max_peers: usize,
     /// Since the last block of a piece that a read waits for; `None` waits for ever.
     pub read_timeout: Option<Duration>,
+    /// Addresses whose peers are never spoken to.
+    pub filter: Arc<Filter>,
     /// Whether peers may have blocks of us.
     pub upload: bool,
     /// Whether peers may introduce others.
     pub pex: bool,
+    /// Whether connections to peers are encrypted.
+    pub encryption: Policy,
     /// Whether all data on disk is hashed at the start, in the background. What is recorded as complete is
     /// served meanwhile; whether it is recorded is another question (see [`super::prepare::prepare`]).
     pub check_all: bool,
@@ -174,7 +180,7 @@ impl Swarm {
             peers: BTreeMap::new(),
             webseeds: BTreeMap::new(),
             had_webseeds: false,
-            book: PeerBook::default(),
+            book: PeerBook::new(settings.filter.clone()),
             departed: VecDeque::new(),
             dialing: 0,
             look_at_book: false,
@@ -328,6 +334,8 @@ impl Swarm {
             Some("it is ourselves")
         } else if self.book.is_banned(who.addr) {
             Some("it is banned")
+        } else if self.book.is_filtered(who.addr) {
+            Some("it is in --ip-filter")
         } else if known {
             Some("it is connected already")
         } else if self.peers.len() >= self.settings.max_peers {
@@ -666,6 +674,11 @@ impl Swarm {
         // Never a spin, whatever the parts say.
         let soonest = self.last_look.map_or(now, |last| last + LOOK_PAUSE);
         next.max(soonest).saturating_duration_since(now)
+    }
+
+    /// Peers that are connected with encryption, of the handshake at least.
+    pub fn encrypted_count(&self) -> usize {
+        self.peers.values().filter(|peer| peer.who.cover != Cover::Plain).count()
     }
 
     /// The peers that are connected.

@@ -13,6 +13,7 @@ use crate::metainfo::build::TorrentBuilder;
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, FileIndex, Geometry};
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::metadata::MetadataMessage;
+use crate::peer::mse::{Cover, Policy};
 use crate::peer::session::REQUESTS_MAX;
 use crate::torrent::blame::Digest;
 use crate::torrent::effects::{Looked, Verdict};
@@ -29,7 +30,9 @@ fn settings() -> Settings {
         peer_id: *b"-TF0001-ourselves---",
         listen_port: Some(6881),
         max_peers: 80,
+        encryption: Policy::Off,
         read_timeout: Some(300 * S),
+        filter: Arc::default(),
         upload: true,
         pex: true,
         check_all: false,
@@ -64,7 +67,7 @@ fn addr(n: u64) -> SocketAddr {
 fn who(n: u64, fast: bool) -> Connected {
     let mut peer_id = [b'x'; 20];
     peer_id[..8].copy_from_slice(&n.to_be_bytes());
-    Connected { addr: addr(n), incoming: false, peer_id, fast, extensions: true }
+    Connected { addr: addr(n), incoming: false, peer_id, fast, extensions: true, cover: Cover::Plain }
 }
 
 /// A torrent, what its peers were asked for and what its workers were given. Peers and workers do what the test

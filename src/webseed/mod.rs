@@ -36,7 +36,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::metainfo::info::Info;
-use crate::net::limit::RateLimit;
+use crate::net::limit::Chain;
 use crate::peer::PeerKey;
 use crate::peer::event::{Counters, PeerEvent};
 use crate::peer::outbox::Outbox;
@@ -63,8 +63,8 @@ pub struct Target {
     pub info: Arc<Info>,
     /// Its info-hash as it stands in handshakes, and in the URLs of BEP 17.
     pub info_hash: [u8; 20],
-    /// Limit on what is received.
-    pub down_limit: RateLimit,
+    /// Limits on what is received.
+    pub down_limits: Chain,
 }
 
 /// What a webseed's tasks need.

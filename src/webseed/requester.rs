@@ -445,7 +445,7 @@ impl<'a> Turn<'a> {
         let failed = |fault| Stop::Failed(of_kind(kind, fault), part.file);
         let (mut skip, mut left, mut at) = (answer.body.skip, answer.body.take, part.at);
         let expected = skip + left;
-        let limit = &self.shared.ctx.torrent.down_limit;
+        let limits = &self.shared.ctx.torrent.down_limits;
         let mut done = Vec::new();
         // Since when, our own pauses left out, and how many bytes have come since then.
         let (mut since, mut lately) = (now(), 0u64);
@@ -499,7 +499,7 @@ impl<'a> Turn<'a> {
             if !done.is_empty() {
                 self.deliver(&mut done).await?;
             }
-            limit.take(read).await;
+            limits.take(read).await;
             answer.busy.heard();
             since += now().saturating_duration_since(came);
             if lately >= timeouts::WEBSEED_STALL_BYTES && now() >= since + Duration::from_secs(1) {

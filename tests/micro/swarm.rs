@@ -16,6 +16,7 @@ use torrentfs::metainfo::geometry::{BLOCK_LEN, FileIndex, PieceIndex};
 use torrentfs::metainfo::{Info, TorrentBuilder};
 use torrentfs::peer::PeerKey;
 use torrentfs::peer::event::{Connected, Item};
+use torrentfs::peer::mse::{Cover, Policy};
 use torrentfs::torrent::background::Prefetch;
 use torrentfs::torrent::effects::{Effect, Event, Verdict};
 use torrentfs::torrent::inbox::Demand;
@@ -48,7 +49,7 @@ fn peer(n: u64) -> Connected {
     let mut peer_id = [b'x'; 20];
     peer_id[..8].copy_from_slice(&n.to_be_bytes());
     let addr = SocketAddr::from(([127, 0, 0, 1], 10_000 + n as u16));
-    Connected { addr, incoming: false, peer_id, fast: true, extensions: false }
+    Connected { addr, incoming: false, peer_id, fast: true, extensions: false, cover: Cover::Plain }
 }
 
 impl World {
@@ -64,8 +65,10 @@ impl World {
             listen_port: None,
             max_peers: 200,
             read_timeout: None,
+            filter: Arc::default(),
             upload: true,
             pex: false,
+            encryption: Policy::Off,
             check_all: false,
             prefetch: Prefetch::None,
             memory: Memory::default(),

@@ -1,10 +1,12 @@
-"""A libtorrent downloader for the tests and benchmarks: fetches everything from the given peers, prints
+"""A libtorrent downloader for the tests and benchmarks: fetches everything from the given peers, or with
+--lsd from whom it finds in the local network, prints
 "done SECONDS CPU_SECONDS" and ends. Ends as well when its stdin closes, or at its limit (exit 1).
 
-    leecher.py TORRENT_OR_MAGNET SAVE_DIR --peer ADDR:PORT... [--listen ADDR:PORT] [--limit SECONDS] [--no-utp]
-               [--plain]
+    leecher.py TORRENT_OR_MAGNET SAVE_DIR --peer ADDR:PORT... [--lsd] [--listen ADDR:PORT] [--limit SECONDS] [--no-utp]
+               [--plain | --encrypt] [--enc-level WAYS]
 
-With --plain it doesn't try encryption first, which costs a minute at a peer that has none.
+With --plain it doesn't try encryption first, which costs a minute at a peer that has none. With --encrypt it takes and
+makes encrypted connections only; --enc-level says what it takes after the handshake: plain, rc4 or both.
 """
 
 import argparse
@@ -15,6 +17,10 @@ import threading
 import time
 
 import libtorrent as lt
+
+
+# libtorrent's numbers for what may follow the handshake of encryption.
+ENC_LEVELS = {"plain": 1, "rc4": 2, "both": 3}
 
 
 def watch_stdin():
@@ -30,9 +36,12 @@ def main():
     parser.add_argument("save")
     parser.add_argument("--peer", action="append", default=[])
     parser.add_argument("--listen", default="127.0.0.1:0")
+    parser.add_argument("--lsd", action="store_true")
     parser.add_argument("--limit", type=float, default=120)
     parser.add_argument("--no-utp", action="store_true")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--encrypt", action="store_true")
+    parser.add_argument("--enc-level", choices=ENC_LEVELS, default="both")
     args = parser.parse_args()
     threading.Thread(target=watch_stdin, daemon=True).start()
 
@@ -41,12 +50,14 @@ def main():
             "listen_interfaces": args.listen,
             "enable_upnp": False,
             "enable_natpmp": False,
-            "enable_lsd": False,
+            "enable_lsd": args.lsd,
             "enable_dht": False,
             "allow_multiple_connections_per_ip": True,
             "enable_incoming_utp": not args.no_utp,
             "enable_outgoing_utp": not args.no_utp,
-            "out_enc_policy": 2 if args.plain else 1,
+            "out_enc_policy": 2 if args.plain else 0 if args.encrypt else 1,
+            "in_enc_policy": 0 if args.encrypt else 1,
+            "allowed_enc_level": ENC_LEVELS[args.enc_level],
             "min_reconnect_time": 1,
             "max_metadata_size": 64 * 1024 * 1024,
             "alert_mask": int(lt.alert.category_t.storage_notification),

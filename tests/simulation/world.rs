@@ -18,6 +18,7 @@ use torrentfs::peer::PeerKey;
 use torrentfs::peer::buffer::PieceBuffer;
 use torrentfs::peer::event::{Connected, Item};
 use torrentfs::peer::extension::{self, ExtHandshake};
+use torrentfs::peer::mse::{Cover, Policy};
 use torrentfs::torrent::background::Prefetch;
 use torrentfs::torrent::effects::{Effect, Event, Verdict};
 use torrentfs::torrent::memory::Memory;
@@ -178,8 +179,10 @@ fn settings() -> Settings {
         listen_port: Some(6881),
         max_peers: 80,
         read_timeout: Some(Duration::from_secs(300)),
+        filter: Arc::default(),
         upload: true,
         pex: true,
+        encryption: Policy::Off,
         check_all: false,
         prefetch: Prefetch::None,
         memory: Memory::default(),
@@ -540,7 +543,14 @@ impl World {
         let mut peer_id = [b'x'; 20];
         peer_id[..8].copy_from_slice(&key.0.to_be_bytes());
         let spec = &peer.link.spec;
-        let who = Connected { addr, incoming: false, peer_id, fast: spec.fast, extensions: true };
+        let who = Connected {
+            addr,
+            incoming: false,
+            peer_id,
+            fast: spec.fast,
+            extensions: true,
+            cover: Cover::Plain,
+        };
         let hello = ExtHandshake { reqq: Some(spec.reqq), ..ExtHandshake::default() }.encode();
         let has = match &spec.holds {
             Holds::All if spec.fast => Item::HaveAll,

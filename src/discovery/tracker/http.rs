@@ -9,6 +9,7 @@ use reqwest::Url;
 use super::message::{
     Answer, Ask, Event, Retry, TrackerError, clean_text, compact_v4, compact_v6, keep_peer,
 };
+use crate::discovery::Crypto;
 use crate::metainfo::bencode::{self, Limits, Value};
 
 /// Bytes of an answer that are read; 2,000 peers in the long form take 200 KiB.
@@ -39,6 +40,11 @@ pub fn announce_url(base: &Url, ask: &Ask, tracker_id: Option<&[u8]>) -> Url {
         Event::Completed => query.push_str("&event=completed"),
         Event::Started => query.push_str("&event=started"),
         Event::Stopped => query.push_str("&event=stopped"),
+    }
+    match ask.announce.crypto {
+        Crypto::None => {}
+        Crypto::Supported => query.push_str("&supportcrypto=1"),
+        Crypto::Required => query.push_str("&requirecrypto=1"),
     }
     if let Some(id) = tracker_id {
         query.push_str("&trackerid=");
@@ -143,7 +149,13 @@ mod tests {
         let mut info_hash = *b"\x00\xff &=%+#abcdefghij./";
         info_hash[19] = b'~';
         Ask {
-            announce: Announce { info_hash, peer_id: *b"-TF0001-0123456789ab", port: 6881, key: 0xab },
+            announce: Announce {
+                info_hash,
+                peer_id: *b"-TF0001-0123456789ab",
+                port: 6881,
+                key: 0xab,
+                crypto: Crypto::None,
+            },
             progress: Progress { uploaded: 1, downloaded: 2, left: u64::MAX },
             event,
             num_want: 80,
@@ -172,6 +184,14 @@ mod tests {
             let url = announce_url(&Url::parse(base).unwrap(), &ask(event), None);
             assert!(url.as_str().contains(part), "{url}");
             assert_eq!(url.as_str().contains("event="), event != Event::None);
+        }
+        for (crypto, part) in
+            [(Crypto::Supported, "&supportcrypto=1"), (Crypto::Required, "&requirecrypto=1")]
+        {
+            let mut ask = ask(Event::None);
+            ask.announce.crypto = crypto;
+            let url = announce_url(&Url::parse("http://t/a").unwrap(), &ask, None);
+            assert!(url.as_str().ends_with(part), "{url}");
         }
     }
 

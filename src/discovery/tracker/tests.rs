@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::time::{Instant, timeout};
 
 use super::*;
-use crate::discovery::{PeerSource, Progress};
+use crate::discovery::{Crypto, PeerSource, Progress};
 
 /// Only a bug takes this long.
 const LONG: Duration = Duration::from_secs(60);
@@ -130,7 +130,8 @@ impl World {
     ) -> (Trackers, mpsc::Receiver<FoundPeers>) {
         let (found, peers) = mpsc::channel(8);
         let tiers = tiers.iter().map(|tier| tier.iter().map(|url| (*url).to_owned()).collect()).collect();
-        let announce = Announce { info_hash: [1; 20], peer_id: [2; 20], port: 6881, key: 7 };
+        let announce =
+            Announce { info_hash: [1; 20], peer_id: [2; 20], port: 6881, key: 7, crypto: Crypto::None };
         let progress = Arc::new(|| Progress { uploaded: 0, downloaded: 0, left: 9 });
         (Trackers::start(&self.root, tiers, announce, progress, found, options), peers)
     }
@@ -310,7 +311,8 @@ async fn a_full_channel_holds_the_tracker_and_not_the_end() {
     let (url, mut heard) = world.http("200 OK", ONE_PEER).await;
     let (found, mut peers) = mpsc::channel(1);
     found.send(FoundPeers { source: PeerSource::Magnet, addrs: Vec::new() }).await.unwrap();
-    let announce = Announce { info_hash: [1; 20], peer_id: [2; 20], port: 6881, key: 7 };
+    let announce =
+        Announce { info_hash: [1; 20], peer_id: [2; 20], port: 6881, key: 7, crypto: Crypto::None };
     let http = http_clients();
     let options = TrackerOptions { reach: Reach::Any, ..TrackerOptions::new(http) };
     let tiers = vec![vec![url]];

@@ -112,11 +112,17 @@ fn take_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
-    use crate::discovery::{Announce, Progress};
+    use crate::discovery::{Announce, Crypto, Progress};
 
     fn ask() -> Ask {
         Ask {
-            announce: Announce { info_hash: [1; 20], peer_id: [2; 20], port: 0x1ae1, key: 0x0a0b_0c0d },
+            announce: Announce {
+                info_hash: [1; 20],
+                peer_id: [2; 20],
+                port: 0x1ae1,
+                key: 0x0a0b_0c0d,
+                crypto: Crypto::None,
+            },
             progress: Progress { uploaded: 3, downloaded: 4, left: u64::MAX },
             event: Event::Started,
             num_want: u32::MAX,

@@ -16,7 +16,8 @@ use crate::client::remove::RemoveError;
 use crate::client::sources::{self, SourceError};
 use crate::content::{Shown, TorrentContent};
 use crate::control::message::{
-    Added, Code, Ending, Granted, NewTorrent, Prefetched, Refusal, Removed, Report, Request, Who,
+    Added, Change, Code, Ending, Granted, Limited, NewTorrent, Prefetched, Refusal, Removed, Report, Request,
+    Who,
 };
 use crate::control::named::{self, Candidate};
 use crate::control::status::{Cache, Metadata, Status, Torrent as TorrentStatus, Tracker, Waiting, Webseed};
@@ -71,6 +72,9 @@ impl Answers for Mounted {
                 mountpoint: self.mountpoint.to_string_lossy().into_owned(),
             })),
             Request::Prefetch { path, on } => self.prefetch(&path, on).await.map(Granted::Prefetched),
+            Request::Limit { torrent, download, upload } => {
+                self.limit(torrent.as_deref(), download, upload).map(Granted::Limited)
+            }
         }
     }
 
@@ -92,6 +96,7 @@ impl Mounted {
             socket: self.content.socket().unwrap_or_default().to_string_lossy().into_owned(),
             uptime: self.since.elapsed().as_secs(),
             port: self.client.port(),
+            encryption: self.client.encryption().as_str().into(),
             cache: Cache {
                 dir: self.client.cache().path().to_string_lossy().into_owned(),
                 kept,
@@ -160,15 +165,37 @@ impl Mounted {
         shown.unwrap_or_else(|_| torrent.name().to_owned())
     }
 
-    async fn remove(&self, given: &str, delete_data: bool) -> Result<Removed, Refusal> {
-        self.not_ending()?;
-        let shown = self.content.shown();
+    /// The torrent that is meant by a name or an info-hash.
+    fn named(&self, given: &str) -> Result<Shown, Refusal> {
+        let mut shown = self.content.shown();
         let candidates: Vec<Candidate<'_>> = shown
             .iter()
             .map(|s| Candidate { shown: &s.name, own: s.torrent.name(), info_hash: s.torrent.info_hash })
             .collect();
         let at = named::meant(given, &candidates)?;
-        let Some(Shown { name, torrent, .. }) = shown.get(at) else { return Err(failed("it is gone")) };
+        if at < shown.len() { Ok(shown.swap_remove(at)) } else { Err(failed("it is gone")) }
+    }
+
+    /// Changes the limits of a torrent, or those of all together; they hold at once, and until the mount ends.
+    fn limit(&self, given: Option<&str>, download: Change, upload: Change) -> Result<Limited, Refusal> {
+        self.not_ending()?;
+        let meant = given.map(|given| self.named(given)).transpose()?;
+        let (down, up) = match &meant {
+            Some(shown) => &shown.torrent.sessions.limits().torrent,
+            None => self.client.limits(),
+        };
+        for (limit, change) in [(down, download), (up, upload)] {
+            if let Change::To(rate) = change {
+                limit.set(rate);
+            }
+        }
+        let name = meant.as_ref().map(|shown| shown.name.clone());
+        Ok(Limited { name, download: down.rate(), upload: up.rate() })
+    }
+
+    async fn remove(&self, given: &str, delete_data: bool) -> Result<Removed, Refusal> {
+        self.not_ending()?;
+        let Shown { name, torrent, .. } = &self.named(given)?;
         let removed = self.client.remove(torrent, delete_data).await.map_err(|error| match error {
             RemoveError::NotThere => Refusal::new(Code::NotFound, error.to_string()),
             RemoveError::Closing => Refusal::new(Code::Ending, error.to_string()),
@@ -302,6 +329,7 @@ fn torrent_status(shown: Shown) -> TorrentStatus {
         downloaded: status.downloaded,
         uploaded: status.uploaded,
         peers: status.peers as u64,
+        encrypted: status.encrypted as u64,
         connecting: status.connecting as u64,
         banned: status.banned.len() as u64,
         trackers: torrent.trackers().into_iter().map(tracker).collect(),

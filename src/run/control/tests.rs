@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::*;
-use crate::control::message::{Added, Ending, NewTorrent, Report, Who, heard};
+use crate::control::message::{Added, Ending, Limited, NewTorrent, Report, Who, heard};
 use crate::control::status::Status;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -70,6 +70,7 @@ impl Answers for Scripted {
             Request::Debug => Ok(Granted::Report(Report::default())),
             Request::Who => Ok(Granted::Who(Who { pid: 7, mountpoint: "/m".into() })),
             Request::Prefetch { path, .. } => Err(Refusal::new(Code::NotFound, path)),
+            Request::Limit { .. } => Ok(Granted::Limited(Limited::default())),
         }
     }
 

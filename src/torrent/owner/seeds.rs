@@ -186,7 +186,7 @@ impl Owner {
                 Arc::new(Target {
                     info: shared.info.clone(),
                     info_hash: self.settings.info_hash,
-                    down_limit: self.env.limits.0.clone(),
+                    down_limits: self.torrent.sessions.limits().web(),
                 })
             });
             for planted in self.seeds.all.iter_mut().filter(|p| p.running.is_none() && p.ended.is_none()) {

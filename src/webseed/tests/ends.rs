@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc};
 use super::rig::{B, Make, Rig};
 use super::server::{Answer, Request, by_piece, raw};
 use crate::metainfo::geometry::BlockRef;
+use crate::net::limit::Chain;
 use crate::peer::PeerKey;
 use crate::peer::event::PeerEvent;
 use crate::webseed::desk::Desk;
@@ -89,7 +90,8 @@ impl<F: Future + Unpin> Future for Polls<F> {
 
 /// What one requester needs, without a session.
 fn shared(rig: &Rig, kind: Kind, events: mpsc::Sender<PeerEvent>) -> Arc<Shared> {
-    let target = Target { info: rig.info.clone(), info_hash: [7; 20], down_limit: rig.limit.clone() };
+    let target =
+        Target { info: rig.info.clone(), info_hash: [7; 20], down_limits: Chain::new([rig.limit.clone()]) };
     let url = rig.server.url("/f");
     let ctx = crate::webseed::Context {
         key: PeerKey(9),

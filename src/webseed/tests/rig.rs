@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::server::{Server, byte};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef, FileIndex, PieceIndex};
 use crate::metainfo::info::{FileKind, Info};
-use crate::net::limit::RateLimit;
+use crate::net::limit::{Chain, RateLimit};
 use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::event::{Item, PeerEvent};
@@ -120,7 +120,11 @@ impl Make {
         let limit = RateLimit::new(None);
         let url = server.url(if single { self.files[0].0 } else { "/" });
         let (sender, events) = mpsc::channel(self.channel);
-        let target = Arc::new(Target { info: info.clone(), info_hash: [7; 20], down_limit: limit.clone() });
+        let target = Arc::new(Target {
+            info: info.clone(),
+            info_hash: [7; 20],
+            down_limits: Chain::new([limit.clone()]),
+        });
         let seed = Seed { url, kind: self.kind, trusted: self.trusted };
         let running = start(&scope, PeerKey(1), seed, target, hub.clone(), sender.clone());
         Rig {
@@ -153,7 +157,11 @@ impl Rig {
     /// The same, asked in this way.
     pub(super) fn another_of(&mut self, url: String, kind: Kind) -> Running {
         self.keys += 1;
-        let target = Target { info: self.info.clone(), info_hash: [7; 20], down_limit: self.limit.clone() };
+        let target = Target {
+            info: self.info.clone(),
+            info_hash: [7; 20],
+            down_limits: Chain::new([self.limit.clone()]),
+        };
         let seed = Seed { url, kind, trusted: true };
         start(&self.scope, PeerKey(self.keys), seed, Arc::new(target), self.hub.clone(), self.sender.clone())
     }
