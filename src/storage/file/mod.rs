@@ -203,13 +203,12 @@ impl FileStore {
         // One that was cut between the look at it and the write has been made longer by that: what was cut off would
         // pass for zeros.
         let found = open.stat().map_err(|e| self.error(file, "looking at", e))?.len;
-        let path = self.path(file);
-        let mut table = self.table.lock();
-        match table.had.get(&file).copied().filter(|had| found < *had) {
+        let had = self.table.lock().had.get(&file).copied();
+        match had.filter(|had| found < *had) {
             None => Ok(()),
             Some(expected) => {
-                let closing = table.harm(file);
-                drop(table);
+                let path = self.path(file);
+                let closing = self.table.lock().harm(file);
                 drop(closing);
                 Err(StorageError::Short { path, expected, found })
             }
