@@ -63,6 +63,8 @@ pub enum Event {
         /// The files.
         files: Vec<FileIndex>,
     },
+    /// Payload bytes that peers were sent so far, each: told before a round of the choker ([`super::swarm::Swarm::round_is_due`]).
+    Sent(Vec<(PeerKey, u64)>),
     /// A peer could not be reached.
     Unreachable {
         /// Who.

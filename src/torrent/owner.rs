@@ -354,6 +354,10 @@ impl Owner {
                 () = self.crowd.changed() => self.room_changed(),
                 () = tokio::time::sleep_until(next) => {
                     self.try_backlog();
+                    if self.swarm.round_is_due(Instant::now()) {
+                        let sent = |l: &Link| l.counters.up.load(Ordering::Relaxed);
+                        self.apply(Event::Sent(self.links.iter().map(|(key, l)| (*key, sent(l))).collect()));
+                    }
                     self.apply(Event::Tick);
                 }
             }
