@@ -31,7 +31,7 @@ use super::event::{Counters, Item, KnownCell, PeerEvent};
 use super::mse::Line;
 use super::outbox::{Outbox, Wanted};
 use super::wire::{self, BlockRequest, Decoder, Limits, Message};
-use crate::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef};
+use crate::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef, PieceIndex};
 use crate::net::limit::{Chain, Intake};
 use crate::sync::timeouts;
 
@@ -172,6 +172,9 @@ struct Session {
     /// Bytes at the head of `out` that are encrypted already. It is only ever added to at its end.
     sealed: usize,
     choking: bool,
+    /// Pieces that the peer may ask for though it is choked (BEP 6), and how many more blocks of them it gets so.
+    allowed: HashSet<PieceIndex>,
+    allowance: u32,
     /// What the peer asked for.
     requests: VecDeque<BlockRequest>,
     /// It has told us all that it has; from there on it names pieces.
@@ -218,6 +221,8 @@ impl Session {
             out: BytesMut::with_capacity(4096),
             sealed: 0,
             choking: true,
+            allowed: HashSet::new(),
+            allowance: 0,
             requests: VecDeque::new(),
             said_what: false,
             taken_back: HashSet::new(),
@@ -355,6 +360,12 @@ impl Session {
         }
         for message in outgoing.messages {
             message.encode(&mut self.out);
+        }
+        if let Some(known) = self.ctx.known.get() {
+            // Each block once, and once more for one that was lost: a choked peer isn't served without end.
+            let blocks: u32 = outgoing.allowed.iter().map(|piece| known.geometry.blocks_in(*piece)).sum();
+            self.allowance += 2 * blocks;
+            self.allowed.extend(outgoing.allowed);
         }
         if let Some(choke) = outgoing.choke
             && choke != self.choking
@@ -536,8 +547,12 @@ impl Session {
 
     /// The peer asks for a block.
     fn asked_for(&mut self, request: BlockRequest) {
-        let refuse = self.choking
-            || self.ctx.known.get().is_none()
+        if self.choking && self.allowance > 0 && self.allowed.contains(&request.piece) {
+            self.allowance -= 1;
+        } else if self.choking {
+            return self.reject(request);
+        }
+        let refuse = self.ctx.known.get().is_none()
             || request.len > wire::MAX_REQUEST
             || self.requests.len() >= REQUESTS_MAX;
         if refuse {
@@ -566,7 +581,9 @@ impl Session {
             self.taken_back.clear();
         }
         match data {
-            Some(data) if !taken_back && !self.choking => self.ready.push_back((request, data)),
+            Some(data) if !taken_back && (!self.choking || self.allowed.contains(&request.piece)) => {
+                self.ready.push_back((request, data))
+            }
             _ => self.reject(request),
         }
     }
@@ -626,7 +643,7 @@ mod tests {
     use torrentfs_fs::lock::{Rank, RankedMutex};
 
     use super::*;
-    use crate::metainfo::geometry::{Geometry, PieceIndex};
+    use crate::metainfo::geometry::Geometry;
     use crate::peer::buffer::PieceBuffer;
     use crate::peer::event::{BlockSource, Known};
     use crate::sync::tasks::TaskScope;
@@ -999,6 +1016,27 @@ mod tests {
         for _ in 0..12 {
             assert!(matches!(rig.next().await, Message::Reject(_)), "each by name");
         }
+    }
+
+    #[tokio::test]
+    async fn a_choked_peer_gets_what_it_is_allowed_and_no_more() {
+        let mut rig = rig(true, 1 << 20, 16);
+        rig.outbox.allow(vec![PieceIndex(2)]);
+        assert_eq!(rig.next().await, Message::AllowedFast(PieceIndex(2)));
+        // Four blocks in a piece, each twice.
+        for n in 0..8 {
+            let asked = request(2, n % 4 * BLOCK_LEN);
+            rig.send(&[Message::Request(asked)]).await;
+            assert!(matches!(rig.next().await, Message::Piece { begin, .. } if begin == asked.begin), "{n}");
+        }
+        for asked in [request(2, 0), request(4, 0)] {
+            rig.send(&[Message::Request(asked)]).await;
+            assert_eq!(rig.next().await, Message::Reject(asked));
+        }
+        rig.outbox.choke(false);
+        assert_eq!(rig.next().await, Message::Unchoke);
+        rig.send(&[Message::Request(request(2, 0))]).await;
+        assert!(matches!(rig.next().await, Message::Piece { .. }));
     }
 
     #[tokio::test]

@@ -154,6 +154,8 @@ pub enum Effect {
     Request(Vec<Assignment>),
     /// Take a request back.
     Cancel(PeerKey, BlockRef),
+    /// A peer may ask for these pieces although we choke it (BEP 6).
+    AllowFast(PeerKey, Vec<PieceIndex>),
     /// A read waits now for what a webseed was asked for before.
     Hurry(PeerKey, BlockRef),
     /// Tell a peer whether we are interested.

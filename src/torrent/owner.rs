@@ -434,6 +434,7 @@ impl Owner {
             }
             Effect::Interested(peer, yes) => self.tell(peer, |o| o.interested(yes)),
             Effect::Choke(peer, yes) => self.tell(peer, |o| o.choke(yes)),
+            Effect::AllowFast(peer, pieces) => self.tell(peer, |o| o.allow(pieces)),
             Effect::First(peer, message) => self.tell(peer, |o| o.first(message)),
             Effect::Extended(peer, id, payload) => self.tell(peer, |o| o.extended(id, payload)),
             Effect::Distrust(peer, file) => self.tell(peer, |o| o.distrust(file)),

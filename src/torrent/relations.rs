@@ -1,7 +1,7 @@
 //! Relations with peers: how we introduce ourselves, whom we are interested in, whom we let in, and whom we
 //! introduce to each other. A part of the [`Swarm`]'s `apply`, and as pure as the rest of it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use super::swarm::Swarm;
 use crate::peer::PeerKey;
 use crate::peer::event::Connected;
 use crate::peer::extension::{self, ExtHandshake};
+use crate::peer::fast;
 use crate::peer::mse::{Cover, Policy};
 use crate::peer::pex::{PexFlags, PexPeer, PexState};
 use crate::peer::session::REQUESTS_MAX;
@@ -104,6 +105,21 @@ impl Swarm {
         {
             peer.choke(false, now);
             fx.push(Effect::Choke(key, false));
+        }
+    }
+
+    /// A peer has said what it has: one with next to nothing may ask for some pieces although it is choked.
+    pub(super) fn allow_fast(&mut self, key: PeerKey, fx: &mut Vec<Effect>) {
+        let (Some(live), Some(peer)) = (&self.live, self.peers.get(&key)) else { return };
+        let IpAddr::V4(ip) = peer.who.addr.ip() else { return };
+        let poor = live.picker.load(key).is_some_and(|load| load.has().count() < fast::SIZE as u32);
+        if !self.settings.upload || !peer.who.fast || !poor {
+            return;
+        }
+        let mut set = fast::allowed_set(&self.settings.info_hash, ip, live.table.len(), fast::SIZE);
+        set.retain(|piece| live.table.is_complete(*piece));
+        if !set.is_empty() {
+            fx.push(Effect::AllowFast(key, set));
         }
     }
 

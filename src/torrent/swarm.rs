@@ -436,6 +436,7 @@ impl Swarm {
                         peer.useful = useful(load.has(), &live.table);
                         live.demands.peer_has(|p| load.has().has(p));
                     }
+                    self.allow_fast(key, fx);
                     interests = true;
                 }
                 Item::HaveAll | Item::HaveNone => {
@@ -450,6 +451,7 @@ impl Swarm {
                         live.background.count(load.has(), false);
                         *load.has_mut() = has;
                     }
+                    self.allow_fast(key, fx);
                     interests = true;
                 }
                 Item::Choked(choked) => match &mut self.live {
