@@ -133,9 +133,9 @@ impl Outbox {
             None => i.hurried.push(request),
         });
     }
-    /// We have a piece more.
-    pub fn have(&self, piece: PieceIndex) {
-        self.change(|i| i.haves.push(piece));
+    /// We have these pieces, too.
+    pub fn have(&self, pieces: &[PieceIndex]) {
+        self.change(|i| i.haves.extend_from_slice(pieces));
     }
     /// It may ask for these pieces although we choke it (BEP 6).
     pub fn allow(&self, pieces: Vec<PieceIndex>) {

@@ -1076,7 +1076,7 @@ mod tests {
         let mut rig = rig(true, 64, 16);
         let first = rig.ask(0).await;
         // Its write buffer is filled beyond the mark, and the peer takes nothing.
-        (0..20_000).for_each(|n| rig.outbox.have(PieceIndex(n % PIECES)));
+        (0..20_000).for_each(|n| rig.outbox.have(&[PieceIndex(n % PIECES)]));
         while !rig.outbox.is_quiet() {
             tokio::task::yield_now().await;
         }
@@ -1107,7 +1107,7 @@ mod tests {
     #[tokio::test]
     async fn r1_a_peer_that_does_not_read_can_be_disconnected() {
         let mut rig = rig(true, 64, 16);
-        (0..20_000).for_each(|n| rig.outbox.have(PieceIndex(n % PIECES)));
+        (0..20_000).for_each(|n| rig.outbox.have(&[PieceIndex(n % PIECES)]));
         while !rig.outbox.is_quiet() {
             tokio::task::yield_now().await;
         }
@@ -1188,7 +1188,7 @@ mod tests {
     async fn a_peer_that_takes_nothing_is_dropped() {
         let mut rig = rig(true, 16, 16);
         rig.patience = 100 * timeouts::PEER_IDLE;
-        (0..100).for_each(|n| rig.outbox.have(PieceIndex(n)));
+        (0..100).for_each(|n| rig.outbox.have(&[PieceIndex(n)]));
         let start = Instant::now();
         assert!(rig.ended().await.contains("took nothing"));
         let after = start.elapsed();

@@ -166,8 +166,8 @@ pub enum Effect {
     First(PeerKey, Message),
     /// An extension message, by the peer's number for it.
     Extended(PeerKey, u8, Bytes),
-    /// Tell every peer that doesn't have it that we have a piece.
-    Have(Vec<PeerKey>, PieceIndex),
+    /// Tell these peers that we have these pieces.
+    Have(Vec<PeerKey>, Vec<PieceIndex>),
     /// A file isn't asked of a webseed any more: what it sent of it was bad.
     Distrust(PeerKey, FileIndex),
     /// Close a connection, or end a webseed.

@@ -439,10 +439,8 @@ impl Owner {
             Effect::Extended(peer, id, payload) => self.tell(peer, |o| o.extended(id, payload)),
             Effect::Distrust(peer, file) => self.tell(peer, |o| o.distrust(file)),
             Effect::Disconnect(peer, reason) => self.goes(peer, reason),
-            Effect::Have(peers, piece) => {
-                for peer in peers {
-                    self.tell(peer, |o| o.have(piece));
-                }
+            Effect::Have(peers, pieces) => {
+                peers.into_iter().for_each(|peer| self.tell(peer, |o| o.have(&pieces)));
             }
             Effect::Dial(addr) => self.torrent.sessions.dial(addr),
             Effect::Verify { buffer, digests } => self.verify(buffer, digests),

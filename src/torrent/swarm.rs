@@ -270,10 +270,11 @@ impl Swarm {
             };
             peer.useful = useful(load.has(), &table);
             picker.add_peer(*key, load);
-            // What we have, piece by piece: a bitfield may only come first.
-            for piece in (0..pieces).map(PieceIndex).filter(|p| table.is_complete(*p)) {
-                fx.push(Effect::Have(vec![*key], piece));
-            }
+        }
+        // What we have, piece by piece: a bitfield may only come first.
+        let ours: Vec<PieceIndex> = (0..pieces).map(PieceIndex).filter(|p| table.is_complete(*p)).collect();
+        if !ours.is_empty() && !self.peers.is_empty() {
+            fx.push(Effect::Have(self.peers.keys().copied().collect(), ours));
         }
         self.live = Some(Live {
             demands: Demands::new(self.settings.read_timeout, piece_length, self.settings.quota.bound()),

@@ -685,7 +685,9 @@ fn l1_effects_exactly_once_on_every_path() {
         assert_eq!(world.count(|e| matches!(e, Effect::Wake(p) if p.0 == piece)), 1);
         // The seed isn't told; the other is.
         assert_eq!(
-            world.count(|e| matches!(e, Effect::Have(k, p) if p.0 == piece && k[..] == [PeerKey(2)])),
+            world.count(
+                |e| matches!(e, Effect::Have(k, p) if p[..] == [PieceIndex(piece)] && k[..] == [PeerKey(2)])
+            ),
             1
         );
     }
