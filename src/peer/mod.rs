@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod connect;
 pub mod event;
 pub mod extension;
+pub mod fast;
 pub mod metadata;
 pub mod mse;
 pub mod outbox;

@@ -42,6 +42,7 @@ struct Inner {
     unsent: Vec<BlockRequest>,
     hurried: Vec<BlockRequest>,
     haves: Vec<PieceIndex>,
+    allowed: Vec<PieceIndex>,
     dont_haves: Vec<(u8, PieceIndex)>,
     extended: VecDeque<(u8, Bytes)>,
     distrusted: Vec<FileIndex>,
@@ -62,6 +63,8 @@ pub struct Outgoing {
     pub unsent: Vec<BlockRequest>,
     /// Requests that a read waits for now, and didn't when they were made.
     pub hurried: Vec<BlockRequest>,
+    /// Pieces that it may ask for although we choke it, which the messages tell it.
+    pub allowed: Vec<PieceIndex>,
     /// Whether we choke the peer, where that changed.
     pub choke: Option<bool>,
     /// Files of which it sent bytes that were wrong.
@@ -130,9 +133,13 @@ impl Outbox {
             None => i.hurried.push(request),
         });
     }
-    /// We have a piece more.
-    pub fn have(&self, piece: PieceIndex) {
-        self.change(|i| i.haves.push(piece));
+    /// We have these pieces, too.
+    pub fn have(&self, pieces: &[PieceIndex]) {
+        self.change(|i| i.haves.extend_from_slice(pieces));
+    }
+    /// It may ask for these pieces although we choke it (BEP 6).
+    pub fn allow(&self, pieces: Vec<PieceIndex>) {
+        self.change(|i| i.allowed.extend(pieces));
     }
     /// We have a piece no longer; `id` is the peer's number for `lt_donthave` (BEP 54).
     pub fn dont_have(&self, id: u8, piece: PieceIndex) {
@@ -200,6 +207,8 @@ impl Outbox {
         let dont_have = |(id, piece)| Message::Extended { id, payload: extension::dont_have(piece) };
         out.messages.extend(inner.dont_haves.drain(..).map(dont_have));
         out.messages.extend(inner.haves.drain(..).map(Message::Have));
+        out.allowed = std::mem::take(&mut inner.allowed);
+        out.messages.extend(out.allowed.iter().copied().map(Message::AllowedFast));
         if let Some(interested) = inner.interested.take() {
             out.messages.push(if interested { Message::Interested } else { Message::NotInterested });
         }

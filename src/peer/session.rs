@@ -5,6 +5,8 @@
 //! one socket read go to the owner as one batch. The channel to the owner is bounded: when it is full the
 //! session waits, and so the peer's socket fills, which is the back-pressure we want. The owner never waits
 //! for a session, so they can't wait for each other.
+//! Blocks that are served wait behind everything else: they go into the write buffer a little at a time, and the kernel is
+//! asked to hold few unsent bytes ([`SENT_LOW`]), so what our readers ask for is never behind much that others asked for.
 //! With encryption what is read is decrypted where it lies, and what is about to be written is encrypted where it lies:
 //! a stream around the socket would need a buffer of its own, which nobody empties when it is dropped in mid-write.
 //! Deliberately not here: what to request, whom to unchoke, what a piece is worth.
@@ -29,7 +31,7 @@ use super::event::{Counters, Item, KnownCell, PeerEvent};
 use super::mse::Line;
 use super::outbox::{Outbox, Wanted};
 use super::wire::{self, BlockRequest, Decoder, Limits, Message};
-use crate::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef};
+use crate::metainfo::geometry::{BLOCK_LEN, BlockIndex, BlockRef, PieceIndex};
 use crate::net::limit::{Chain, Intake};
 use crate::sync::timeouts;
 
@@ -40,9 +42,13 @@ const READ_SMALL: usize = 32 * 1024;
 const READ_LARGE: usize = 128 * 1024;
 /// The write buffer isn't filled beyond this; what is to be said waits in the outbox, where it can change.
 const WRITE_HIGH: usize = 128 * 1024;
+/// Served blocks are added to the write buffer while it holds less than this.
+const SERVED_LOW: usize = 32 * 1024;
+/// Bytes that the kernel takes beyond those that are on their way (TCP_NOTSENT_LOWAT): what waits there can't be overtaken.
+const SENT_LOW: u32 = 64 * 1024;
 /// Requests of the peer that we keep; told to it as `reqq`. Beyond it they are rejected.
 pub const REQUESTS_MAX: usize = 512;
-/// Blocks being read from disk for one peer at a time.
+/// Blocks being read from disk for one peer at a time, and read ones that wait for the line.
 const SERVING_MAX: usize = 8;
 /// The owner is told no more than this at once: a peer can put fifty thousand small messages into one read, and
 /// what waits for the owner is to be bounded in bytes.
@@ -82,8 +88,8 @@ pub struct Context {
     pub down_limits: Chain,
     /// Limits on what we send.
     pub up_limits: Chain,
-    /// The connection's socket, to acknowledge at once what came (Linux's TCP_QUICKACK); `None` where that means
-    /// nothing.
+    /// The connection's socket, to acknowledge at once what came (Linux's TCP_QUICKACK) and to bound what waits in it
+    /// (TCP_NOTSENT_LOWAT); `None` where that means nothing.
     pub socket: Option<OwnedFd>,
     /// What is read and written goes through this, and it begins with what came behind the handshake.
     pub line: Line,
@@ -170,6 +176,9 @@ struct Session {
     /// Bytes at the head of `out` that are encrypted already. It is only ever added to at its end.
     sealed: usize,
     choking: bool,
+    /// Pieces that the peer may ask for though it is choked (BEP 6), and how many more blocks of them it gets so.
+    allowed: HashSet<PieceIndex>,
+    allowance: u32,
     /// What the peer asked for.
     requests: VecDeque<BlockRequest>,
     /// It has told us all that it has; from there on it names pieces.
@@ -179,6 +188,8 @@ struct Session {
     /// Of those being read from disk, the ones it took back.
     taken_back: HashSet<BlockRequest>,
     serving: usize,
+    /// Blocks that were read for the peer and wait for room in the write buffer: [`SERVING_MAX`] with those being read.
+    ready: VecDeque<(BlockRequest, Bytes)>,
     items: Vec<Item>,
     last_in: Instant,
     last_out: Instant,
@@ -191,6 +202,10 @@ pub async fn run<S>(stream: S, ctx: Context) -> SessionEnd
 where
     S: AsyncRead + AsyncWrite + Send + Unpin,
 {
+    if let Some(socket) = &ctx.socket {
+        // Without it what is served is in front of what we ask for; nothing else is lost.
+        let _ = SockRef::from(socket).set_tcp_notsent_lowat(SENT_LOW);
+    }
     let mut session = Session::new(ctx);
     match session.drive(stream).await {
         Ok(never) => match never {},
@@ -212,11 +227,14 @@ impl Session {
             out: BytesMut::with_capacity(4096),
             sealed: 0,
             choking: true,
+            allowed: HashSet::new(),
+            allowance: 0,
             requests: VecDeque::new(),
             said_what: false,
             bitfields: 0,
             taken_back: HashSet::new(),
             serving: 0,
+            ready: VecDeque::new(),
             items: Vec::new(),
             last_in: now,
             last_out: now,
@@ -252,8 +270,7 @@ impl Session {
                 return Err(SessionEnd::Ours(reason));
             }
             if may_serve.is_none()
-                && self.serving < SERVING_MAX
-                && self.out.len() < WRITE_HIGH
+                && self.serving + self.ready.len() < SERVING_MAX
                 && let Some(next) = self.requests.front()
             {
                 let (limits, len) = (self.ctx.up_limits.clone(), u64::from(next.len));
@@ -264,6 +281,7 @@ impl Session {
             if spare < need.max(chunk / 4) {
                 input.reserve(chunk.max(need));
             }
+            self.send_ready();
             self.seal();
             tokio::select! {
                 read = intake.read(&mut reader, &mut input) => {
@@ -350,13 +368,20 @@ impl Session {
         for message in outgoing.messages {
             message.encode(&mut self.out);
         }
+        if let Some(known) = self.ctx.known.get() {
+            // Each block once, and once more for one that was lost: a choked peer isn't served without end.
+            let blocks: u32 = outgoing.allowed.iter().map(|piece| known.geometry.blocks_in(*piece)).sum();
+            self.allowance += 2 * blocks;
+            self.allowed.extend(outgoing.allowed);
+        }
         if let Some(choke) = outgoing.choke
             && choke != self.choking
         {
             self.choking = choke;
             if choke {
                 Message::Choke.encode(&mut self.out);
-                for request in std::mem::take(&mut self.requests) {
+                let ready = std::mem::take(&mut self.ready).into_iter().map(|(request, _)| request);
+                for request in ready.chain(std::mem::take(&mut self.requests)) {
                     self.reject(request);
                 }
             } else {
@@ -491,9 +516,10 @@ impl Session {
                 }
                 Message::Request(request) => self.asked_for(request),
                 Message::Cancel(request) => {
-                    let before = self.requests.len();
+                    let before = self.requests.len() + self.ready.len();
                     self.requests.retain(|r| *r != request);
-                    if self.requests.len() < before {
+                    self.ready.retain(|(r, _)| *r != request);
+                    if self.requests.len() + self.ready.len() < before {
                         self.reject(request);
                     } else if self.serving > 0 && self.taken_back.len() < REQUESTS_MAX {
                         self.taken_back.insert(request);
@@ -532,8 +558,12 @@ impl Session {
 
     /// The peer asks for a block.
     fn asked_for(&mut self, request: BlockRequest) {
-        let refuse = self.choking
-            || self.ctx.known.get().is_none()
+        if self.choking && self.allowance > 0 && self.allowed.contains(&request.piece) {
+            self.allowance -= 1;
+        } else if self.choking {
+            return self.reject(request);
+        }
+        let refuse = self.ctx.known.get().is_none()
             || request.len > wire::MAX_REQUEST
             || self.requests.len() >= REQUESTS_MAX;
         if refuse {
@@ -562,15 +592,24 @@ impl Session {
             self.taken_back.clear();
         }
         match data {
-            Some(data) if !taken_back && !self.choking => {
-                if self.out.is_empty() {
-                    self.progress = Instant::now();
-                }
-                wire::encode_piece_header(request.piece, request.begin, data.len() as u32, &mut self.out);
-                self.out.extend_from_slice(&data);
-                self.ctx.counters.up.fetch_add(data.len() as u64, Ordering::Relaxed);
+            Some(data) if !taken_back && (!self.choking || self.allowed.contains(&request.piece)) => {
+                self.ready.push_back((request, data))
             }
             _ => self.reject(request),
+        }
+    }
+
+    /// Adds served blocks to the write buffer, as long as it holds little.
+    fn send_ready(&mut self) {
+        while self.out.len() < SERVED_LOW
+            && let Some((request, data)) = self.ready.pop_front()
+        {
+            if self.out.is_empty() {
+                self.progress = Instant::now();
+            }
+            wire::encode_piece_header(request.piece, request.begin, data.len() as u32, &mut self.out);
+            self.out.extend_from_slice(&data);
+            self.ctx.counters.up.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
     }
 
@@ -608,14 +647,14 @@ async fn wait_for(permit: &mut Option<Permit>) {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use std::sync::OnceLock;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use tokio::io::{AsyncReadExt, DuplexStream};
     use tokio::sync::oneshot;
     use torrentfs_fs::lock::{Rank, RankedMutex};
 
     use super::*;
-    use crate::metainfo::geometry::{Geometry, PieceIndex};
+    use crate::metainfo::geometry::Geometry;
     use crate::peer::buffer::PieceBuffer;
     use crate::peer::event::{BlockSource, Known};
     use crate::sync::tasks::TaskScope;
@@ -629,6 +668,7 @@ mod tests {
     struct Zeros {
         hold: AtomicBool,
         held: RankedMutex<Vec<Answer>>,
+        given: AtomicUsize,
     }
 
     impl Default for Zeros {
@@ -636,6 +676,7 @@ mod tests {
             Self {
                 hold: AtomicBool::new(false),
                 held: RankedMutex::new(Rank::Leaf, "held requests", Vec::new()),
+                given: AtomicUsize::new(0),
             }
         }
     }
@@ -659,6 +700,7 @@ mod tests {
                 self.held.lock().push((request, to));
             } else {
                 Self::answer((request, to));
+                self.given.fetch_add(1, Ordering::SeqCst);
             }
             true
         }
@@ -1005,11 +1047,64 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_choked_peer_gets_what_it_is_allowed_and_no_more() {
+        let mut rig = rig(true, 1 << 20, 16);
+        rig.outbox.allow(vec![PieceIndex(2)]);
+        assert_eq!(rig.next().await, Message::AllowedFast(PieceIndex(2)));
+        // Four blocks in a piece, each twice.
+        for n in 0..8 {
+            let asked = request(2, n % 4 * BLOCK_LEN);
+            rig.send(&[Message::Request(asked)]).await;
+            assert!(matches!(rig.next().await, Message::Piece { begin, .. } if begin == asked.begin), "{n}");
+        }
+        for asked in [request(2, 0), request(4, 0)] {
+            rig.send(&[Message::Request(asked)]).await;
+            assert_eq!(rig.next().await, Message::Reject(asked));
+        }
+        rig.outbox.choke(false);
+        assert_eq!(rig.next().await, Message::Unchoke);
+        rig.send(&[Message::Request(request(2, 0))]).await;
+        assert!(matches!(rig.next().await, Message::Piece { .. }));
+    }
+
+    #[tokio::test]
+    async fn what_we_ask_for_overtakes_what_we_serve() {
+        const ROOM: usize = 4096;
+        let mut rig = rig(true, ROOM, 16);
+        rig.outbox.choke(false);
+        assert_eq!(rig.next().await, Message::Unchoke);
+        let many: Vec<_> = (0..100).map(|n| Message::Request(request(2 * n, 0))).collect();
+        rig.send(&many).await;
+        // It has read what it may, and the peer takes nothing.
+        while rig.zeros.given.load(Ordering::SeqCst) < SERVING_MAX {
+            tokio::task::yield_now().await;
+        }
+        let ours = wanted(0);
+        rig.outbox.request(vec![ours.clone()]);
+        let mut before = 0;
+        loop {
+            match rig.next().await {
+                Message::Piece { data, .. } => before += data.len(),
+                Message::Request(request) => break assert_eq!(request, ours.request),
+                other => panic!("{other:?}"),
+            }
+        }
+        let most = SERVED_LOW + 2 * BLOCK_LEN as usize + ROOM;
+        assert!(before <= most, "{before} bytes of others' blocks before it");
+        // They all come.
+        while before < 100 * BLOCK_LEN as usize {
+            let Message::Piece { data, .. } = rig.next().await else { panic!("a block") };
+            before += data.len();
+        }
+        assert_eq!(rig.counters.up.load(Ordering::Relaxed), before as u64);
+    }
+
+    #[tokio::test]
     async fn r1_a_peer_that_does_not_read_holds_up_neither_demands_nor_blocks() {
         let mut rig = rig(true, 64, 16);
         let first = rig.ask(0).await;
         // Its write buffer is filled beyond the mark, and the peer takes nothing.
-        (0..20_000).for_each(|n| rig.outbox.have(PieceIndex(n % PIECES)));
+        (0..20_000).for_each(|n| rig.outbox.have(&[PieceIndex(n % PIECES)]));
         while !rig.outbox.is_quiet() {
             tokio::task::yield_now().await;
         }
@@ -1040,7 +1135,7 @@ mod tests {
     #[tokio::test]
     async fn r1_a_peer_that_does_not_read_can_be_disconnected() {
         let mut rig = rig(true, 64, 16);
-        (0..20_000).for_each(|n| rig.outbox.have(PieceIndex(n % PIECES)));
+        (0..20_000).for_each(|n| rig.outbox.have(&[PieceIndex(n % PIECES)]));
         while !rig.outbox.is_quiet() {
             tokio::task::yield_now().await;
         }
@@ -1121,7 +1216,7 @@ mod tests {
     async fn a_peer_that_takes_nothing_is_dropped() {
         let mut rig = rig(true, 16, 16);
         rig.patience = 100 * timeouts::PEER_IDLE;
-        (0..100).for_each(|n| rig.outbox.have(PieceIndex(n)));
+        (0..100).for_each(|n| rig.outbox.have(&[PieceIndex(n)]));
         let start = Instant::now();
         assert!(rig.ended().await.contains("took nothing"));
         let after = start.elapsed();

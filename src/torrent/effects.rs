@@ -63,6 +63,8 @@ pub enum Event {
         /// The files.
         files: Vec<FileIndex>,
     },
+    /// Payload bytes that peers were sent so far, each: told before a round of the choker ([`super::swarm::Swarm::round_is_due`]).
+    Sent(Vec<(PeerKey, u64)>),
     /// A peer could not be reached.
     Unreachable {
         /// Who.
@@ -152,6 +154,8 @@ pub enum Effect {
     Request(Vec<Assignment>),
     /// Take a request back.
     Cancel(PeerKey, BlockRef),
+    /// A peer may ask for these pieces although we choke it (BEP 6).
+    AllowFast(PeerKey, Vec<PieceIndex>),
     /// A read waits now for what a webseed was asked for before.
     Hurry(PeerKey, BlockRef),
     /// Tell a peer whether we are interested.
@@ -162,8 +166,8 @@ pub enum Effect {
     First(PeerKey, Message),
     /// An extension message, by the peer's number for it.
     Extended(PeerKey, u8, Bytes),
-    /// Tell every peer that doesn't have it that we have a piece.
-    Have(Vec<PeerKey>, PieceIndex),
+    /// Tell these peers that we have these pieces.
+    Have(Vec<PeerKey>, Vec<PieceIndex>),
     /// A file isn't asked of a webseed any more: what it sent of it was bad.
     Distrust(PeerKey, FileIndex),
     /// Close a connection, or end a webseed.

@@ -90,6 +90,14 @@ impl Has {
             Self::Bits(bits) => bit(bits, piece.0),
         }
     }
+    /// How many it has; more than any torrent has if it has all.
+    pub fn count(&self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::All => u32::MAX,
+            Self::Bits(bits) => bits.iter().map(|byte| byte.count_ones()).sum(),
+        }
+    }
     /// It has one less, of `pieces`.
     pub fn remove(&mut self, piece: PieceIndex, pieces: u32) {
         if matches!(self, Self::All) {

@@ -354,6 +354,10 @@ impl Owner {
                 () = self.crowd.changed() => self.room_changed(),
                 () = tokio::time::sleep_until(next) => {
                     self.try_backlog();
+                    if self.swarm.round_is_due(Instant::now()) {
+                        let sent = |l: &Link| l.counters.up.load(Ordering::Relaxed);
+                        self.apply(Event::Sent(self.links.iter().map(|(key, l)| (*key, sent(l))).collect()));
+                    }
                     self.apply(Event::Tick);
                 }
             }
@@ -430,14 +434,13 @@ impl Owner {
             }
             Effect::Interested(peer, yes) => self.tell(peer, |o| o.interested(yes)),
             Effect::Choke(peer, yes) => self.tell(peer, |o| o.choke(yes)),
+            Effect::AllowFast(peer, pieces) => self.tell(peer, |o| o.allow(pieces)),
             Effect::First(peer, message) => self.tell(peer, |o| o.first(message)),
             Effect::Extended(peer, id, payload) => self.tell(peer, |o| o.extended(id, payload)),
             Effect::Distrust(peer, file) => self.tell(peer, |o| o.distrust(file)),
             Effect::Disconnect(peer, reason) => self.goes(peer, reason),
-            Effect::Have(peers, piece) => {
-                for peer in peers {
-                    self.tell(peer, |o| o.have(piece));
-                }
+            Effect::Have(peers, pieces) => {
+                peers.into_iter().for_each(|peer| self.tell(peer, |o| o.have(&pieces)));
             }
             Effect::Dial(addr) => self.torrent.sessions.dial(addr),
             Effect::Verify { buffer, digests } => self.verify(buffer, digests),

@@ -1,23 +1,72 @@
 //! Relations with peers: how we introduce ourselves, whom we are interested in, whom we let in, and whom we
 //! introduce to each other. A part of the [`Swarm`]'s `apply`, and as pure as the rest of it.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::choker::{self, Candidate};
 use super::effects::Effect;
-use super::swarm::{Peer, Swarm};
+use super::load::Has;
+use super::swarm::Swarm;
 use crate::peer::PeerKey;
+use crate::peer::event::Connected;
 use crate::peer::extension::{self, ExtHandshake};
+use crate::peer::fast;
 use crate::peer::mse::{Cover, Policy};
-use crate::peer::pex::{PexFlags, PexPeer};
+use crate::peer::pex::{PexFlags, PexPeer, PexState};
 use crate::peer::session::REQUESTS_MAX;
 
 /// How long we stay interested in peers after the last handle was closed, and after the start. Who reads one
 /// file often reads the next, and an unchoke can take ten seconds and more (measured: transmission lets in at
 /// its ten-second round only, so a tree of small files took ten seconds a file).
 const LINGER: Duration = Duration::from_secs(120);
+
+/// One connected peer.
+pub(super) struct Peer {
+    pub(super) who: Connected,
+    /// Where it can be connected to, if that is known: for an incoming one only its own word.
+    pub(super) listens: Option<SocketAddr>,
+    /// Before the metadata is known: what it said that it has.
+    pub(super) early: Has,
+    pub(super) early_seed: bool,
+    pub(super) extension: Option<ExtHandshake>,
+    pub(super) pex: PexState,
+    pub(super) interested_in_us: bool,
+    /// We told it that we are interested.
+    pub(super) interested: bool,
+    pub(super) choking: bool,
+    pub(super) let_in: Option<Instant>,
+    /// Since when it is connected.
+    pub(super) since: Instant,
+    /// Payload bytes it was sent; by the last round, and by when it was let in.
+    pub(super) sent: u64,
+    pub(super) sent_before: u64,
+    pub(super) sent_at_turn: u64,
+    /// It has, as far as we know, something that we lack.
+    pub(super) useful: bool,
+}
+
+impl Peer {
+    /// Whether it would take what we have. Who says that it only uploads (BEP 21) is interested by mistake.
+    pub(super) fn wants_of_us(&self) -> bool {
+        self.interested_in_us && !self.extension.as_ref().is_some_and(|e| e.upload_only)
+    }
+
+    /// It is choked, or let in.
+    pub(super) fn choke(&mut self, choke: bool, now: Instant) {
+        self.choking = choke;
+        if !choke {
+            (self.let_in, self.sent_at_turn) = (Some(now), self.sent);
+        }
+    }
+
+    /// By which number it wants to hear of pieces that we no longer have (BEP 54).
+    pub(super) fn takes_dont_have(&self) -> Option<u8> {
+        self.extension.as_ref().and_then(|e| e.lt_donthave)
+    }
+}
 
 impl Swarm {
     /// Our extension handshake for a peer (BEP 10), as things stand.
@@ -38,28 +87,71 @@ impl Swarm {
         .encode()
     }
 
+    /// Whether the next tick is a round of the choker, which wants to know what peers took.
+    pub fn round_is_due(&self, now: Instant) -> bool {
+        self.settings.upload && self.next_round.is_some_and(|at| at <= now)
+    }
+
+    /// A peer became interested: it is let in at once when there is a slot, else the next round decides. A round
+    /// for each who asks would let one peer turn all the others out as often as it likes.
+    pub(super) fn let_in(&mut self, key: PeerKey, now: Instant, fx: &mut Vec<Effect>) {
+        let served = self.peers.values().filter(|p| !p.choking).count();
+        if self.live.is_none() || !self.settings.upload || served >= self.choker.slots() {
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&key)
+            && peer.wants_of_us()
+            && peer.choking
+        {
+            peer.choke(false, now);
+            fx.push(Effect::Choke(key, false));
+        }
+    }
+
+    /// A peer has said what it has: one with next to nothing may ask for some pieces although it is choked.
+    pub(super) fn allow_fast(&mut self, key: PeerKey, fx: &mut Vec<Effect>) {
+        let (Some(live), Some(peer)) = (&self.live, self.peers.get(&key)) else { return };
+        let IpAddr::V4(ip) = peer.who.addr.ip() else { return };
+        let poor = live.picker.load(key).is_some_and(|load| load.has().count() < fast::SIZE as u32);
+        if !self.settings.upload || !peer.who.fast || !poor {
+            return;
+        }
+        let mut set = fast::allowed_set(&self.settings.info_hash, ip, live.table.len(), fast::SIZE);
+        set.retain(|piece| live.table.is_complete(*piece));
+        if !set.is_empty() {
+            fx.push(Effect::AllowFast(key, set));
+        }
+    }
+
     pub(super) fn choke_round(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         self.next_round = Some(now + choker::ROUND);
         let live = match &mut self.live {
             Some(live) if self.settings.upload => live,
             _ => return,
         };
+        let past = self.last_round.replace(now).map_or(choker::ROUND, |at| now.saturating_duration_since(at));
         let mut candidates = Vec::new();
-        for (key, peer) in &self.peers {
-            let rate = live.picker.peer(*key).map_or(0, |p| p.rate(now));
-            if peer.interested_in_us {
-                candidates.push(Candidate { key: *key, rate, last: peer.let_in });
+        for (key, peer) in &mut self.peers {
+            let gives = live.picker.peer(*key).filter(|p| !p.is_snubbed()).map_or(0, |p| p.rate(now));
+            let took = peer.sent - std::mem::replace(&mut peer.sent_before, peer.sent);
+            if peer.wants_of_us() {
+                candidates.push(Candidate {
+                    key: *key,
+                    gives,
+                    takes: (took as f64 / past.as_secs_f64().max(0.001)) as u64,
+                    taken: peer.sent - peer.sent_at_turn,
+                    since: peer.since,
+                    let_in: peer.let_in,
+                    is_in: !peer.choking,
+                });
             }
         }
         let seeding = live.table.complete_count() == live.table.len();
-        let chosen = choker::choose(candidates, seeding);
+        let chosen = self.choker.choose(candidates, seeding, now);
         for (key, peer) in &mut self.peers {
             let choke = !chosen.contains(key);
             if choke != peer.choking {
-                peer.choking = choke;
-                if !choke {
-                    peer.let_in = Some(now);
-                }
+                peer.choke(choke, now);
                 fx.push(Effect::Choke(*key, choke));
             }
         }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use super::background::{Background, Prefetch};
 use super::blame::Blame;
-use super::choker;
+use super::choker::{self, Choker};
 use super::demands::Demands;
 use super::effects::{Blocked, Effect, Event};
 use super::load::{Has, PeerLoad};
@@ -22,6 +22,7 @@ use super::memory::Memory;
 use super::peers::{DialLimits, PeerBook};
 use super::picker::{DemandId, Picker};
 use super::reads::ReadError;
+use super::relations::Peer;
 use super::resolve::Resolve;
 use super::table::{PieceState, PieceTable};
 use super::verdicts::Sweep;
@@ -89,32 +90,6 @@ pub struct Settings {
     pub check_invariants: bool,
 }
 
-/// One connected peer.
-pub(super) struct Peer {
-    pub(super) who: Connected,
-    /// Where it can be connected to, if that is known: for an incoming one only its own word.
-    pub(super) listens: Option<SocketAddr>,
-    /// Before the metadata is known: what it said that it has.
-    early: Has,
-    early_seed: bool,
-    pub(super) extension: Option<ExtHandshake>,
-    pub(super) pex: PexState,
-    pub(super) interested_in_us: bool,
-    /// We told it that we are interested.
-    pub(super) interested: bool,
-    pub(super) choking: bool,
-    pub(super) let_in: Option<Instant>,
-    /// It has, as far as we know, something that we lack.
-    pub(super) useful: bool,
-}
-
-impl Peer {
-    /// By which number it wants to hear of pieces that we no longer have (BEP 54).
-    pub(super) fn takes_dont_have(&self) -> Option<u8> {
-        self.extension.as_ref().and_then(|e| e.lt_donthave)
-    }
-}
-
 /// What is there once the metadata is known.
 pub(super) struct Live {
     pub(super) info: Arc<Info>,
@@ -151,6 +126,8 @@ pub struct Swarm {
     /// When a pause in the book ends.
     next_dial: Option<Instant>,
     pub(super) next_round: Option<Instant>,
+    pub(super) last_round: Option<Instant>,
+    pub(super) choker: Choker,
     /// When what is late is looked at next, and when it was last.
     next_look: Option<Instant>,
     last_look: Option<Instant>,
@@ -186,6 +163,8 @@ impl Swarm {
             look_at_book: false,
             next_dial: None,
             next_round: None,
+            last_round: None,
+            choker: Choker::default(),
             next_look: None,
             last_look: None,
             last_hedge: None,
@@ -208,7 +187,11 @@ impl Swarm {
         // Looking through the book costs as much as it is long: not for every block.
         let frequent = matches!(
             event,
-            Event::Said { .. } | Event::Demands(_) | Event::Verified { .. } | Event::Checked { .. }
+            Event::Said { .. }
+                | Event::Demands(_)
+                | Event::Verified { .. }
+                | Event::Checked { .. }
+                | Event::Sent(_)
         );
         self.look_at_book |= !frequent;
         match event {
@@ -218,6 +201,13 @@ impl Swarm {
             Event::Gone { key, reason } => self.gone(key, &reason, now, &mut fx),
             Event::Webseed { key, url } => self.webseed(key, url, now),
             Event::Refuses { key, files } => self.refuses(key, &files, &mut fx),
+            Event::Sent(sums) => {
+                for (key, sum) in sums {
+                    if let Some(peer) = self.peers.get_mut(&key) {
+                        peer.sent = sum;
+                    }
+                }
+            }
             Event::Unreachable { addr } => {
                 self.dialing = self.dialing.saturating_sub(1);
                 self.book.failed(addr, now);
@@ -280,10 +270,11 @@ impl Swarm {
             };
             peer.useful = useful(load.has(), &table);
             picker.add_peer(*key, load);
-            // What we have, piece by piece: a bitfield may only come first.
-            for piece in (0..pieces).map(PieceIndex).filter(|p| table.is_complete(*p)) {
-                fx.push(Effect::Have(vec![*key], piece));
-            }
+        }
+        // What we have, piece by piece: a bitfield may only come first.
+        let ours: Vec<PieceIndex> = (0..pieces).map(PieceIndex).filter(|p| table.is_complete(*p)).collect();
+        if !ours.is_empty() && !self.peers.is_empty() {
+            fx.push(Effect::Have(self.peers.keys().copied().collect(), ours));
         }
         self.live = Some(Live {
             demands: Demands::new(self.settings.read_timeout, piece_length, self.settings.quota.bound()),
@@ -356,6 +347,10 @@ impl Swarm {
             interested: false,
             choking: true,
             let_in: None,
+            since: now,
+            sent: 0,
+            sent_before: 0,
+            sent_at_turn: 0,
             useful: false,
             who,
         };
@@ -442,6 +437,7 @@ impl Swarm {
                         peer.useful = useful(load.has(), &live.table);
                         live.demands.peer_has(|p| load.has().has(p));
                     }
+                    self.allow_fast(key, fx);
                     interests = true;
                 }
                 Item::HaveAll | Item::HaveNone => {
@@ -456,6 +452,7 @@ impl Swarm {
                         live.background.count(load.has(), false);
                         *load.has_mut() = has;
                     }
+                    self.allow_fast(key, fx);
                     interests = true;
                 }
                 Item::Choked(choked) => match &mut self.live {
@@ -520,23 +517,6 @@ impl Swarm {
     pub(super) fn recalled(&mut self, key: PeerKey, block: BlockRef) {
         if let Some(live) = &mut self.live {
             live.picker.settled(key, block);
-        }
-    }
-
-    /// A peer became interested: it is let in at once when there is a slot, else the next round decides. A round
-    /// for each who asks would let one peer turn all the others out as often as it likes.
-    fn let_in(&mut self, key: PeerKey, now: Instant, fx: &mut Vec<Effect>) {
-        let served = self.peers.values().filter(|p| !p.choking).count();
-        if self.live.is_none() || !self.settings.upload || served >= choker::SLOTS {
-            return;
-        }
-        if let Some(peer) = self.peers.get_mut(&key)
-            && peer.interested_in_us
-            && peer.choking
-        {
-            peer.choking = false;
-            peer.let_in = Some(now);
-            fx.push(Effect::Choke(key, false));
         }
     }
 

@@ -74,3 +74,37 @@ fn p1_readers_and_peers_cost_the_same_at_any_number_of_pieces() {
     assert!(looked.iter().all(|n| *n <= 2 * looked[0] && looked[0] <= 2 * n), "{looked:?}");
     assert!(looked[0] > 0);
 }
+
+#[test]
+fn what_is_here_when_the_metadata_comes_is_told_in_one_go() {
+    let mut world = World::resolving(2000, settings());
+    (1..=50).for_each(|n| world.connect(n, true));
+    world.table = Arc::new(PieceTable::new(2000, PieceState::Complete));
+    world.take();
+    world.go_live();
+    let told: Vec<(usize, usize)> = world
+        .take()
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Have(peers, pieces) => Some((peers.len(), pieces.len())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [(50, 2000)]);
+}
+
+#[test]
+fn haves_cost_one_decision_a_batch_and_ask_for_nothing() {
+    let mut world = World::live(3000);
+    world.connect(1, true);
+    world.say(1, vec![Item::HaveNone]);
+    world.take();
+    let before = world.swarm.scheduled;
+    for batch in 0..3 {
+        let haves = (batch * 1000..(batch + 1) * 1000).map(|piece| Item::Have(PieceIndex(piece)));
+        world.say(1, haves.collect());
+    }
+    assert_eq!(world.swarm.scheduled, before + 3);
+    // That it has something that we lack is told at most once.
+    assert!(world.take().len() <= 1);
+}

@@ -647,31 +647,6 @@ fn what_a_check_says_of_a_piece_that_went_meanwhile_changes_nothing() {
 }
 
 #[test]
-fn a_peer_that_asks_to_be_let_in_turns_nobody_out() {
-    let mut world = World::live(2);
-    for n in 1..=20 {
-        world.connect(n, true);
-        world.say(n, vec![Item::Interested(true)]);
-    }
-    let opened = world.count(|e| matches!(e, Effect::Choke(_, false)));
-    assert_eq!(opened, choker::SLOTS, "at once, while there are slots");
-    world.take();
-    for _ in 0..100 {
-        world.say(20, vec![Item::Interested(false), Item::Interested(true)]);
-    }
-    assert_eq!(world.count(|e| matches!(e, Effect::Choke(..))), 0);
-    world.gone(1);
-    world.say(20, vec![Item::Interested(true)]);
-    assert_eq!(world.count(|e| matches!(e, Effect::Choke(PeerKey(20), false))), 1, "a slot was free");
-    let mut world = World::resolving(2, Settings { upload: false, ..settings() });
-    world.go_live();
-    world.connect(1, true);
-    world.say(1, vec![Item::Interested(true)]);
-    world.tick(11 * S);
-    assert_eq!(world.count(|e| matches!(e, Effect::Choke(..))), 0);
-}
-
-#[test]
 fn what_cannot_be_read_back_is_shown_until_something_was_written() {
     let mut world = World::live(2);
     world.seed(1);
@@ -710,7 +685,9 @@ fn l1_effects_exactly_once_on_every_path() {
         assert_eq!(world.count(|e| matches!(e, Effect::Wake(p) if p.0 == piece)), 1);
         // The seed isn't told; the other is.
         assert_eq!(
-            world.count(|e| matches!(e, Effect::Have(k, p) if p.0 == piece && k[..] == [PeerKey(2)])),
+            world.count(
+                |e| matches!(e, Effect::Have(k, p) if p[..] == [PieceIndex(piece)] && k[..] == [PeerKey(2)])
+            ),
             1
         );
     }
@@ -792,5 +769,7 @@ mod costs;
 #[path = "swarm_webseed_tests.rs"]
 mod webseeds;
 
+#[path = "swarm_serving_tests.rs"]
+mod serving;
 #[path = "swarm_state_tests.rs"]
 mod states;

@@ -309,7 +309,7 @@ impl Swarm {
             .copied()
             .collect();
         if !lacking.is_empty() {
-            fx.push(Effect::Have(lacking, piece));
+            fx.push(Effect::Have(lacking, vec![piece]));
         }
         if live.table.complete_count() == live.table.len() && !self.finished {
             self.finished = true;
