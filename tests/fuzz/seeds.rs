@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use bytes::{Bytes, BytesMut};
-use torrentfs::control::message::{Call, NewTorrent, Request};
+use torrentfs::control::message::{Call, Change, NewTorrent, Request};
+use torrentfs::discovery::lsd::message as lsd_message;
 use torrentfs::metainfo::bencode::Encoder;
 use torrentfs::metainfo::geometry::PieceIndex;
 use torrentfs::peer::extension::ExtHandshake;
@@ -82,6 +83,25 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
         "control_answer" => named(vec![
             ("ok", b"{\"v\":1,\"id\":7,\"ok\":{\"pid\":12}}".to_vec()),
             ("error", b"{\"v\":1,\"error\":{\"code\":\"no_such_torrent\",\"message\":\"no such torrent\"}}".to_vec()),
+        ]),
+        "mse" => named(vec![
+            ("prefer", vec![0, 10, 200, 255]),
+            ("require", vec![3, 255, 255, 16]),
+            ("byte_by_byte", vec![2, 0, 3, 0]),
+            ("harmed", vec![0, 5, 5, 100, 0, 120, 1]),
+        ]),
+        "mse_opening" => named(vec![("key", [&[1][..], &[0xaa; 96], &[0x55; 300]].concat()), ("plain", {
+            let handshake = Handshake { reserved: Reserved::new(), info_hash: [7; 20], peer_id: [b'p'; 20] };
+            [&[0][..], &handshake.encode()].concat()
+        })]),
+        "lsd" => named(vec![
+            ("ours", lsd_message::announce(SocketAddr::from(([239, 192, 152, 143], 6771)), 6881, &[[1; 20], [2; 20]], "abc")),
+            ("others", format!("bt-search * http/1.1\nPORT:6881\ninfohash: {}\n\n", "ab".repeat(32)).into_bytes()),
+        ]),
+        "filter" => named(vec![
+            ("emule", b"001.002.003.000 - 001.002.003.255 , 100 , some network\n4.5.6.7 - 4.5.6.8 , 200 , let in\n".to_vec()),
+            ("p2p", b"a network: with colons:1.2.3.0-1.2.3.255\r\n# a comment\r\nv6:2001:db8::-2001:db8::ff\r\n".to_vec()),
+            ("cidr", b"10.0.0.0/8\n2001:db8::/32\n1.2.3.4\nnonsense\n".to_vec()),
         ]),
         _ => Vec::new(),
     }
@@ -177,6 +197,7 @@ fn ext_handshake() -> ExtHandshake {
         port: Some(6881),
         your_ip: Some([127, 0, 0, 1].into()),
         upload_only: true,
+        encryption: false,
     }
 }
 
@@ -223,6 +244,10 @@ fn calls() -> Vec<(String, Vec<u8>)> {
         ("remove", Request::Remove { torrent: "some".into(), delete_data: true }),
         ("prefetch", Request::Prefetch { path: "/some".into(), on: true }),
         ("unmount", Request::Unmount),
+        (
+            "limit",
+            Request::Limit { torrent: None, download: Change::To(Some(1 << 20)), upload: Change::To(None) },
+        ),
     ];
     let line = |(name, request): (&str, Request)| (name.to_owned(), Call { id: Some(3), request }.line());
     calls.into_iter().map(line).collect()

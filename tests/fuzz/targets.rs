@@ -5,19 +5,23 @@
 //! over their corpus and over what chance makes of it; `tests/fuzz/libfuzzer` hands them to libFuzzer.
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use torrentfs::control::lines::{Lines, Next};
 use torrentfs::control::message::{Call, heard};
+use torrentfs::discovery::lsd::message as lsd_message;
 use torrentfs::discovery::tracker::{http, message, udp};
 use torrentfs::metainfo::bencode::{self, Encoder, Limits, Value};
 use torrentfs::metainfo::info::{FileKind, Info};
 use torrentfs::metainfo::magnet::Magnet;
 use torrentfs::metainfo::{Metainfo, source::Source};
+use torrentfs::net::filter::Filter;
 use torrentfs::peer::extension::{self, ExtHandshake, MAX_METADATA};
 use torrentfs::peer::metadata::{MetadataAssembly, MetadataMessage, Received};
+use torrentfs::peer::mse::{self, Initiator, Pads, Policy, Progress, Responder};
 use torrentfs::peer::pex::{self, PexMessage};
 use torrentfs::peer::wire::{self, Decoder, Handshake, Message};
 use torrentfs::storage::resume::ResumeData;
@@ -43,6 +47,10 @@ pub const TARGETS: &[Target] = &[
     ("resume", resume),
     ("control", control),
     ("control_answer", control_answer),
+    ("mse", mse),
+    ("mse_opening", mse_opening),
+    ("lsd", lsd),
+    ("filter", filter),
 ];
 
 fn bencode(input: &[u8]) {
@@ -339,4 +347,113 @@ fn control_answer(input: &[u8]) {
     if let Err(bad) = heard::<serde_json::Value>(input) {
         assert!(!bad.to_string().is_empty());
     }
+}
+
+/// What both sides of an encrypted connection may say before it is one: key, padding, and a frame with its padding.
+const MSE_MOST: usize = 96 + 512 + 20 + 20 + 8 + 4 + 2 + 512 + 2 + Handshake::LEN;
+
+fn policy(byte: u8) -> Policy {
+    [Policy::Prefer, Policy::Require][usize::from(byte & 1)]
+}
+
+/// Both sides of a handshake, with a line between them that harms what goes over it: policies, lengths of paddings and of
+/// portions, then places in the stream of who dials, each with what is flipped there.
+fn mse(input: &[u8]) {
+    let Some((&[policies, front, back, portion], harm)) = input.split_first_chunk() else { return };
+    let harm: Vec<(usize, u8)> =
+        harm.chunks_exact(3).map(|h| (usize::from(h[0]) << 8 | usize::from(h[1]), h[2])).collect();
+    let (skey, ours) = ([7; 20], [b'h'; Handshake::LEN]);
+    let pads = |front: u8, back: u8| Pads::new(vec![0x55; 2 * usize::from(front)], 2 * usize::from(back));
+    let (mut dialler, first) = Initiator::new(skey, policy(policies), &ours, [3; 20], pads(front, back));
+    let mut listener = Responder::new(policy(policies >> 1), [5; 20], pads(back, front));
+    let known = |name: &[u8; 20]| (*name == mse::obscured(&skey)).then_some(skey);
+    let (mut there, mut here) = (VecDeque::from(first), VecDeque::new());
+    let (mut at_listener, mut at_dialler) = (BytesMut::new(), BytesMut::new());
+    let (mut sent, mut dialled, mut answered) = (0, None, None);
+    let (mut said, mut replied) = (there.len(), 0);
+    while !(there.is_empty() && here.is_empty()) {
+        for mut byte in there.drain(..there.len().min(usize::from(portion) + 1)) {
+            harm.iter().filter(|(at, _)| *at == sent).for_each(|(_, bits)| byte ^= bits);
+            sent += 1;
+            at_listener.extend_from_slice(&[byte]);
+        }
+        if answered.is_none() {
+            let mut out = Vec::new();
+            match listener.feed(&mut at_listener, &mut out, &known) {
+                Ok(Progress::Done { line, skey }) => answered = Some((line, skey)),
+                Ok(Progress::More) => assert!(at_listener.len() < MSE_MOST, "it waits for too much"),
+                Err(_) => return,
+            }
+            replied += out.len();
+            here.extend(out);
+        }
+        at_dialler.extend(here.drain(..here.len().min(usize::from(portion) + 1)));
+        if dialled.is_none() {
+            let mut out = Vec::new();
+            match dialler.feed(&mut at_dialler, &mut out) {
+                Ok(Progress::Done { line, skey }) => dialled = Some((line, skey)),
+                Ok(Progress::More) => assert!(at_dialler.len() < MSE_MOST, "it waits for too much"),
+                Err(_) => return,
+            }
+            said += out.len();
+            there.extend(out);
+        }
+        assert!(said <= MSE_MOST && replied <= MSE_MOST, "{said} and {replied} bytes");
+    }
+    let harmed = harm.iter().any(|(at, bits)| *at < sent && *bits != 0);
+    let (Some((mut a, of_a)), Some((mut b, of_b))) = (dialled, answered) else {
+        return assert!(harmed, "both wait, and nothing was harmed");
+    };
+    assert_eq!((of_a, of_b), (skey, skey));
+    if !harmed {
+        assert_eq!((a.cover(), &b.early[..]), (b.cover(), &ours[..]));
+        let mut text = *b"a message";
+        a.seal(&mut text);
+        b.open(&mut text);
+        assert_eq!(text, *b"a message");
+    }
+}
+
+/// What somebody says who needn't know how it is done.
+fn mse_opening(input: &[u8]) {
+    let _ = mse::Opening::of(input);
+    let Some((first, rest)) = input.split_first() else { return };
+    let mut listener = Responder::new(policy(*first), [5; 20], Pads::default());
+    let (mut buffer, mut out) = (BytesMut::from(rest), Vec::new());
+    match listener.feed(&mut buffer, &mut out, &|_| Some([7; 20])) {
+        Ok(Progress::Done { .. }) => assert!(rest.len() >= 96 + 20 + 20),
+        Ok(Progress::More) => assert!(buffer.len() < MSE_MOST),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+    assert!(out.len() <= MSE_MOST);
+}
+
+fn lsd(input: &[u8]) {
+    let Some(search) = lsd_message::parse(input) else { return };
+    assert!(search.port != 0 && !search.hashes.is_empty() && search.hashes.len() <= input.len() / 40);
+    let group = SocketAddr::from((Ipv4Addr::new(239, 192, 152, 143), 6771));
+    let cookie = search.cookie.clone().unwrap_or_default();
+    let again = lsd_message::announce(group, search.port, &search.hashes, &cookie);
+    let again = lsd_message::parse(&again).expect("what we say ourselves");
+    let kept = search.hashes.len().min(lsd_message::HASHES_MAX);
+    assert_eq!((again.port, &again.hashes[..]), (search.port, &search.hashes[..kept]));
+    assert_eq!(again.cookie.unwrap_or_default(), cookie);
+}
+
+fn filter(input: &[u8]) {
+    let lines = input.split(|byte| *byte == b'\n').count();
+    let told = match Filter::read(input) {
+        Ok((filter, skipped)) => {
+            assert!(filter.len() <= lines && skipped.count <= lines as u64);
+            for ip in [Ipv4Addr::new(1, 2, 3, 4), Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST] {
+                // An address has one answer, however it is written.
+                assert_eq!(filter.blocks(IpAddr::V4(ip)), filter.blocks(IpAddr::V6(ip.to_ipv6_mapped())));
+            }
+            let any = filter.blocks(IpAddr::V6(Ipv6Addr::LOCALHOST));
+            assert!(!(any && filter.is_empty()));
+            skipped.to_string()
+        }
+        Err(error) => error.to_string(),
+    };
+    assert!(told.len() < 4096, "{told}");
 }

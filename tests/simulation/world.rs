@@ -400,6 +400,7 @@ impl World {
             | Effect::First(..)
             | Effect::Extended(..)
             | Effect::Have(..)
+            | Effect::AllowFast(..)
             | Effect::DontHave(..)
             | Effect::Finished => {}
         }
