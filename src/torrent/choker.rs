@@ -132,7 +132,7 @@ impl Choker {
             return Some(key);
         }
         self.turns = self.turns.wrapping_add(1);
-        let newcomers_first = self.turns % NEWCOMERS != 0;
+        let newcomers_first = !self.turns.is_multiple_of(NEWCOMERS);
         let waits = |c: &&Candidate| (newcomers_first && c.let_in.is_some(), c.waits_since());
         let lucky =
             rest.iter().filter(|c| !c.is_in).min_by_key(waits).or_else(|| rest.iter().min_by_key(waits));
