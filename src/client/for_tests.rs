@@ -25,6 +25,7 @@ pub(crate) fn options() -> Options {
     Options {
         listen_addr: Some([127, 0, 0, 1].into()),
         listen_port: Some(0),
+        interface: None,
         peers: Vec::new(),
         trackers: Vec::new(),
         use_trackers: false,

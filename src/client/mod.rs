@@ -73,6 +73,8 @@ pub struct Options {
     pub listen_addr: Option<IpAddr>,
     /// The port; `None` for 6881 or the next free one, 0 for any.
     pub listen_port: Option<u16>,
+    /// The interface that all sockets are bound to, by its name; `None` for all.
+    pub interface: Option<String>,
     /// Peers to try for every torrent, as `host:port`.
     pub peers: Vec<(String, u16)>,
     /// Trackers for every torrent, in addition.
@@ -131,6 +133,15 @@ pub enum ClientError {
         #[source]
         source: std::io::Error,
     },
+    /// There is no such interface, or we may not bind to it.
+    #[error("can't use the interface {name}: {source}")]
+    Interface {
+        /// Its name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// A thread could not be started.
     #[error("can't start a thread: {0}")]
     Thread(std::io::Error),
@@ -183,11 +194,17 @@ impl Client {
         cache: Arc<CacheDir>,
         options: Options,
     ) -> Result<Arc<Self>, ClientError> {
-        let listener = Listener::bind(options.listen_addr, options.listen_port, &cache).await?;
+        let sockets = Sockets::new(options.interface.as_deref(), options.listen_addr);
+        sockets.check().map_err(|source| ClientError::Interface {
+            name: options.interface.clone().unwrap_or_default(),
+            source,
+        })?;
+        let listener =
+            Listener::bind(&sockets, options.listen_addr, options.listen_port, false, &cache).await?;
         let port = listener.port();
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
-        let http = options.use_trackers.then(http_clients);
-        let hub = Hub::new(HubOptions::default());
+        let http = options.use_trackers.then(|| http_clients(&sockets));
+        let hub = Hub::new(HubOptions::default(), sockets.clone());
         let dht = options.use_dht.then(|| {
             let bind = match options.listen_addr {
                 Some(IpAddr::V4(addr)) => addr,
@@ -199,11 +216,11 @@ impl Client {
         });
         // On loopback nobody else is, and what the user wants to be heard there alone stays there.
         let loopback = options.listen_addr.is_some_and(|addr| addr.is_loopback());
-        let lsd = (options.use_lsd && !loopback)
-            .then(|| Lsd::start(&scope, Sockets::new(None, options.listen_addr)));
+        let lsd = (options.use_lsd && !loopback).then(|| Lsd::start(&scope, sockets.clone()));
         let client = Arc::new(Self {
             env: Environment {
                 workers,
+                sockets,
                 recent: Recent::new(recent::KEPT),
                 http,
                 hub,
@@ -234,6 +251,11 @@ impl Client {
     /// The port where peers reach us.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// How its sockets are made.
+    pub fn sockets(&self) -> &Sockets {
+        &self.env.sockets
     }
 
     /// The limits of all torrents together, on what is received and sent; they can be changed at any time. Those of one

@@ -14,6 +14,7 @@ use crate::metainfo::magnet::Magnet;
 use crate::metainfo::source::Source;
 use crate::metainfo::{Metainfo, MetainfoError};
 use crate::net::hosts::{self, Reach};
+use crate::net::sockets::Sockets;
 use crate::sync::timeouts;
 use crate::webseed::Kind;
 
@@ -82,17 +83,18 @@ pub struct Loaded {
 }
 
 /// Loads a source. Waits for the disk (a local file), or for the network, bounded, with a URL. That is the user's own
-/// word: it may lead into the local network, and then its redirects may. Otherwise those may as far as `reach` says.
+/// word: it may lead into the local network, and then its redirects may. Otherwise those may as far as `reach` says. It is
+/// fetched through `sockets`.
 ///
 /// # Errors
 /// See [`SourceError`].
-pub async fn load(source: &Source, reach: Reach) -> Result<Loaded, SourceError> {
+pub async fn load(source: &Source, reach: Reach, sockets: &Sockets) -> Result<Loaded, SourceError> {
     match source {
         Source::Magnet(magnet) => from_magnet(magnet),
         Source::InfoHash(hash) => from_hash(*hash),
         Source::File(path) => from_bytes(&read(path)?, &path.display().to_string()),
         Source::Url(url) => {
-            let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url, reach)).await;
+            let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url, reach, sockets)).await;
             let why = || SourceError::Unfetched { url: url.clone(), why: "no answer in time".into() };
             let loaded = from_bytes(&fetched.map_err(|_| why())??, url)?;
             Ok(Loaded { trusted: false, ..loaded })
@@ -195,10 +197,10 @@ fn read_open(file: std::fs::File, path: &Path) -> Result<Vec<u8>, SourceError> {
     Ok(bytes)
 }
 
-async fn fetch(text: &str, reach: Reach) -> Result<Vec<u8>, SourceError> {
+async fn fetch(text: &str, reach: Reach, sockets: &Sockets) -> Result<Vec<u8>, SourceError> {
     let failed = |why: String| SourceError::Unfetched { url: text.to_owned(), why };
     let url = reqwest::Url::parse(text).map_err(|e| failed(e.to_string()))?;
-    let clients = http_clients();
+    let clients = http_clients(sockets);
     let send = async |reach| match clients
         .of(reach)
         .map_err(|e| (failed(root_cause(&e)), false))?
@@ -281,7 +283,7 @@ mod tests {
                 format!("http://{at}/moved"),
                 format!("http://localhost:{}/moved", at.port()),
             ] {
-                let loaded = load(&Source::Url(url.clone()), Reach::Public).await;
+                let loaded = load(&Source::Url(url.clone()), Reach::Public, &Sockets::default()).await;
                 assert!(!loaded.unwrap().trusted, "{url}");
             }
         };

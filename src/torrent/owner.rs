@@ -42,7 +42,9 @@ use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
 use crate::net::hosts::{Clients, Reach};
 use crate::net::limit::{Limits, RateLimit};
+use crate::net::sockets::Sockets;
 use crate::peer::PeerKey;
+use crate::peer::connect::Ways;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
 use crate::peer::mse::{self, Policy};
 use crate::peer::outbox::{Outbox, Wanted};
@@ -104,6 +106,8 @@ pub struct Plan {
 pub struct Environment {
     /// Who does blocking work.
     pub workers: Arc<Workers>,
+    /// What connections are made of.
+    pub sockets: Sockets,
     /// The pieces kept in memory, of all torrents.
     pub recent: Arc<Recent>,
     /// For HTTP trackers; `None` when trackers are off.
@@ -230,7 +234,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         known,
         peer_events.clone(),
         Limits::of_program(env.limits.clone(), env.spare_local),
-        plan.settings.encryption,
+        Ways { sockets: env.sockets.clone(), encryption: plan.settings.encryption },
     ));
     let now = Instant::now();
     let torrent = Arc::new(Torrent {

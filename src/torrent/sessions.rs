@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 
 use crate::net::limit::Limits;
 use crate::peer::PeerKey;
-use crate::peer::connect::{self, Plain, Shaken};
+use crate::peer::connect::{self, Plain, Shaken, Ways};
 use crate::peer::event::{Connected, Counters, KnownCell, PeerEvent};
-use crate::peer::mse::{Line, Policy};
+use crate::peer::mse::Line;
 use crate::peer::outbox::Outbox;
 use crate::peer::session::{self, Context};
 use crate::peer::wire::{Handshake, Reserved};
@@ -27,7 +27,7 @@ pub struct Sessions {
     known: KnownCell,
     events: mpsc::Sender<PeerEvent>,
     limits: Limits,
-    encryption: Policy,
+    ways: Ways,
     /// Who is dialled without encryption at once.
     plain: RankedMutex<Plain>,
     next: AtomicU64,
@@ -42,7 +42,7 @@ impl Sessions {
         known: KnownCell,
         events: mpsc::Sender<PeerEvent>,
         limits: Limits,
-        encryption: Policy,
+        ways: Ways,
     ) -> Self {
         let reserved = Reserved::new().with_extensions().with_fast();
         Self {
@@ -51,7 +51,7 @@ impl Sessions {
             known,
             events,
             limits,
-            encryption,
+            ways,
             plain: RankedMutex::new(Rank::Leaf, "peers without encryption", Plain::default()),
             next: AtomicU64::new(1),
         }
@@ -81,8 +81,8 @@ impl Sessions {
     pub fn dial(self: &Arc<Self>, addr: SocketAddr) {
         let this = self.clone();
         self.scope.spawn(&format!("peer {addr}"), async move {
-            let policy = this.plain.lock().policy(addr, this.encryption);
-            let dialled = connect::dial(addr, &this.handshake, policy).await;
+            let policy = this.plain.lock().policy(addr, this.ways.encryption);
+            let dialled = connect::dial(addr, &this.ways, &this.handshake, policy).await;
             this.plain.lock().dialled(addr, dialled.as_ref().ok().map(|shaken| shaken.line.cover()));
             match dialled {
                 Ok(shaken) => this.run(shaken, addr, false).await,
