@@ -112,6 +112,7 @@ impl Sample {
             info: None,
             trackers: Vec::new(),
             webseeds: Vec::new(),
+            nodes: Vec::new(),
             peers,
             created: Some(1_500_000_000),
             trusted: false,

@@ -9,6 +9,7 @@ mod dormant;
 pub(crate) mod for_tests;
 mod keeper;
 pub mod listen;
+mod nodes;
 mod plan;
 pub mod remove;
 mod slots;
@@ -22,13 +23,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
+use crate::discovery::dht::id::Family as DhtFamily;
 use crate::discovery::dht::{Dht, DhtOptions};
 use crate::discovery::lsd::Lsd;
 use crate::discovery::tracker::http_clients;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
 use crate::net::filter::Filter;
-use crate::net::hosts::Reach;
+use crate::net::hosts::{Reach, is_private};
 use crate::net::limit::RateLimit;
 use crate::net::sockets::Sockets;
 use crate::peer::mse::{self, Policy};
@@ -200,22 +202,37 @@ impl Client {
             source,
         })?;
         let listener =
-            Listener::bind(&sockets, options.listen_addr, options.listen_port, false, &cache).await?;
+            Listener::bind(&sockets, options.listen_addr, options.listen_port, options.use_dht, &cache)
+                .await?;
         let port = listener.port();
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
         let http = options.use_trackers.then(|| http_clients(&sockets));
         let hub = Hub::new(HubOptions::default(), sockets.clone());
-        let dht = options.use_dht.then(|| {
-            let bind = match options.listen_addr {
-                Some(IpAddr::V4(addr)) => addr,
-                _ => std::net::Ipv4Addr::UNSPECIFIED,
-            };
-            let dht_options =
-                DhtOptions { bootstrap: options.dht_bootstrap.clone(), port: Some(port), bind, serve: false };
-            Arc::new(Dht::start(&scope, dht_options))
-        });
-        // On loopback nobody else is, and what the user wants to be heard there alone stays there.
         let loopback = options.listen_addr.is_some_and(|addr| addr.is_loopback());
+        let udp = listener.udp().filter(|_| options.use_dht);
+        let dht = udp.map(|udp| {
+            let dht_options = DhtOptions {
+                // The well-known nodes can't be reached from loopback: without others it is a network of one's own, and
+                // all who are there reach us.
+                bootstrap: options.dht_bootstrap.clone().or_else(|| loopback.then(Vec::new)),
+                // The router may show another port than ours to the outside.
+                implied: udp.local_addr(false).or(udp.local_addr(true)).is_some_and(|at| at.port() == port),
+                serve: loopback,
+                filter: options.filter.clone(),
+            };
+            let keep = Arc::new(nodes::KeptNodes::new(cache.clone(), workers.clone()));
+            let dht = Dht::start(&scope, dht_options, Some(keep), udp.clone());
+            // Without a router in front, strangers reach us: it takes part from the start.
+            let public = |addr: &IpAddr| addr.is_ipv4() && !is_private(*addr);
+            if sockets.interfaces().iter().flat_map(|interface| &interface.addrs).any(public) {
+                dht.set_public(DhtFamily::V4, true);
+            }
+            Arc::new(dht)
+        });
+        if let Some(udp) = listener.udp() {
+            udp.run(&scope);
+        }
+        // On loopback nobody else is, and what the user wants to be heard there alone stays there.
         let lsd = (options.use_lsd && !loopback).then(|| Lsd::start(&scope, sockets.clone()));
         let client = Arc::new(Self {
             env: Environment {
@@ -404,9 +421,20 @@ impl Client {
         };
         let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
         let reach = if loaded.trusted { Reach::Any } else { self.reach() };
+        if !torrent.live().is_some_and(|shared| shared.info.private) {
+            self.hint_nodes(loaded.nodes, loaded.trusted);
+        }
         let more = Command::Extend { trackers: loaded.trackers, reach, webseeds, peers };
         if tokio::time::timeout(timeouts::CONTROL_ANSWER, torrent.command(more)).await.is_err() {
             tracing::warn!("{} doesn't take its further webseeds and trackers; try again", torrent.name());
+        }
+    }
+
+    /// Tells the DHT of nodes that a torrent names, which isn't private. One from the web may not name those of the local
+    /// network.
+    fn hint_nodes(&self, nodes: Vec<(String, u16)>, trusted: bool) {
+        if let Some(dht) = self.env.dht.as_ref() {
+            dht.add_nodes(nodes, if trusted { Reach::Any } else { self.reach() });
         }
     }
 
@@ -449,6 +477,9 @@ impl Client {
             if !addrs.is_empty() {
                 peers.push(FoundPeers { source, addrs });
             }
+        }
+        if !loaded.info.as_ref().is_some_and(|info| info.private) {
+            self.hint_nodes(loaded.nodes, loaded.trusted);
         }
         let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
         let mut trackers = loaded.trackers;
@@ -605,6 +636,8 @@ async fn resolve(hosts: &[(String, u16)]) -> Vec<SocketAddr> {
     futures_util::future::join_all(all).await.into_iter().flatten().collect()
 }
 
+#[cfg(test)]
+mod dht_tests;
 #[cfg(test)]
 mod panic_tests;
 #[cfg(test)]

@@ -74,6 +74,8 @@ pub struct Loaded {
     pub trackers: Vec<Vec<String>>,
     /// Webseeds, each with how it is asked.
     pub webseeds: Vec<(Kind, String)>,
+    /// Nodes of the DHT by name or address (BEP 5).
+    pub nodes: Vec<(String, u16)>,
     /// Peers by name or address.
     pub peers: Vec<(String, u16)>,
     /// When the torrent was made, in seconds since the epoch, if it says so.
@@ -129,6 +131,7 @@ fn from_hash(hash: InfoHash) -> Result<Loaded, SourceError> {
         info: None,
         trackers: Vec::new(),
         webseeds: Vec::new(),
+        nodes: Vec::new(),
         peers: Vec::new(),
         created: None,
         trusted: false,
@@ -145,6 +148,7 @@ fn from_magnet(magnet: &Magnet) -> Result<Loaded, SourceError> {
         info: None,
         trackers: magnet.trackers.iter().map(|t| vec![t.clone()]).collect(),
         webseeds: seeds(&magnet.webseeds, Kind::Url).collect(),
+        nodes: Vec::new(),
         peers: magnet.peers.iter().filter_map(|p| host_port(p)).collect(),
         created: None,
         trusted: false,
@@ -168,6 +172,7 @@ pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
         hint: metainfo.info.name.clone(),
         info: Some(metainfo.info),
         trackers: metainfo.trackers,
+        nodes: metainfo.nodes,
         peers: Vec::new(),
         created: metainfo.creation_date,
         trusted: true,

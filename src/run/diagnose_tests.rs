@@ -54,6 +54,7 @@ fn torrent() -> Loaded {
         info: Some(info),
         trackers: Vec::new(),
         webseeds: Vec::new(),
+        nodes: Vec::new(),
         peers: Vec::new(),
         created: None,
         trusted: true,

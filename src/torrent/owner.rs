@@ -227,7 +227,8 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
     // Full when commands come faster than they are carried out: the caller waits.
     let (commands, orders) = mpsc::channel(8);
     let known = Arc::new(OnceLock::new());
-    let sessions = Arc::new(Sessions::new(
+    let private = plan.info.as_ref().is_some_and(|info| info.private);
+    let sessions = Sessions::new(
         scope.child("peers"),
         plan.settings.info_hash,
         plan.settings.peer_id,
@@ -235,7 +236,8 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         peer_events.clone(),
         Limits::of_program(env.limits.clone(), env.spare_local),
         Ways { sockets: env.sockets.clone(), encryption: plan.settings.encryption },
-    ));
+    );
+    let sessions = Arc::new(sessions.with_dht(env.dht.clone(), private));
     let now = Instant::now();
     let torrent = Arc::new(Torrent {
         slot: plan.slot,
@@ -274,7 +276,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         tiers: plan.trackers,
         named_trackers: plan.named_trackers,
         reach: plan.reach,
-        private: plan.info.as_ref().is_some_and(|i| i.private),
+        private,
         trackers: None,
         following: Vec::new(),
         totals: Arc::default(),
@@ -607,6 +609,7 @@ impl Owner {
         if shared.info.private && !self.private {
             // BEP 27: from here on its trackers alone, tier by tier.
             self.following.clear();
+            self.torrent.sessions.turned_private();
             self.trackers = None;
             self.discover(true);
         }
