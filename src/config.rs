@@ -166,7 +166,7 @@ pub struct ClientConfig {
     pub download_limit: Option<u64>,
     /// Whether the limits leave out peers of the local network.
     pub unlimited_local_peers: bool,
-    /// A list of addresses that are never spoken to.
+    /// A list of addresses whose peers are never spoken to.
     pub ip_filter: Option<PathBuf>,
     /// Whether peers may fetch from us.
     pub upload: bool,

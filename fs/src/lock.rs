@@ -53,7 +53,7 @@ struct Label {
 }
 
 impl Label {
-    #[cfg_attr(not(debug_assertions), allow(unused_variables))]
+    #[cfg_attr(not(debug_assertions), allow(unused_variables, reason = "the rank is checked there only"))]
     const fn new(rank: Rank, key: u64, name: &'static str) -> Self {
         Label {
             #[cfg(debug_assertions)]

@@ -85,7 +85,7 @@ pub(super) struct ClientArgs {
     /// Leave peers of the local network out of both limits
     #[arg(long, help_heading = "Network")]
     unlimited_local_peers: bool,
-    /// Never speak to the addresses in this list: eMule's ipfilter.dat, PeerGuardian's .p2p, or an address, a range or
+    /// Never speak to peers at the addresses in this list: eMule's ipfilter.dat, PeerGuardian's .p2p, or an address, a range or
     /// a network on each line
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     ip_filter: Option<PathBuf>,

@@ -105,7 +105,7 @@ pub struct Options {
     pub upload_limit: Option<u64>,
     /// Whether the limits leave out peers of the local network.
     pub unlimited_local_peers: bool,
-    /// Addresses that are never spoken to.
+    /// Addresses whose peers are never spoken to.
     pub filter: Arc<Filter>,
     /// Whether peers may have blocks of us.
     pub upload: bool,

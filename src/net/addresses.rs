@@ -1,6 +1,4 @@
-//! The interfaces of this machine and their addresses.
-//!
-//! Stand-in: the part of the seams' `net/addresses.rs` that local service discovery needs.
+//! The interfaces of this machine and their addresses, as they are at the moment of asking.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! The IP filter (`--ip-filter`): addresses that are never spoken to, whoever names them and whoever connects.
+//! The IP filter (`--ip-filter`): addresses whose peers are never dialled, whoever names them, and never answered.
 //!
 //! Parts: [`Filter`], sorted ranges of both families; the readers of the forms in which such lists are passed around.
 //! Of eMule (`a.b.c.d - e.f.g.h , level , text`; a level below 128 blocks), of PeerGuardian (`text:a.b.c.d-e.f.g.h`,
@@ -13,7 +13,7 @@
 //! Bytes are read as they are: the texts may be of any encoding. Nothing is exempt: a list that names private networks
 //! blocks the peers in them.
 //!
-//! Not here: packed lists, lists from the web, and reading a list again while the program runs.
+//! Not here: trackers, web servers and nodes of the DHT, which may be at any address; packed lists, lists from the web, and reading a list again while the program runs.
 
 use std::fmt;
 use std::fs::File;
@@ -50,7 +50,7 @@ const FOREIGN: [(&[u8], &str); 8] = [
     (b"\xfe\xff", "it is UTF-16; save it as UTF-8"),
 ];
 
-/// Addresses that are never spoken to. The default blocks none.
+/// Addresses whose peers are never spoken to. The default blocks none.
 #[derive(Default, PartialEq, Eq)]
 pub struct Filter {
     /// First and last address of each range; sorted, and none touches the next.

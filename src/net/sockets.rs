@@ -30,9 +30,18 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Those of a device, or of an address of this machine, or of all.
+    /// Those of a device, or of an address of this machine, or of all. Of the address that is all of a family's
+    /// (`0.0.0.0`), those of that family: nobody listens on the other one.
     pub fn new(device: Option<&str>, source: Option<IpAddr>) -> Self {
-        Self { device: device.map(Into::into), source: source.filter(|ip| !ip.is_unspecified()) }
+        Self { device: device.map(Into::into), source }
+    }
+
+    /// Whether an address of this machine may be used.
+    fn lends(&self, addr: IpAddr) -> bool {
+        self.source.is_none_or(|source| match source.is_unspecified() {
+            true => source.is_ipv4() == addr.is_ipv4(),
+            false => source == addr,
+        })
     }
 
     /// Whether there is such a device, and we may bind to it.
@@ -47,14 +56,15 @@ impl Sockets {
         }
     }
 
-    /// Whether an address can be reached at all: of two families, an address of ours speaks one.
+    /// Whether an address can be reached at all: of two families, an address of ours speaks one. All of a family's are as
+    /// good as none.
     pub fn allows(&self, ip: IpAddr) -> bool {
-        self.source.is_none_or(|source| source.is_ipv4() == ip.to_canonical().is_ipv4())
+        self.source().is_none_or(|source| source.is_ipv4() == ip.to_canonical().is_ipv4())
     }
 
     /// The address of ours that all are bound to, if it is one.
     pub fn source(&self) -> Option<IpAddr> {
-        self.source
+        self.source.filter(|ip| !ip.is_unspecified())
     }
 
     /// Connects over TCP; small messages go at once. Waits as long as the system does. Cancel-safe.
@@ -65,7 +75,7 @@ impl Sockets {
         let to = canonical(to);
         let from = self.from(to)?;
         let socket = self.open(Domain::for_address(to), Type::STREAM, Protocol::TCP)?;
-        if self.source.is_some() {
+        if self.source().is_some() {
             // One local port for each connection is enough for all that we make.
             socket.bind(&from.into())?;
         }
@@ -124,7 +134,7 @@ impl Sockets {
     /// Has the sockets of an HTTP client made likewise. It is the resolver of the client that leaves out what isn't
     /// [allowed](Self::allows): the client itself would go there from any address.
     pub fn http(&self, client: ClientBuilder) -> ClientBuilder {
-        let client = client.local_address(self.source);
+        let client = client.local_address(self.source());
         match &self.device {
             Some(device) => client.interface(device),
             None => client,
@@ -140,7 +150,7 @@ impl Sockets {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        Ok(SocketAddr::new(self.source.unwrap_or(any), 0))
+        Ok(SocketAddr::new(self.source().unwrap_or(any), 0))
     }
 
     fn open(&self, domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -156,10 +166,10 @@ impl Sockets {
     pub fn interfaces(&self) -> Vec<Interface> {
         let mut all = addresses::interfaces();
         for interface in &mut all {
-            interface.addrs.retain(|addr| self.source.is_none_or(|source| source == *addr));
+            interface.addrs.retain(|addr| self.lends(*addr));
         }
         all.retain(|interface| {
-            let asked_for = self.source.is_some() || self.device.is_some();
+            let asked_for = self.source.is_some_and(|ip| !ip.is_unspecified()) || self.device.is_some();
             !interface.addrs.is_empty()
                 && self.device.as_deref().is_none_or(|device| device == interface.name)
                 && (asked_for || !interface.loopback)
@@ -320,5 +330,30 @@ mod tests {
         let port = four.local_addr().unwrap().port();
         assert!(sockets.udp(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)).is_ok());
         assert!(sockets.udp(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)).is_err(), "it is taken");
+    }
+
+    #[test]
+    fn addresses_that_nobody_listens_on_are_left_out() {
+        for (source, allowed, not) in [
+            (None, vec!["10.0.0.1", "fd00::1"], vec![]),
+            (Some("0.0.0.0"), vec!["10.0.0.1", "10.0.0.2"], vec!["fd00::1"]),
+            (Some("::"), vec!["fd00::1", "fe80::1"], vec!["10.0.0.1"]),
+            (Some("10.0.0.1"), vec!["10.0.0.1"], vec!["10.0.0.2", "fd00::1"]),
+        ] {
+            let sockets = Sockets::new(None, source.map(ip));
+            assert!(allowed.into_iter().all(|addr| sockets.lends(ip(addr))), "{source:?}");
+            assert!(!not.into_iter().any(|addr| sockets.lends(ip(addr))), "{source:?}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_used_only_when_it_was_asked_for() {
+        let loopback = |sockets: Sockets| sockets.interfaces().iter().any(|interface| interface.loopback);
+        for asked in [Sockets::new(Some("lo"), None), Sockets::new(None, Some([127, 0, 0, 1].into()))] {
+            assert!(loopback(asked));
+        }
+        for not in [None, Some([0, 0, 0, 0].into())] {
+            assert!(!loopback(Sockets::new(None, not)));
+        }
     }
 }

@@ -55,6 +55,10 @@ const HURRY_MAX: usize = 64;
 /// Blocks nobody asked for that a peer may send beyond those that were cancelled on their way: none from an
 /// honest one, but counting across a choke is theirs to get right too.
 const UNASKED_MAX: u64 = 64;
+/// Bitfields that a peer may send later than at its beginning: some clients (aria2) send one instead of several `have`
+/// where that is shorter. Nine bytes are a `have`, so who does that has everything before it has sent so many. Each costs
+/// us a look at every piece.
+const BITFIELDS_MAX: u32 = 9 * 8;
 /// Blocks with unanswered cancels that are remembered: some peers never answer them.
 const UNANSWERED_MAX: usize = 4096;
 /// How often silence is looked at. Coarse: the time-outs are minutes.
@@ -180,6 +184,8 @@ struct Session {
     requests: VecDeque<BlockRequest>,
     /// It has told us all that it has; from there on it names pieces.
     said_what: bool,
+    /// Bitfields since then.
+    bitfields: u32,
     /// Of those being read from disk, the ones it took back.
     taken_back: HashSet<BlockRequest>,
     serving: usize,
@@ -218,6 +224,7 @@ impl Session {
             choking: true,
             requests: VecDeque::new(),
             said_what: false,
+            bitfields: 0,
             taken_back: HashSet::new(),
             serving: 0,
             items: Vec::new(),
@@ -443,11 +450,15 @@ impl Session {
                 Message::Interested => self.items.push(Item::Interested(true)),
                 Message::NotInterested => self.items.push(Item::Interested(false)),
                 Message::Have(piece) => self.items.push(Item::Have(piece)),
-                Message::Bitfield(_) | Message::HaveAll | Message::HaveNone if self.said_what => {
+                Message::HaveAll | Message::HaveNone if self.said_what => {
                     // Each costs us a look at every piece.
                     return Err(SessionEnd::Ours("it says twice what it has".into()));
                 }
+                Message::Bitfield(_) if self.bitfields == BITFIELDS_MAX => {
+                    return Err(SessionEnd::Ours("it says too often what it has".into()));
+                }
                 Message::Bitfield(bits) => {
+                    self.bitfields += u32::from(self.said_what);
                     self.said_what = true;
                     self.items.push(Item::Bitfield(bits));
                 }
@@ -874,6 +885,23 @@ mod tests {
             assert_eq!(rig.next().await, Message::Cancel(asked.request));
             rig.send(&[Message::Reject(asked.request)]).await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_got_since_may_come_as_a_bitfield() {
+        let mut greedy = rig(true, 1 << 20, 256);
+        let bits = Bytes::from(vec![0x80; PIECES.div_ceil(8) as usize]);
+        greedy.send(&[Message::HaveNone]).await;
+        assert!(matches!(greedy.said().await[..], [Item::HaveNone]));
+        for _ in 0..BITFIELDS_MAX {
+            greedy.send(&[Message::Bitfield(bits.clone())]).await;
+            assert!(matches!(&greedy.said().await[..], [Item::Bitfield(said)] if *said == bits));
+        }
+        greedy.send(&[Message::Bitfield(bits.clone())]).await;
+        assert_eq!(greedy.ended().await, "it says too often what it has");
+        let mut twice = rig(true, 1 << 20, 256);
+        twice.send(&[Message::Bitfield(bits), Message::HaveAll]).await;
+        assert_eq!(twice.ended().await, "it says twice what it has");
     }
 
     #[tokio::test]

@@ -84,7 +84,7 @@ pub fn client_failure(error: &ClientError) -> Failure {
     }
 }
 
-/// The addresses that are never spoken to. Blocks for as long as the disk takes.
+/// The addresses whose peers are never spoken to. Blocks for as long as the disk takes.
 ///
 /// # Errors
 /// [`Exit::BadInput`].
@@ -95,7 +95,7 @@ fn ip_filter(path: Option<&Path>) -> Result<Arc<Filter>, Failure> {
     if skipped.count > 0 {
         tracing::warn!("{shown}: {skipped}");
     }
-    tracing::info!("{shown}: {} ranges of addresses are never spoken to", filter.len());
+    tracing::info!("{shown}: peers in {} ranges of addresses are never spoken to", filter.len());
     Ok(Arc::new(filter))
 }
 

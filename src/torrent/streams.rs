@@ -73,6 +73,8 @@ struct Stream {
     speed: Rate,
     /// The rate by which the pieces' times were set.
     pace: u64,
+    /// When the last of them is due.
+    due: Option<Instant>,
     moved: Instant,
     /// Reads that wait.
     waits: u32,
@@ -105,6 +107,7 @@ impl Streams {
             edge: 0,
             speed: Rate::new(now),
             pace: 0,
+            due: None,
             moved: now,
             waits: 0,
         };
@@ -139,17 +142,18 @@ impl Streams {
         let active = self.streams.values().filter(|s| !s.wanted.is_empty()).count().max(1) as u64;
         let stream = self.streams.get_mut(&id).filter(|s| reach.number >= s.reach.number);
         let Some(stream) = stream else { return Change::default() };
-        stream.measure(reach, now);
+        let goes_on = stream.measure(reach, now);
         let most = match stream.pace() {
             FAST.. => (AHEAD_FAST_PIECES * piece_length).clamp(AHEAD_FAST, AHEAD_MAX),
             _ => AHEAD_MAX,
         };
-        let ahead = reach
-            .run
-            .min(most)
-            .min((self.ahead_all / active).max(piece_length))
-            .min((rate * AHEAD_TIME).max(AHEAD_MIN));
-        let (wanted, edge) = stream.step(stream.window(ahead, piece_length), ahead, piece_length);
+        let share = reach.run.min(AHEAD_MAX).min((self.ahead_all / active).max(piece_length));
+        let ahead = share.min(most).min((rate * AHEAD_TIME).max(AHEAD_MIN));
+        let window = stream.step(stream.window(ahead, piece_length), ahead, piece_length);
+        let (wanted, edge) = match goes_on {
+            true => stream.kept(window, stream.window(share, piece_length)),
+            false => window,
+        };
         let old_last = stream.wanted.end.wrapping_sub(1);
         let grown = edge != std::mem::replace(&mut stream.edge, edge);
         let old = std::mem::replace(&mut stream.wanted, wanted.clone());
@@ -159,11 +163,19 @@ impl Streams {
             stream.pace = pace;
         }
         let from = reach.position / piece_length;
+        // What is read first is due first, also if the reader was faster lately than it was taken to be.
+        let floor = stream.due.filter(|_| !changed && wanted.contains(&old_last));
         let due = |piece: &u32| {
             let bytes = u64::from(*piece).saturating_sub(from) * piece_length;
-            now + DELAY + Duration::from_millis(bytes * 1000 / stream.pace.max(1))
+            let due = now + DELAY + Duration::from_millis(bytes * 1000 / stream.pace.max(1));
+            match floor {
+                Some(floor) if *piece == old_last => floor,
+                Some(floor) if *piece > old_last => due.max(floor),
+                _ => due,
+            }
         };
-        Change {
+        let last_due = wanted.end.checked_sub(1).filter(|_| !wanted.is_empty()).map(|last| due(&last));
+        let change = Change {
             drop: old.clone().filter(|p| !wanted.contains(p)).collect(),
             want: wanted
                 .clone()
@@ -173,7 +185,9 @@ impl Streams {
                 })
                 .map(|p| (p, due(&p), if p + 1 == wanted.end { edge } else { u32::MAX }))
                 .collect(),
-        }
+        };
+        stream.due = last_due;
+        change
     }
 
     /// Handles that have given up their windows: their pieces.
@@ -196,7 +210,8 @@ impl Streams {
 }
 
 impl Stream {
-    fn measure(&mut self, reach: Reach, now: Instant) {
+    /// False if the reader has jumped.
+    fn measure(&mut self, reach: Reach, now: Instant) -> bool {
         let advance = reach.position.saturating_sub(self.reach.position);
         let seek = reach.run < self.reach.run || advance > reach.run;
         let paused = self.waits == 0 && now.saturating_duration_since(self.moved) > PAUSE;
@@ -208,6 +223,7 @@ impl Stream {
         }
         self.reach = reach;
         self.moved = now;
+        !seek
     }
 
     fn pace(&self) -> u64 {
@@ -263,6 +279,19 @@ impl Stream {
         }
         (wanted, edge)
     }
+
+    /// A window that is to be shorter, since the line or the reader has another rate than before, stays until the
+    /// reader has come so far: what was asked for by then is as good as here, and calling it back only to ask again
+    /// brings it twice. What is more than the handle's share is given up.
+    fn kept(&self, window: (Range<u32>, u32), share: (Range<u32>, u32)) -> (Range<u32>, u32) {
+        let ((wanted, edge), (most, most_edge)) = (window, share);
+        let old = (self.wanted.end, self.edge);
+        if self.wanted.is_empty() || old <= (wanted.end, edge) {
+            return (wanted, edge);
+        }
+        let (end, edge) = old.min((most.end, most_edge)).max((wanted.end, edge));
+        (wanted.start..end, edge)
+    }
 }
 
 #[cfg(test)]
@@ -305,6 +334,11 @@ mod tests {
                 change.drop.iter().for_each(|p| assert!(wanted.remove(p).is_some(), "{p} wasn't wanted"));
                 wanted.extend(change.want.into_iter().map(|(piece, due, blocks)| (piece, (due, blocks))));
             }
+        }
+
+        /// The last piece that is wanted for a handle.
+        fn last(&self, id: usize) -> u32 {
+            *self.handles[id].wanted.keys().last().unwrap()
         }
 
         /// Reads on in steps of 128 KiB at `rate` bytes per second; returns what is wanted from there on.
@@ -438,5 +472,50 @@ mod tests {
         assert!(world.read(0, 16 * MIB..17 * MIB, FAST).end >= 25);
         world.streams.waits(1, false);
         assert_eq!(world.streams.idle(world.now).len(), 1);
+    }
+
+    /// The rates of the line and of the reader jump about; a reader who reads on never loses what was asked for.
+    #[test]
+    fn what_is_wanted_stays_wanted_until_it_is_read() {
+        let mut w = world(64 * 1024, 256 * MIB, 1);
+        let mut before = 0;
+        for step in 0..1500_u64 {
+            w.rate = [FAST, MIB / 16, 3 * MIB][step as usize % 3];
+            let pace = [FAST, 2 * MIB][step as usize / 200 % 2];
+            w.read(0, step * 128 * 1024..(step + 1) * 128 * 1024, pace);
+            let last = w.handles[0].wanted.keys().last().copied().unwrap_or(0);
+            assert!(last >= before, "step {step}: {last} after {before}");
+            before = last;
+        }
+        assert!(before > 1500 * 2, "{before}");
+    }
+
+    /// One that reads faster for a moment than it did so far comes to all of them sooner, in the same order.
+    #[test]
+    fn what_is_read_first_is_due_first() {
+        let mut w = world(64 * 1024, 256 * MIB, 1);
+        for step in 0..1500_u64 {
+            w.rate = [FAST, MIB / 16, 3 * MIB][step as usize % 3];
+            let pace = [FAST, 2 * MIB, 40 * MIB][step as usize / 20 % 3];
+            w.read(0, step * 128 * 1024..(step + 1) * 128 * 1024, pace);
+            let dues: Vec<Instant> = w.handles[0].wanted.values().map(|(due, _)| *due).collect();
+            assert!(dues.is_sorted(), "step {step}");
+        }
+    }
+
+    #[test]
+    fn a_window_goes_forward_in_steps() {
+        const PIECE: u64 = 256 * 1024;
+        let mut w = world(PIECE, 256 * MIB, 1);
+        w.read(0, 0..32 * MIB, FAST);
+        let (mut last, mut steps) = (w.last(0), 0);
+        for at in (32 * MIB..64 * MIB).step_by(128 * 1024) {
+            let ahead = w.read(0, at..at + 128 * 1024, FAST);
+            steps += u32::from(w.last(0) != last);
+            last = w.last(0);
+            // Seven eighths of 8 MiB at least, and never more than that.
+            assert!((28..=33).contains(&ahead.len()), "{ahead:?}");
+        }
+        assert!(steps <= 32, "{steps} steps for 128 pieces");
     }
 }

@@ -67,7 +67,7 @@ pub struct Settings {
     pub max_peers: usize,
     /// Since the last block of a piece that a read waits for; `None` waits for ever.
     pub read_timeout: Option<Duration>,
-    /// Addresses that are never spoken to.
+    /// Addresses whose peers are never spoken to.
     pub filter: Arc<Filter>,
     /// Whether peers may have blocks of us.
     pub upload: bool,

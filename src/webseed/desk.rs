@@ -247,7 +247,7 @@ impl Desk {
         }
         // Pieces are of whole blocks, but for the last ones.
         let (queued, coming) = (self.queued[1] as u64 * u64::from(BLOCK_LEN), self.coming());
-        // Of what nobody sends any more the share is smaller than what comes in its place: it can't keep that.
+        // A response that hangs keeps back no more than a share of what it holds, and nothing that is waited for.
         coming <= NEARLY_DONE || queued >= self.size(false, queued + coming)
     }
 

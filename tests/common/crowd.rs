@@ -187,8 +187,14 @@ impl Served for Varied {
 #[derive(Clone)]
 pub struct Content {
     truth: Truth,
-    pieces: u64,
-    info_hash: [u8; 20],
+    pub(super) pieces: u64,
+    pub(super) info_hash: [u8; 20],
+}
+
+impl Content {
+    pub(super) fn piece_length(&self) -> usize {
+        self.truth.length
+    }
 }
 
 /// The bytes of a torrent: each piece is a part of a pattern.

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Sample, wait_for, wait_until};
+use super::{Host, Sample, wait_for, wait_until};
 
 /// For the mount to show; a start takes well under a second.
 const START: Duration = Duration::from_secs(30);
@@ -49,8 +49,9 @@ pub struct MountBuilder {
     listen: String,
     log: Option<String>,
     dht: bool,
+    lsd: bool,
     env: Vec<(&'static str, OsString)>,
-    net: Option<u32>,
+    net: Option<PathBuf>,
 }
 
 impl MountBuilder {
@@ -102,7 +103,19 @@ impl MountBuilder {
 
     /// In the network namespace of a process.
     pub fn net_of(mut self, pid: u32) -> Self {
-        self.net = Some(pid);
+        self.net = Some(format!("/proc/{pid}/ns/net").into());
+        self
+    }
+
+    /// On a host of a local network of the tests'.
+    pub fn inside(mut self, host: &Host) -> Self {
+        self.net = Some(host.path());
+        self
+    }
+
+    /// With local service discovery: for a mount on a [`Host`] alone.
+    pub fn lsd(mut self) -> Self {
+        self.lsd = true;
         self
     }
 
@@ -141,20 +154,23 @@ impl MountBuilder {
         let cache = self.cache.unwrap_or_else(|| base.join("cache"));
         let log = base.join("log");
         let mut command = torrentfs(["mount".as_ref(), "--cache-dir".as_ref(), cache.as_os_str()]);
-        if let Some(pid) = self.net {
+        if let Some(net) = self.net {
             // It executes the rest in its own place, as setpriv does.
             let mut inside = Command::new("nsenter");
             inside
-                .arg(format!("--net=/proc/{pid}/ns/net"))
+                .arg(format!("--net={}", net.display()))
                 .arg(command.get_program())
                 .args(command.get_args());
             command = inside;
             command.stdin(Stdio::null());
         }
         command.envs(self.env);
-        command.args(["--listen", &self.listen, "--no-lsd", "--no-port-mapping"]);
+        command.args(["--listen", &self.listen, "--no-port-mapping"]);
         if !self.dht {
             command.arg("--no-dht");
+        }
+        if !self.lsd {
+            command.arg("--no-lsd");
         }
         // Peers of the tests that have none count connections, and each would be dialled twice.
         if !self.args.iter().any(|arg| arg.to_string_lossy().starts_with("--encryption")) {
@@ -215,6 +231,7 @@ impl Mount {
             listen,
             log: None,
             dht: false,
+            lsd: false,
             env: Vec::new(),
             net: None,
         }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use super::{Proc, Sample};
+use super::{Host, Proc, Sample};
 
 /// For a seeder to be ready: a private DHT takes a quarter of a minute to come up.
 const READY: Duration = Duration::from_secs(90);
@@ -42,6 +42,13 @@ pub fn script(name: &str) -> PathBuf {
 /// A command that runs one of the scripts.
 fn command(name: &str) -> Command {
     let mut command = Command::new(python().expect("python with libtorrent; the test says that it needs it"));
+    command.arg(script(name));
+    command
+}
+
+/// The same, on a host of a local network.
+pub(super) fn command_on(host: &Host, name: &str) -> Command {
+    let mut command = host.command(python().expect("python with libtorrent; the test says that it needs it"));
     command.arg(script(name));
     command
 }
@@ -104,7 +111,17 @@ impl Seeder {
     /// Seeds a sample at an address, with more arguments of `seeder.py`.
     #[track_caller]
     pub fn with(sample: &Sample, listen: &str, more: &[&str]) -> Self {
-        let mut command = command("seeder.py");
+        Self::by(command("seeder.py"), sample, listen, more)
+    }
+
+    /// Seeds a sample on a host of a local network, with more arguments of `seeder.py`.
+    #[track_caller]
+    pub fn on(host: &Host, sample: &Sample, more: &[&str]) -> Self {
+        Self::by(command_on(host, "seeder.py"), sample, &format!("{}:0", host.ip), more)
+    }
+
+    #[track_caller]
+    fn by(mut command: Command, sample: &Sample, listen: &str, more: &[&str]) -> Self {
         command.arg(&sample.torrent).arg(&sample.data).args(["--listen", listen]).args(more);
         let mut process = Proc::spawn(command);
         let line = process.line("ready", READY);
@@ -151,6 +168,14 @@ impl Leecher {
         let mut command = command("leecher.py");
         command.arg(&sample.torrent).arg(save);
         command.args(["--no-utp", "--encrypt", "--enc-level", ways, "--peer", &peer.to_string()]);
+        Proc::spawn(command)
+    }
+
+    /// Downloads everything of a sample on a host of a local network, from whom it finds there by local service discovery.
+    pub fn on(host: &Host, sample: &Sample, save: &Path) -> Proc {
+        let mut command = command_on(host, "leecher.py");
+        command.arg(&sample.torrent).arg(save).args(["--no-utp", "--plain", "--lsd"]);
+        command.args(["--listen", &format!("{}:0", host.ip)]);
         Proc::spawn(command)
     }
 

@@ -73,6 +73,16 @@ impl Sample {
         })
     }
 
+    /// One file of random bytes, in a torrent that is private (BEP 27).
+    pub fn private(name: &str, size: u64, piece_length: u64) -> Self {
+        let seed = size ^ (u64::from(name.as_bytes()[0]) << 56);
+        Self::made(&format!("{name}-{size}-{piece_length}-private"), seed, |folder| {
+            let path = folder.join("data").join(name);
+            write_file(&path, seed, size);
+            make_torrent(&path, &folder.join("torrent"), TorrentKind::V1, piece_length, &["--private"])
+        })
+    }
+
     /// One file of random bytes in another kind of torrent.
     pub fn file_of(kind: TorrentKind, name: &str, size: u64, piece_length: u64) -> Self {
         let seed = size ^ (u64::from(name.as_bytes()[0]) << 56);

@@ -67,6 +67,8 @@ pub enum Need {
     Libtorrent,
     /// transmission-daemon.
     Transmission,
+    /// `aria2c`.
+    Aria2,
     /// Network namespaces, with `ip` and root.
     Netns,
     /// Mount namespaces, with `unshare`, `nsenter` and root.
@@ -106,6 +108,7 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::Transmission => {
             (!has_tool("transmission-daemon")).then(|| "no transmission-daemon (Debian: the same)".to_owned())
         }
+        Need::Aria2 => tool_missing("aria2c", "aria2"),
         Need::Netns => netns_missing(),
         Need::Namespace => namespace_missing(),
         Need::Attr => (!has_tool("getfattr")).then(|| "no getfattr (Debian: attr)".to_owned()),

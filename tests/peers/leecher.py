@@ -1,7 +1,8 @@
-"""A libtorrent downloader for the tests and benchmarks: fetches everything from the given peers, prints
+"""A libtorrent downloader for the tests and benchmarks: fetches everything from the given peers, or with
+--lsd from whom it finds in the local network, prints
 "done SECONDS CPU_SECONDS" and ends. Ends as well when its stdin closes, or at its limit (exit 1).
 
-    leecher.py TORRENT_OR_MAGNET SAVE_DIR --peer ADDR:PORT... [--listen ADDR:PORT] [--limit SECONDS] [--no-utp]
+    leecher.py TORRENT_OR_MAGNET SAVE_DIR --peer ADDR:PORT... [--lsd] [--listen ADDR:PORT] [--limit SECONDS] [--no-utp]
                [--plain | --encrypt] [--enc-level WAYS] [--dht-node ADDR:PORT]
 
 With --plain it doesn't try encryption first, which costs a minute at a peer that has none. With --encrypt it takes and
@@ -36,6 +37,7 @@ def main():
     parser.add_argument("save")
     parser.add_argument("--peer", action="append", default=[])
     parser.add_argument("--listen", default="127.0.0.1:0")
+    parser.add_argument("--lsd", action="store_true")
     parser.add_argument("--limit", type=float, default=120)
     parser.add_argument("--no-utp", action="store_true")
     parser.add_argument("--plain", action="store_true")
@@ -50,7 +52,7 @@ def main():
             "listen_interfaces": args.listen,
             "enable_upnp": False,
             "enable_natpmp": False,
-            "enable_lsd": False,
+            "enable_lsd": args.lsd,
             "enable_dht": bool(args.dht_node),
             "dht_bootstrap_nodes": "",
             # A DHT of several nodes on one address, which libtorrent takes for an attack unless told otherwise.

@@ -2,12 +2,13 @@
 closes, so that it is never left behind.
 
     seeder.py TORRENT DATA_DIR [--listen ADDR:PORT] [--upload-limit BYTES_PER_S] [--no-utp] [--no-tcp]
-              [--encrypt] [--enc-level WAYS] [--dht-nodes N] [--verify] [--send-buffer BYTES] [--metadata-only]
+              [--encrypt] [--enc-level WAYS] [--dht-nodes N] [--lsd] [--verify] [--send-buffer BYTES] [--metadata-only]
 
 With --dht-nodes a private DHT of N nodes comes up on loopback, the seeder announces itself there, and the line
 becomes "ready PORT dht PORT": the second is a node to bootstrap from.
 With --encrypt it takes and makes encrypted connections only; --enc-level says what it takes after the handshake: plain,
 rc4 or both.
+With --lsd it announces itself in the local network.
 With --metadata-only it has no data, and tells others what the torrent holds.
 The data is trusted as it is (seed mode): altered data is how a seeder is made to send garbage.
 """
@@ -34,7 +35,7 @@ def settings(listen, args, dht):
         "listen_interfaces": listen,
         "enable_upnp": False,
         "enable_natpmp": False,
-        "enable_lsd": False,
+        "enable_lsd": args.lsd,
         "enable_dht": dht,
         "dht_bootstrap_nodes": "",
         "allow_multiple_connections_per_ip": True,
@@ -106,6 +107,7 @@ def main():
     parser.add_argument("--encrypt", action="store_true")
     parser.add_argument("--enc-level", choices=ENC_LEVELS)
     parser.add_argument("--dht-nodes", type=int, default=0)
+    parser.add_argument("--lsd", action="store_true")
     parser.add_argument("--verify", action="store_true", help="hash the data first, instead of trusting it")
     parser.add_argument("--send-buffer", type=int, default=0, help="the kernel's buffer of each connection, in bytes")
     parser.add_argument("--metadata-only", action="store_true")

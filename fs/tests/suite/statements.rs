@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::time::Duration;
 
 use torrentfs_fs::MountOptions;
 use torrentfs_fs::attr::AttrOptions;
@@ -14,9 +13,6 @@ use crate::common::{Bed, can_mount, until};
 use crate::semantics::view::blocks_now;
 use crate::semantics::{self, Control, LARGE, LATER, LONG, MANY, PROGRAM, Shown, Shrunk, TREE, UMASK, World};
 use crate::subject::{Kernel, Layer, Subject};
-
-/// For a reader to be there first.
-const MOMENT: Duration = Duration::from_millis(50);
 
 struct Scripted<'a> {
     subject: &'a dyn Subject,
@@ -74,7 +70,7 @@ impl Control for Scripted<'_> {
     fn bring(&self, path: &str) {
         let (mock, node) = (self.subject.mock().clone(), self.node(&format!("semantics/{path}")));
         let bring = move || {
-            std::thread::sleep(MOMENT);
+            until("a reader waits", || mock.waiting() > 0);
             mock.complete_all(node);
         };
         std::thread::Builder::new().name("bring".into()).spawn(bring).unwrap();

@@ -199,7 +199,20 @@ impl FileStore {
                 return Err(StorageError::Unsynced { cause: Arc::new(error.clone()) });
             }
         }
-        written.map_err(|e| self.error(file, "writing", e))
+        written.map_err(|e| self.error(file, "writing", e))?;
+        // One that was cut between the look at it and the write has been made longer by that: what was cut off would
+        // pass for zeros.
+        let found = open.stat().map_err(|e| self.error(file, "looking at", e))?.len;
+        let had = self.table.lock().had.get(&file).copied();
+        match had.filter(|had| found < *had) {
+            None => Ok(()),
+            Some(expected) => {
+                let path = self.path(file);
+                let closing = self.table.lock().harm(file);
+                drop(closing);
+                Err(StorageError::Short { path, expected, found })
+            }
+        }
     }
 
     /// The file to read from. Now and then it is looked at, whether it is still what it was: a file that was removed or

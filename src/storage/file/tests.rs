@@ -110,6 +110,41 @@ fn s1_a_cut_or_missing_file_is_an_error_and_never_zeros() {
 }
 
 #[test]
+fn s1_a_file_that_is_cut_while_it_is_written_to_is_not_made_whole_by_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = Faulty::new(dir.path());
+    let geometry = Arc::new(Geometry::contiguous(16, &[100]));
+    let mut store = FileStore::on(volume.clone(), Layout::Cache, geometry, &named(&["a"])).unwrap();
+    store.look_every = Duration::MAX;
+    write(&store, 0, &[7; 50]).unwrap();
+    // Between the look at its length and the write.
+    let path = dir.path().join("data/a.part");
+    let cut = path.clone();
+    volume.fail(move |call| {
+        if call.starts_with("write ") {
+            File::options().write(true).open(&cut).unwrap().set_len(20).unwrap();
+        }
+        None
+    });
+    let short = write(&store, 50, &[8; 30]);
+    volume.heal();
+    assert!(
+        matches!(&short, Err(StorageError::Short { path: p, expected: 100, found: 80 }) if *p == path),
+        "{short:?}"
+    );
+    // What was cut off would be zeros.
+    let mut buf = [0; 50];
+    assert!(!store.try_read(0, &mut buf).unwrap());
+    let changed = store.read_at(0, &mut buf);
+    assert!(matches!(changed, Err(StorageError::Changed { .. })), "{changed:?}");
+    // Taken as it is, it can be written again.
+    store.reopen(FileIndex(0)).unwrap();
+    write(&store, 0, &[9; 100]).unwrap();
+    store.read_at(0, &mut buf).unwrap();
+    assert_eq!(buf, [9; 50]);
+}
+
+#[test]
 fn planted_links_pipes_and_folders_are_not_followed() {
     let dir = tempfile::tempdir().unwrap();
     let outside = tempfile::tempdir().unwrap();

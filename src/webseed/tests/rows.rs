@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::rig::{B, Make};
+use super::rig::{B, Make, Rig};
 use super::server::{Answer, raw};
-use crate::metainfo::geometry::FileIndex;
+use crate::metainfo::geometry::{BlockRef, FileIndex};
 use crate::webseed::{Kind, SeedState};
 
 #[tokio::test]
@@ -264,8 +264,8 @@ async fn l3_the_desk_under_itself_is_refused() {
     level.with(|_| rig.hub.under_way());
 }
 
-#[tokio::test(start_paused = true)]
-async fn r1_what_is_urgent_is_asked_for_at_once_though_nothing_comes() {
+/// All requesters wait for responses that hang, of blocks below number 700; later ones are served. Also all blocks.
+async fn stuck() -> (Rig, Vec<BlockRef>) {
     let mut rig = Make::blocks(800).start().await;
     rig.server.answers(|_, request| match request.range.clone().unwrap().start {
         start if start < 700 * B => Answer::Part(B),
@@ -274,7 +274,12 @@ async fn r1_what_is_urgent_is_asked_for_at_once_though_nothing_comes() {
     let all = rig.all();
     rig.ask(&all[..500], false);
     rig.state(|rig| rig.server.hanging.load(Ordering::SeqCst) == 4).await;
-    // All requesters wait for a server that says nothing; something urgent comes.
+    (rig, all)
+}
+
+#[tokio::test(start_paused = true)]
+async fn r1_what_is_urgent_is_asked_for_at_once_though_nothing_comes() {
+    let (mut rig, all) = stuck().await;
     let start = tokio::time::Instant::now();
     rig.ask(&all[700..716], true);
     rig.until(|told| all[700..716].iter().all(|block| told.came.contains_key(block))).await;
@@ -284,14 +289,7 @@ async fn r1_what_is_urgent_is_asked_for_at_once_though_nothing_comes() {
 
 #[tokio::test(start_paused = true)]
 async fn r1_what_a_read_comes_to_wait_for_does_not_stand_behind_what_hangs() {
-    let mut rig = Make::blocks(800).start().await;
-    rig.server.answers(|_, request| match request.range.clone().unwrap().start {
-        start if start < 700 * B => Answer::Part(B),
-        _ => Answer::Right,
-    });
-    let all = rig.all();
-    rig.ask(&all[..500], false);
-    rig.state(|rig| rig.server.hanging.load(Ordering::SeqCst) == 4).await;
+    let (mut rig, all) = stuck().await;
     // Nobody waits for these when they are asked for.
     rig.ask(&all[700..716], false);
     let start = tokio::time::Instant::now();
