@@ -129,6 +129,8 @@ pub struct ClientConfig {
     pub cache_dir: Option<PathBuf>,
     /// Where peers reach us.
     pub listen: Listen,
+    /// The interface that nothing but which is used, by its name. Checked by [`parse_interface`].
+    pub interface: Option<String>,
     /// Peers to try, in addition to those that are found.
     pub peers: Vec<HostPort>,
     /// Trackers to ask, in addition to those that the torrents name. Checked by [`parse_tracker`].
@@ -194,6 +196,7 @@ impl Default for ClientConfig {
         Self {
             cache_dir: None,
             listen: Listen::default(),
+            interface: None,
             peers: Vec::new(),
             trackers: Vec::new(),
             use_trackers: true,
@@ -517,6 +520,18 @@ pub fn parse_listen(text: &str) -> Result<Listen, ValueError> {
     }
 }
 
+/// Reads the name of a network interface. Whether there is one is found out when it is used.
+///
+/// # Errors
+/// What no interface can be called.
+pub fn parse_interface(text: &str) -> Result<String, ValueError> {
+    let fits = (1..=15).contains(&text.len()) && !matches!(text, "." | "..");
+    if fits && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':') {
+        return Ok(text.to_owned());
+    }
+    refuse("an interface is named as ip link does, as in eth0")
+}
+
 /// Reads HOST:PORT: a name or an IP address, and a port that isn't 0. IPv6 stands in brackets.
 ///
 /// # Errors
@@ -747,6 +762,16 @@ mod tests {
             assert_eq!(parse_listen(text).ok(), *want, "{text:?}");
         }
         assert_eq!(parse_listen("6881").unwrap_err().to_string(), "for a port alone write :6881");
+    }
+
+    #[test]
+    fn interfaces() {
+        for good in ["lo", "eth0", "enp3s0.100", "wg-home", "a23456789012345"] {
+            assert_eq!(parse_interface(good).as_deref(), Ok(good));
+        }
+        for bad in ["", ".", "..", "a b", "a/b", "eth0:1", "a234567890123456", "ä", "a\n"] {
+            assert!(parse_interface(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -46,8 +46,8 @@ fn directives(verbosity: i8) -> &'static str {
     match verbosity {
         ..=-2 => "error,report=info",
         -1 => "warn,report=info",
-        0 => "warn,fuser=error,mainline=off,torrentfs=info,torrentfs_fs=info,report=info",
-        1 => "info,mainline=off,torrentfs=debug,torrentfs_fs=debug",
+        0 => "warn,fuser=error,torrentfs=info,torrentfs_fs=info,report=info",
+        1 => "info,torrentfs=debug,torrentfs_fs=debug",
         2 => "debug,torrentfs=trace,torrentfs_fs=trace",
         3.. => "trace",
     }

@@ -442,7 +442,7 @@ mod tests {
 
     #[test]
     fn every_option_reaches_its_setting() {
-        let shared = "--cache-dir /c --listen 127.0.0.1:0 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
+        let shared = "--cache-dir /c --listen 127.0.0.1:0 --interface eth0 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
             --no-dht --no-lsd --no-pex --encryption require --no-utp --no-port-mapping --no-trackers --allow-private-hosts --dht-bootstrap b:4 --read-timeout 0 \
             --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s \
             --unlimited-local-peers --ip-filter /f --no-upload \
@@ -455,6 +455,7 @@ mod tests {
         let client = ClientConfig {
             cache_dir: Some("/c".into()),
             listen: Listen { addr: Some([127, 0, 0, 1].into()), port: Some(0) },
+            interface: Some("eth0".into()),
             peers: vec![host("a", 1), host("::1", 2)],
             trackers: vec!["udp://t:3".into(), "http://t".into()],
             use_trackers: false,
@@ -674,6 +675,7 @@ mod tests {
             ("mount", "SOURCE"),
             ("mount a.torrent", "MOUNTPOINT"),
             ("mount --listen 6881 a /m", "for a port alone write :6881"),
+            ("mount --interface eth0:1 a /m", "as in eth0"),
             ("mount --peer localhost a /m", "the port is missing"),
             ("mount --tracker ftp://x a /m", "http, https or udp"),
             ("mount --read-timeout 10 a /m", "a unit is missing"),

@@ -33,9 +33,13 @@ pub(super) struct ClientArgs {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, help_heading = "Storage")]
     trust_resume: bool,
 
-    /// Where peers reach us [default: port 6881 or the next free one; :0 takes any]
+    /// Where peers reach us [default: port 6881 or the next free one; :0 takes any]; an address is where all
+    /// connections come from, too
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = config::parse_listen, help_heading = "Network")]
     listen: Option<Listen>,
+    /// Use this network interface and no other, as it is named by `ip link`; names are looked up as the system does
+    #[arg(long, value_name = "NAME", value_parser = config::parse_interface, help_heading = "Network")]
+    interface: Option<String>,
     /// A peer to try; may be given several times
     #[arg(long = "peer", value_name = "HOST:PORT", value_parser = config::parse_host_port, help_heading = "Network")]
     peers: Vec<HostPort>,
@@ -113,6 +117,7 @@ impl ClientArgs {
             cache_size: self.cache_size,
             min_free: self.min_free_space,
             listen: self.listen.unwrap_or_default(),
+            interface: self.interface,
             peers: self.peers,
             trackers: self.trackers,
             use_trackers: !self.no_trackers,

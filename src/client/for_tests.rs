@@ -25,6 +25,7 @@ pub(crate) fn options() -> Options {
     Options {
         listen_addr: Some([127, 0, 0, 1].into()),
         listen_port: Some(0),
+        interface: None,
         peers: Vec::new(),
         trackers: Vec::new(),
         use_trackers: false,
@@ -111,6 +112,7 @@ impl Sample {
             info: None,
             trackers: Vec::new(),
             webseeds: Vec::new(),
+            nodes: Vec::new(),
             peers,
             created: Some(1_500_000_000),
             trusted: false,

@@ -9,6 +9,7 @@ mod dormant;
 pub(crate) mod for_tests;
 mod keeper;
 pub mod listen;
+mod nodes;
 mod plan;
 pub mod remove;
 mod slots;
@@ -22,13 +23,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
+use crate::discovery::dht::id::Family as DhtFamily;
 use crate::discovery::dht::{Dht, DhtOptions};
 use crate::discovery::lsd::Lsd;
 use crate::discovery::tracker::http_clients;
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
 use crate::net::filter::Filter;
-use crate::net::hosts::Reach;
+use crate::net::hosts::{Reach, is_private};
 use crate::net::limit::RateLimit;
 use crate::net::sockets::Sockets;
 use crate::peer::mse::{self, Policy};
@@ -73,6 +75,8 @@ pub struct Options {
     pub listen_addr: Option<IpAddr>,
     /// The port; `None` for 6881 or the next free one, 0 for any.
     pub listen_port: Option<u16>,
+    /// The interface that all sockets are bound to, by its name; `None` for all.
+    pub interface: Option<String>,
     /// Peers to try for every torrent, as `host:port`.
     pub peers: Vec<(String, u16)>,
     /// Trackers for every torrent, in addition.
@@ -131,6 +135,15 @@ pub enum ClientError {
         #[source]
         source: std::io::Error,
     },
+    /// There is no such interface, or we may not bind to it.
+    #[error("can't use the interface {name}: {source}")]
+    Interface {
+        /// Its name.
+        name: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// A thread could not be started.
     #[error("can't start a thread: {0}")]
     Thread(std::io::Error),
@@ -183,27 +196,48 @@ impl Client {
         cache: Arc<CacheDir>,
         options: Options,
     ) -> Result<Arc<Self>, ClientError> {
-        let listener = Listener::bind(options.listen_addr, options.listen_port, &cache).await?;
+        let sockets = Sockets::new(options.interface.as_deref(), options.listen_addr);
+        sockets.check().map_err(|source| ClientError::Interface {
+            name: options.interface.clone().unwrap_or_default(),
+            source,
+        })?;
+        let listener =
+            Listener::bind(&sockets, options.listen_addr, options.listen_port, options.use_dht, &cache)
+                .await?;
         let port = listener.port();
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
-        let http = options.use_trackers.then(http_clients);
-        let hub = Hub::new(HubOptions::default());
-        let dht = options.use_dht.then(|| {
-            let bind = match options.listen_addr {
-                Some(IpAddr::V4(addr)) => addr,
-                _ => std::net::Ipv4Addr::UNSPECIFIED,
-            };
-            let dht_options =
-                DhtOptions { bootstrap: options.dht_bootstrap.clone(), port: Some(port), bind, serve: false };
-            Arc::new(Dht::start(&scope, dht_options))
-        });
-        // On loopback nobody else is, and what the user wants to be heard there alone stays there.
+        let http = options.use_trackers.then(|| http_clients(&sockets));
+        let hub = Hub::new(HubOptions::default(), sockets.clone());
         let loopback = options.listen_addr.is_some_and(|addr| addr.is_loopback());
-        let lsd = (options.use_lsd && !loopback)
-            .then(|| Lsd::start(&scope, Sockets::new(None, options.listen_addr)));
+        let udp = listener.udp().filter(|_| options.use_dht);
+        let dht = udp.map(|udp| {
+            let dht_options = DhtOptions {
+                // The well-known nodes can't be reached from loopback: without others it is a network of one's own, and
+                // all who are there reach us.
+                bootstrap: options.dht_bootstrap.clone().or_else(|| loopback.then(Vec::new)),
+                // The router may show another port than ours to the outside.
+                implied: udp.local_addr(false).or(udp.local_addr(true)).is_some_and(|at| at.port() == port),
+                serve: loopback,
+                filter: options.filter.clone(),
+            };
+            let keep = Arc::new(nodes::KeptNodes::new(cache.clone(), workers.clone()));
+            let dht = Dht::start(&scope, dht_options, Some(keep), udp.clone());
+            // Without a router in front, strangers reach us: it takes part from the start.
+            let public = |addr: &IpAddr| addr.is_ipv4() && !is_private(*addr);
+            if sockets.interfaces().iter().flat_map(|interface| &interface.addrs).any(public) {
+                dht.set_public(DhtFamily::V4, true);
+            }
+            Arc::new(dht)
+        });
+        if let Some(udp) = listener.udp() {
+            udp.run(&scope);
+        }
+        // On loopback nobody else is, and what the user wants to be heard there alone stays there.
+        let lsd = (options.use_lsd && !loopback).then(|| Lsd::start(&scope, sockets.clone()));
         let client = Arc::new(Self {
             env: Environment {
                 workers,
+                sockets,
                 recent: Recent::new(recent::KEPT),
                 http,
                 hub,
@@ -234,6 +268,11 @@ impl Client {
     /// The port where peers reach us.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// How its sockets are made.
+    pub fn sockets(&self) -> &Sockets {
+        &self.env.sockets
     }
 
     /// The limits of all torrents together, on what is received and sent; they can be changed at any time. Those of one
@@ -382,9 +421,20 @@ impl Client {
         };
         let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
         let reach = if loaded.trusted { Reach::Any } else { self.reach() };
+        if !torrent.live().is_some_and(|shared| shared.info.private) {
+            self.hint_nodes(loaded.nodes, loaded.trusted);
+        }
         let more = Command::Extend { trackers: loaded.trackers, reach, webseeds, peers };
         if tokio::time::timeout(timeouts::CONTROL_ANSWER, torrent.command(more)).await.is_err() {
             tracing::warn!("{} doesn't take its further webseeds and trackers; try again", torrent.name());
+        }
+    }
+
+    /// Tells the DHT of nodes that a torrent names, which isn't private. One from the web may not name those of the local
+    /// network.
+    fn hint_nodes(&self, nodes: Vec<(String, u16)>, trusted: bool) {
+        if let Some(dht) = self.env.dht.as_ref() {
+            dht.add_nodes(nodes, if trusted { Reach::Any } else { self.reach() });
         }
     }
 
@@ -427,6 +477,9 @@ impl Client {
             if !addrs.is_empty() {
                 peers.push(FoundPeers { source, addrs });
             }
+        }
+        if !loaded.info.as_ref().is_some_and(|info| info.private) {
+            self.hint_nodes(loaded.nodes, loaded.trusted);
         }
         let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
         let mut trackers = loaded.trackers;
@@ -583,6 +636,8 @@ async fn resolve(hosts: &[(String, u16)]) -> Vec<SocketAddr> {
     futures_util::future::join_all(all).await.into_iter().flatten().collect()
 }
 
+#[cfg(test)]
+mod dht_tests;
 #[cfg(test)]
 mod panic_tests;
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::metainfo::magnet::Magnet;
 use crate::metainfo::source::Source;
 use crate::metainfo::{Metainfo, MetainfoError};
 use crate::net::hosts::{self, Reach};
+use crate::net::sockets::Sockets;
 use crate::sync::timeouts;
 use crate::webseed::Kind;
 
@@ -73,6 +74,8 @@ pub struct Loaded {
     pub trackers: Vec<Vec<String>>,
     /// Webseeds, each with how it is asked.
     pub webseeds: Vec<(Kind, String)>,
+    /// Nodes of the DHT by name or address (BEP 5).
+    pub nodes: Vec<(String, u16)>,
     /// Peers by name or address.
     pub peers: Vec<(String, u16)>,
     /// When the torrent was made, in seconds since the epoch, if it says so.
@@ -82,17 +85,18 @@ pub struct Loaded {
 }
 
 /// Loads a source. Waits for the disk (a local file), or for the network, bounded, with a URL. That is the user's own
-/// word: it may lead into the local network, and then its redirects may. Otherwise those may as far as `reach` says.
+/// word: it may lead into the local network, and then its redirects may. Otherwise those may as far as `reach` says. It is
+/// fetched through `sockets`.
 ///
 /// # Errors
 /// See [`SourceError`].
-pub async fn load(source: &Source, reach: Reach) -> Result<Loaded, SourceError> {
+pub async fn load(source: &Source, reach: Reach, sockets: &Sockets) -> Result<Loaded, SourceError> {
     match source {
         Source::Magnet(magnet) => from_magnet(magnet),
         Source::InfoHash(hash) => from_hash(*hash),
         Source::File(path) => from_bytes(&read(path)?, &path.display().to_string()),
         Source::Url(url) => {
-            let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url, reach)).await;
+            let fetched = tokio::time::timeout(timeouts::TORRENT_URL, fetch(url, reach, sockets)).await;
             let why = || SourceError::Unfetched { url: url.clone(), why: "no answer in time".into() };
             let loaded = from_bytes(&fetched.map_err(|_| why())??, url)?;
             Ok(Loaded { trusted: false, ..loaded })
@@ -127,6 +131,7 @@ fn from_hash(hash: InfoHash) -> Result<Loaded, SourceError> {
         info: None,
         trackers: Vec::new(),
         webseeds: Vec::new(),
+        nodes: Vec::new(),
         peers: Vec::new(),
         created: None,
         trusted: false,
@@ -143,6 +148,7 @@ fn from_magnet(magnet: &Magnet) -> Result<Loaded, SourceError> {
         info: None,
         trackers: magnet.trackers.iter().map(|t| vec![t.clone()]).collect(),
         webseeds: seeds(&magnet.webseeds, Kind::Url).collect(),
+        nodes: Vec::new(),
         peers: magnet.peers.iter().filter_map(|p| host_port(p)).collect(),
         created: None,
         trusted: false,
@@ -166,6 +172,7 @@ pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Loaded, SourceError> {
         hint: metainfo.info.name.clone(),
         info: Some(metainfo.info),
         trackers: metainfo.trackers,
+        nodes: metainfo.nodes,
         peers: Vec::new(),
         created: metainfo.creation_date,
         trusted: true,
@@ -195,10 +202,10 @@ fn read_open(file: std::fs::File, path: &Path) -> Result<Vec<u8>, SourceError> {
     Ok(bytes)
 }
 
-async fn fetch(text: &str, reach: Reach) -> Result<Vec<u8>, SourceError> {
+async fn fetch(text: &str, reach: Reach, sockets: &Sockets) -> Result<Vec<u8>, SourceError> {
     let failed = |why: String| SourceError::Unfetched { url: text.to_owned(), why };
     let url = reqwest::Url::parse(text).map_err(|e| failed(e.to_string()))?;
-    let clients = http_clients();
+    let clients = http_clients(sockets);
     let send = async |reach| match clients
         .of(reach)
         .map_err(|e| (failed(root_cause(&e)), false))?
@@ -281,7 +288,7 @@ mod tests {
                 format!("http://{at}/moved"),
                 format!("http://localhost:{}/moved", at.port()),
             ] {
-                let loaded = load(&Source::Url(url.clone()), Reach::Public).await;
+                let loaded = load(&Source::Url(url.clone()), Reach::Public, &Sockets::default()).await;
                 assert!(!loaded.unwrap().trusted, "{url}");
             }
         };

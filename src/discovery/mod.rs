@@ -1,8 +1,7 @@
 //! Finding peers: who may have a torrent's data, before anyone was spoken to.
 //!
-//! Parts: [`tracker`] announces to HTTP and UDP trackers; [`dht`] searches the mainline DHT behind the
-//! [`PeerDiscovery`] trait, so that another node can take its place; [`lsd`], behind the same, listens and speaks to the
-//! local network.
+//! Parts: [`tracker`] announces to HTTP and UDP trackers; [`dht`] is a node of our own in the mainline DHT, behind
+//! the [`PeerDiscovery`] trait; [`lsd`], behind the same, listens and speaks to the local network.
 //! Flow: every source sends [`FoundPeers`] into one bounded channel of the torrent's owner. When it is full the
 //! source waits (a torrent that can't take more addresses needs none), and stays cancellable while it does.
 //!

@@ -6,6 +6,8 @@
 //! looked at, and a name that changes its mind changes nothing. A [`Guarded`] HTTP client does both, for redirects as
 //! well, and [`refused`] finds in its errors that it did. How far to go is a [`Reach`].
 //!
+//! What our own address doesn't reach ([`Sockets::allows`]) is left out in the same way.
+//!
 //! Not here: peers. Those of a local network are named rightly, and speak a protocol that a router doesn't take for
 //! orders.
 
@@ -18,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{ClientBuilder, RequestBuilder, Url, redirect};
 
+use super::sockets::Sockets;
 use crate::sync::timeouts::RESOLVE;
 
 /// Which hosts may be reached.
@@ -43,23 +46,29 @@ impl Reach {
 
 /// A host that may not be reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{} private address; use --allow-private-hosts if that is meant", self.which())]
+#[error("{}", self.said())]
 pub struct PrivateHost {
     /// Its name or address, as a URL has it.
     pub host: String,
     /// It isn't the one that was asked for: that one redirects to it.
     pub redirected: bool,
+    /// It isn't that it is private: it has an address of another family than ours, of `--listen`.
+    pub foreign: bool,
 }
 
 impl PrivateHost {
     fn new(host: &str) -> Self {
-        Self { host: host.to_owned(), redirected: false }
+        Self { host: host.to_owned(), redirected: false, foreign: false }
     }
 
-    fn which(&self) -> String {
-        match self.redirected {
-            true => format!("it redirects to {}, which has a", self.host),
-            false => "its host has a".to_owned(),
+    fn said(&self) -> String {
+        let which = match self.redirected {
+            true => format!("it redirects to {}, which has", self.host),
+            false => "its host has".to_owned(),
+        };
+        match self.foreign {
+            true => format!("{which} an address that can't be reached from that of --listen"),
+            false => format!("{which} a private address; use --allow-private-hosts if that is meant"),
         }
     }
 }
@@ -123,11 +132,12 @@ fn is_private_v6(ip: Ipv6Addr) -> bool {
 /// Looks at a URL that names its host by address; names are the resolver's matter.
 ///
 /// # Errors
-/// The address may not be reached.
-pub fn check(url: &Url, reach: Reach) -> Result<(), PrivateHost> {
+/// The address may not be reached, or can't be.
+pub fn check(url: &Url, reach: Reach, sockets: &Sockets) -> Result<(), PrivateHost> {
     let host = url.host_str().unwrap_or_default();
     match bare(host).parse::<IpAddr>() {
         Ok(ip) if !reach.allows(ip) => Err(PrivateHost::new(host)),
+        Ok(ip) if !sockets.allows(ip) => Err(PrivateHost { foreign: true, ..PrivateHost::new(host) }),
         _ => Ok(()),
     }
 }
@@ -181,17 +191,23 @@ fn within(host: &str, all: Vec<SocketAddr>, reach: Reach) -> Result<Vec<SocketAd
 pub struct Guarded {
     client: reqwest::Client,
     reach: Reach,
+    sockets: Sockets,
 }
 
 impl Guarded {
-    /// Makes one of a client that is set up otherwise. It follows at most `redirects` in a row; with 0
+    /// Makes one of a client that is set up otherwise, with the sockets that are ours. It follows at most `redirects` in a row; with 0
     /// an answer that redirects is an answer like any other. Reads the system's
     /// certificates, unless the builder has others.
     ///
     /// # Errors
     /// As [`ClientBuilder::build`].
-    pub fn new(builder: ClientBuilder, reach: Reach, redirects: usize) -> Result<Self, reqwest::Error> {
-        Self::by(system, builder, reach, redirects)
+    pub fn new(
+        builder: ClientBuilder,
+        reach: Reach,
+        redirects: usize,
+        sockets: &Sockets,
+    ) -> Result<Self, reqwest::Error> {
+        Self::by(system, builder, reach, redirects, sockets)
     }
 
     fn by(
@@ -199,7 +215,9 @@ impl Guarded {
         builder: ClientBuilder,
         reach: Reach,
         redirects: usize,
+        sockets: &Sockets,
     ) -> Result<Self, reqwest::Error> {
+        let ours = sockets.clone();
         let policy = redirect::Policy::custom(move |attempt| {
             if redirects == 0 {
                 return attempt.stop();
@@ -207,13 +225,14 @@ impl Guarded {
             if attempt.previous().len() > redirects {
                 return attempt.error(format!("more than {redirects} redirects"));
             }
-            match check(attempt.url(), reach) {
+            match check(attempt.url(), reach, &ours) {
                 Ok(()) => attempt.follow(),
                 Err(private) => attempt.error(private),
             }
         });
-        let client = builder.dns_resolver(Arc::new(Resolver(names, reach))).redirect(policy).build()?;
-        Ok(Self { client, reach })
+        let resolver = Resolver(names, reach, sockets.clone());
+        let client = sockets.http(builder).dns_resolver(Arc::new(resolver)).redirect(policy).build()?;
+        Ok(Self { client, reach, sockets: sockets.clone() })
     }
 
     /// A GET request, to be sent.
@@ -221,7 +240,7 @@ impl Guarded {
     /// # Errors
     /// The URL names an address that may not be reached. That a name has none but such is told by [`refused`].
     pub fn get(&self, url: Url) -> Result<RequestBuilder, PrivateHost> {
-        check(&url, self.reach)?;
+        check(&url, self.reach, &self.sockets)?;
         Ok(self.client.get(url))
     }
 }
@@ -231,6 +250,7 @@ impl Guarded {
 pub struct Clients {
     purpose: &'static str,
     redirects: usize,
+    sockets: Sockets,
     setup: Box<dyn Fn() -> ClientBuilder + Send + Sync>,
     public: OnceLock<Guarded>,
     any: OnceLock<Guarded>,
@@ -248,9 +268,16 @@ impl Clients {
     pub fn new(
         purpose: &'static str,
         redirects: usize,
+        sockets: Sockets,
         setup: impl Fn() -> ClientBuilder + Send + Sync + 'static,
     ) -> Self {
-        Self { purpose, redirects, setup: Box::new(setup), public: OnceLock::new(), any: OnceLock::new() }
+        let (public, any) = (OnceLock::new(), OnceLock::new());
+        Self { purpose, redirects, sockets, setup: Box::new(setup), public, any }
+    }
+
+    /// How their sockets are made.
+    pub fn sockets(&self) -> &Sockets {
+        &self.sockets
     }
 
     /// The one that reaches so far. The first time it reads the system's certificates, some milliseconds' work.
@@ -265,31 +292,40 @@ impl Clients {
         if let Some(client) = place.get() {
             return Ok(client);
         }
-        let made = Guarded::new((self.setup)(), reach, self.redirects).or_else(|error| {
+        let make = |builder| Guarded::new(builder, reach, self.redirects, &self.sockets);
+        let made = make((self.setup)()).or_else(|error| {
             let purpose = self.purpose;
             tracing::warn!(
                 "HTTPS {purpose} won't work, the system's certificates can't be read ({error}); install ca-certificates"
             );
             // Without any of them no server is valid for it.
-            Guarded::new((self.setup)().tls_certs_only([]), reach, self.redirects)
+            make((self.setup)().tls_certs_only([]))
         })?;
         Ok(place.get_or_init(|| made))
     }
 }
 
+/// What is said of a host that has no address which can be reached from ours.
+pub const NOT_FROM_OURS: &str = "it has no address that can be reached from that of --listen";
+
 /// Looks names up for an HTTP client.
-struct Resolver(Names, Reach);
+struct Resolver(Names, Reach, Sockets);
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let Self(names, reach) = *self;
+        let Self(names, reach, sockets) = self;
+        let (names, reach, sockets) = (*names, *reach, sockets.clone());
         Box::pin(async move {
             // The client puts the port of the URL in.
-            let addrs = lookup_by(names, name.as_str(), 0, reach).await.map_err(|error| match error {
+            let mut addrs = lookup_by(names, name.as_str(), 0, reach).await.map_err(|error| match error {
                 // As it is, so that `refused` finds it.
                 LookupError::Private(private) => private.into(),
                 other => Box::<dyn Error + Send + Sync>::from(other),
             })?;
+            addrs.retain(|addr| sockets.allows(addr.ip()));
+            if addrs.is_empty() {
+                return Err(NOT_FROM_OURS.into());
+            }
             Ok(Box::new(addrs.into_iter()) as Addrs)
         })
     }
@@ -404,8 +440,8 @@ mod tests {
             ("http://localhost/", false),
         ] {
             let url = Url::parse(url).unwrap();
-            assert_eq!(check(&url, Reach::Public).is_err(), private, "{url}");
-            assert_eq!(check(&url, Reach::Any), Ok(()), "{url}");
+            assert_eq!(check(&url, Reach::Public, &Sockets::default()).is_err(), private, "{url}");
+            assert_eq!(check(&url, Reach::Any, &Sockets::default()), Ok(()), "{url}");
         }
     }
 
@@ -418,7 +454,7 @@ mod tests {
                 "it redirects to h, which has a private address; use --allow-private-hosts if that is meant",
             ),
         ] {
-            assert_eq!(PrivateHost { host: "h".to_owned(), redirected }.to_string(), text);
+            assert_eq!(PrivateHost { redirected, ..PrivateHost::new("h") }.to_string(), text);
         }
     }
 
@@ -480,7 +516,7 @@ mod tests {
             let all = all.iter().map(|ip| SocketAddr::from((*ip, port))).collect();
             Box::pin(std::future::ready(Ok(all)))
         };
-        let resolver = Resolver(names, Reach::Public);
+        let resolver = Resolver(names, Reach::Public, Sockets::default());
         for _ in 0..2 {
             let found = resolver.resolve("flips.example".parse().unwrap()).await.unwrap();
             assert_eq!(found.map(|addr| addr.ip().to_string()).collect::<Vec<_>>(), ["192.0.2.7"]);
@@ -490,7 +526,7 @@ mod tests {
             Url::parse(&format!("http://flips.example:{}/", listener.local_addr().unwrap().port())).unwrap();
         let client = |reach| {
             let builder = reqwest::Client::builder().no_proxy().tls_certs_only([]);
-            Guarded::by(names, builder, reach, 3).unwrap()
+            Guarded::by(names, builder, reach, 3, &Sockets::default()).unwrap()
         };
         let error = client(Reach::Public).get(url.clone()).unwrap().send().await.unwrap_err();
         assert_eq!(refused(&error, &url), Some(PrivateHost::new("flips.example")));
@@ -510,7 +546,7 @@ mod tests {
             let builder = reqwest::Client::builder().no_proxy().tls_certs_only([]);
             // The public host of this test.
             let here = SocketAddr::from(([127, 0, 0, 1], port));
-            Guarded::new(builder.resolve("public.example", here), reach, 3).unwrap()
+            Guarded::new(builder.resolve("public.example", here), reach, 3, &Sockets::default()).unwrap()
         };
         // Each path redirects to what it says; "/end" is the end.
         let serve = async {
@@ -540,7 +576,7 @@ mod tests {
             let at = |host: &str| format!("http://{host}:{port}/");
             let to = |host: &str| format!("http://public.example:{port}/?to=http://{host}:{port}/");
             let private =
-                |host: &str, redirected| Err(Some(PrivateHost { host: host.to_owned(), redirected }));
+                |host: &str, redirected| Err(Some(PrivateHost { redirected, ..PrivateHost::new(host) }));
             for (url, public) in [
                 (at("public.example"), Ok(200)),
                 (at("localhost"), private("localhost", false)),
@@ -562,5 +598,34 @@ mod tests {
             () = serve => {}
             () = asked => {}
         }
+    }
+
+    #[tokio::test]
+    async fn hosts_are_asked_from_our_address_or_not_at_all() {
+        let ours = IpAddr::from([127, 0, 0, 5]);
+        let sockets = Sockets::new(None, Some(ours));
+        let names: Names = |_, port| {
+            let all =
+                vec![SocketAddr::from((Ipv6Addr::LOCALHOST, port)), SocketAddr::from(([127, 0, 0, 1], port))];
+            Box::pin(std::future::ready(Ok(all)))
+        };
+        let builder = || reqwest::Client::builder().no_proxy().tls_certs_only([]);
+        let client = Guarded::by(names, builder(), Reach::Any, 0, &sockets).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let url = |host: &str| Url::parse(&format!("http://{host}:{port}/")).unwrap();
+        tokio::select! {
+            called = listener.accept() => assert_eq!(called.unwrap().1.ip(), ours),
+            // Nobody answers.
+            answer = client.get(url("both.example")).unwrap().send() => panic!("{answer:?}"),
+        }
+        let error = client.get(url("[::1]")).unwrap_err();
+        assert!(error.foreign && error.to_string().contains("--listen"), "{error}");
+        let only6: Names =
+            |_, port| Box::pin(std::future::ready(Ok(vec![SocketAddr::from((Ipv6Addr::LOCALHOST, port))])));
+        let client = Guarded::by(only6, builder(), Reach::Any, 0, &sockets).unwrap();
+        let error = client.get(url("six.example")).unwrap().send().await.unwrap_err();
+        assert!(format!("{error:?}").contains(NOT_FROM_OURS), "{error:?}");
+        assert!(listener.accept().now_or_never().is_none(), "somebody was called");
     }
 }

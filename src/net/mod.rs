@@ -1,6 +1,8 @@
-//! What concerns the line as a whole: rate limits, which hosts may be reached, and which addresses never are.
+//! What concerns the line as a whole: how sockets are made, the shared UDP port, rate limits, which hosts may be reached,
+//! and which addresses never are.
 pub mod addresses;
 pub mod filter;
 pub mod hosts;
 pub mod limit;
 pub mod sockets;
+pub mod udp;

@@ -70,6 +70,14 @@ const UNANSWERED_MAX: usize = 4096;
 /// How often silence is looked at. Coarse: the time-outs are minutes.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// What is said between two peers of their nodes in the DHT (BEP 5's PORT).
+pub struct DhtPorts {
+    /// Where our node listens, if the peer has one, too.
+    pub ours: Option<u16>,
+    /// Is told where theirs does, once: a peer has one node. Must not wait.
+    pub theirs: Option<Box<dyn Fn(u16) + Send + Sync>>,
+}
+
 /// What a session needs.
 pub struct Context {
     /// The peer's key.
@@ -91,6 +99,8 @@ pub struct Context {
     /// The connection's socket, to acknowledge at once what came (Linux's TCP_QUICKACK) and to bound what waits in it
     /// (TCP_NOTSENT_LOWAT); `None` where that means nothing.
     pub socket: Option<OwnedFd>,
+    /// `None` where the DHT isn't spoken of: it is off, or the torrent is private (BEP 27).
+    pub dht: Option<DhtPorts>,
     /// What is read and written goes through this, and it begins with what came behind the handshake.
     pub line: Line,
 }
@@ -365,6 +375,7 @@ impl Session {
         if self.out.is_empty() {
             self.progress = Instant::now();
         }
+        let introduced = !outgoing.messages.is_empty();
         for message in outgoing.messages {
             message.encode(&mut self.out);
         }
@@ -373,6 +384,10 @@ impl Session {
             let blocks: u32 = outgoing.allowed.iter().map(|piece| known.geometry.blocks_in(*piece)).sum();
             self.allowance += 2 * blocks;
             self.allowed.extend(outgoing.allowed);
+        }
+        // Behind what we have, which must come first.
+        if introduced && let Some(port) = self.ctx.dht.as_mut().and_then(|dht| dht.ours.take()) {
+            Message::Port(port).encode(&mut self.out);
         }
         if let Some(choke) = outgoing.choke
             && choke != self.choking
@@ -443,7 +458,12 @@ impl Session {
                 message.check(&known.geometry)?;
             }
             match message {
-                Message::KeepAlive | Message::Port(_) | Message::Suggest(_) | Message::Unknown(_) => {}
+                Message::KeepAlive | Message::Suggest(_) | Message::Unknown(_) => {}
+                Message::Port(port) => {
+                    if let Some(theirs) = self.ctx.dht.as_mut().and_then(|dht| dht.theirs.take()) {
+                        theirs(port);
+                    }
+                }
                 Message::Choke => {
                     if !self.ctx.fast {
                         self.excused += self.asked.len() as u64;
@@ -736,6 +756,7 @@ mod tests {
             down_limits: Chain::new([]),
             up_limits: Chain::new([]),
             socket: None,
+            dht: None,
             line: Line::default(),
         }
     }
@@ -833,6 +854,37 @@ mod tests {
 
     fn whole(begin: u32) -> Message {
         piece(begin, BLOCK_LEN as usize)
+    }
+
+    #[tokio::test]
+    async fn nodes_of_the_dht_are_told_once_and_behind_what_we_have() {
+        let (near, far) = tokio::io::duplex(4096);
+        let (tell, _events) = mpsc::channel(8);
+        let mut context = context(true, tell, Arc::default());
+        let (told, mut heard) = mpsc::channel(8);
+        let theirs: Box<dyn Fn(u16) + Send + Sync> = Box::new(move |port| told.try_send(port).unwrap());
+        context.dht = Some(DhtPorts { ours: Some(6881), theirs: Some(theirs) });
+        let outbox = context.outbox.clone();
+        let scope = TaskScope::root();
+        scope.spawn("session", async move {
+            run(near, context).await;
+        });
+        let (mut read, mut write) = tokio::io::split(far);
+        let mut bytes = BytesMut::new();
+        [Message::Port(7), Message::Port(8)].iter().for_each(|message| message.encode(&mut bytes));
+        write.write_all(&bytes).await.unwrap();
+        assert_eq!(heard.recv().await, Some(7));
+        // It is dropped with the first.
+        assert_eq!(heard.recv().await, None);
+        let mut expected = BytesMut::new();
+        outbox.first(Message::HaveNone);
+        for message in [Message::HaveNone, Message::Port(6881)] {
+            message.encode(&mut expected);
+        }
+        let mut said = vec![0; expected.len()];
+        read.read_exact(&mut said).await.unwrap();
+        assert_eq!(said, expected);
+        scope.cancel();
     }
 
     #[tokio::test]

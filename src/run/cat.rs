@@ -29,7 +29,7 @@ use torrentfs_fs::tree::NodeKind;
 use super::locate::{self, Astray, locate};
 use super::shutdown::{Running, shut_down};
 use super::signals::Signals;
-use super::start::{DRAW, client_failure, line, load, start_client};
+use super::start::{DRAW, client_failure, line, load, sockets, start_client};
 use crate::cli::cat as say;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::terminal::{self, Display, TorrentLine};
@@ -98,7 +98,8 @@ async fn print(
     running: &mut Running,
     display: Option<&mut Display>,
 ) -> Result<Exit, Failure> {
-    let loaded = load(&config.source, Reach::of(config.client.allow_private_hosts)).await?;
+    let reach = Reach::of(config.client.allow_private_hosts);
+    let loaded = load(&config.source, reach, &sockets(&config.client)).await?;
     let client = start_client(&config.client, running.scope.child("client")).await?;
     running.clients.push(client.clone());
     let torrent = client.add(loaded).await.map_err(|error| client_failure(&error))?;

@@ -140,6 +140,7 @@ async fn seed(
         info: Some(metainfo.info),
         trackers: Vec::new(),
         webseeds: Vec::new(),
+        nodes: Vec::new(),
         peers: Vec::new(),
         created: None,
         trusted: true,

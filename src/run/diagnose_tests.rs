@@ -18,6 +18,7 @@ fn options() -> Options {
     Options {
         listen_addr: Some([127, 0, 0, 1].into()),
         listen_port: Some(0),
+        interface: None,
         peers: Vec::new(),
         trackers: Vec::new(),
         use_trackers: false,
@@ -53,6 +54,7 @@ fn torrent() -> Loaded {
         info: Some(info),
         trackers: Vec::new(),
         webseeds: Vec::new(),
+        nodes: Vec::new(),
         peers: Vec::new(),
         created: None,
         trusted: true,

@@ -276,7 +276,7 @@ async fn watch(client: &Arc<Client>, config: &Config) -> Result<Option<Watch>, F
 /// is nothing to mount.
 async fn add_sources(client: &Arc<Client>, config: &Config) -> Result<Vec<Arc<Torrent>>, Failure> {
     let reach = Reach::of(config.client.allow_private_hosts);
-    let loading = config.sources.iter().map(|given| load(given, reach));
+    let loading = config.sources.iter().map(|given| load(given, reach, client.sockets()));
     let mut torrents: Vec<Arc<Torrent>> = Vec::new();
     let mut failures = Vec::new();
     for loaded in futures_util::future::join_all(loading).await {

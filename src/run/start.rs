@@ -18,6 +18,7 @@ use crate::config::{self, ClientConfig};
 use crate::content::TorrentContent;
 use crate::net::filter::Filter;
 use crate::net::hosts::Reach;
+use crate::net::sockets::Sockets;
 use crate::storage::cache::{CacheDir, CacheError, default_path};
 use crate::sync::tasks::TaskScope;
 use crate::torrent::Torrent;
@@ -74,6 +75,10 @@ pub async fn start_client(config: &ClientConfig, scope: TaskScope) -> Result<Arc
 pub fn client_failure(error: &ClientError) -> Failure {
     match error {
         ClientError::Listen { addr, source } => Failure::listen(addr, source),
+        ClientError::Interface { name, source } => {
+            Failure::new(Exit::Listen, format_args!("can't use the interface {name}"), source)
+                .hint("ip link lists the interfaces there are")
+        }
         ClientError::Cache(error) => cache_failure(error),
         ClientError::Thread(_) | ClientError::Closing => Failure::internal("can't start the client", error),
     }
@@ -99,6 +104,7 @@ fn options(config: &ClientConfig, filter: Arc<Filter>) -> Options {
     Options {
         listen_addr: config.listen.addr,
         listen_port: config.listen.port,
+        interface: config.interface.clone(),
         peers: hosts(&config.peers),
         trackers: config.trackers.clone(),
         use_trackers: config.use_trackers,
@@ -125,14 +131,19 @@ fn options(config: &ClientConfig, filter: Arc<Filter>) -> Options {
     }
 }
 
-/// Loads a source as it was written; a URL's redirects may lead as far as `reach` says. Waits for the disk, or for the
+/// How the sockets of a configuration are made.
+pub fn sockets(config: &ClientConfig) -> Sockets {
+    Sockets::new(config.interface.as_deref(), config.listen.addr)
+}
+
+/// Loads a source as it was written; a URL's redirects may lead as far as `reach` says, through `sockets`. Waits for the disk, or for the
 /// network, bounded, with a URL.
 ///
 /// # Errors
 /// For the user.
-pub async fn load(given: &OsStr, reach: Reach) -> Result<Loaded, Failure> {
+pub async fn load(given: &OsStr, reach: Reach, sockets: &Sockets) -> Result<Loaded, Failure> {
     let source = config::parse_source(given).map_err(|e| Failure::source(given.display(), e))?;
-    sources::load(&source, reach).await.map_err(|e| inspect::refused(&given.to_string_lossy(), &e))
+    sources::load(&source, reach, sockets).await.map_err(|e| inspect::refused(&given.to_string_lossy(), &e))
 }
 
 /// Prints to standard output. A reader that has seen enough (a closed pipe) is no error.

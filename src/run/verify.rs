@@ -41,6 +41,7 @@ use crate::metainfo::Info;
 use crate::metainfo::geometry::{FileIndex, Geometry, PieceIndex};
 use crate::metainfo::info::FileKind;
 use crate::net::hosts::Reach;
+use crate::net::sockets::Sockets;
 use crate::storage::cache::CacheDir;
 use crate::storage::file::{FileStore, Layout};
 use crate::storage::resume::{self, Adopted, FileMark, ResumeData};
@@ -80,8 +81,9 @@ struct Shared {
 async fn run_async(config: &VerifyConfig, display: &mut Screen) -> Result<Exit, Failure> {
     let scope = TaskScope::root();
     let signals = Signals::install(&scope)?;
+    let sockets = Sockets::default();
     let loaded = tokio::select! {
-        loaded = load(&config.source, Reach::Public) => loaded?,
+        loaded = load(&config.source, Reach::Public, &sockets) => loaded?,
         () = signals.reached(1) => return Ok(Exit::Forced),
     };
     let shared = Arc::new(Shared::default());

@@ -119,8 +119,8 @@ const FOLDER: u32 = 0o755;
 /// What a test write needs to find a full disk: more than file systems keep in the inode itself.
 const TRIAL: usize = 64 * 1024;
 
-/// Longest value read back; they are numbers and names.
-const MAX_VALUE: u64 = 4096;
+/// Longest value read back; they are numbers, names, and the nodes of the DHT.
+const MAX_VALUE: u64 = 32 << 10;
 
 impl CacheDir {
     /// Makes the folder (and those above it) if it isn't there, locks it and tries whether

@@ -30,7 +30,7 @@ use crate::metainfo::Info;
 use crate::metainfo::geometry::PieceIndex;
 
 /// The files of the folder itself. What is written aside for them begins with [`ASIDE`].
-const OWN: [&str; 3] = ["lock", "listen-port", super::spare::NAME];
+const OWN: [&str; 4] = ["lock", "listen-port", "dht-nodes", super::spare::NAME];
 /// Log lines of a mount in the background that have nowhere else to go: the file written to, and the one before it.
 pub const LOGS: [&str; 2] = ["log", "log.1"];
 const ASIDE: &str = ".value.new-";

@@ -70,17 +70,11 @@ pub const RESOLVE: Duration = Duration::from_secs(10);
 pub const TRACKER_UDP_OTHER: Duration = Duration::from_secs(6);
 /// A UDP tracker's connection id may be used this long (BEP 15: a minute).
 pub const TRACKER_UDP_CONNECTION: Duration = Duration::from_secs(60);
-/// For one search of the DHT: a walk of the network takes 5 to 20 s, each node 2 s to answer.
-pub const DHT_SEARCH: Duration = Duration::from_secs(60);
-/// For one announce to the DHT's nearest nodes, after the search that found them.
-pub const DHT_ANNOUNCE: Duration = Duration::from_secs(30);
-/// For the DHT node to start, or to answer a question about itself: it looks 20 times a second.
-pub const DHT_NODE: Duration = Duration::from_secs(5);
 /// Without any node known for this long after its start, the DHT counts as unreachable: three rounds of 2 s of
 /// asking the bootstrap nodes, with room.
 pub const DHT_BOOTSTRAP: Duration = Duration::from_secs(15);
-/// Between two looks at the DHT node; a dead one is started again.
-pub const DHT_WATCH: Duration = Duration::from_secs(30);
+/// Between two times that the DHT's nodes are kept for another start: they change slowly, and the end keeps them, too.
+pub const DHT_SAVE: Duration = Duration::from_secs(10 * 60);
 /// For the system to take a packet for the local network: what isn't said now is said in some minutes.
 pub const LSD_SEND: Duration = Duration::from_millis(100);
 /// For a `.torrent` behind a URL: connect, TLS and body.

@@ -42,7 +42,9 @@ use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
 use crate::net::hosts::{Clients, Reach};
 use crate::net::limit::{Limits, RateLimit};
+use crate::net::sockets::Sockets;
 use crate::peer::PeerKey;
+use crate::peer::connect::Ways;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
 use crate::peer::mse::{self, Policy};
 use crate::peer::outbox::{Outbox, Wanted};
@@ -104,6 +106,8 @@ pub struct Plan {
 pub struct Environment {
     /// Who does blocking work.
     pub workers: Arc<Workers>,
+    /// What connections are made of.
+    pub sockets: Sockets,
     /// The pieces kept in memory, of all torrents.
     pub recent: Arc<Recent>,
     /// For HTTP trackers; `None` when trackers are off.
@@ -223,15 +227,17 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
     // Full when commands come faster than they are carried out: the caller waits.
     let (commands, orders) = mpsc::channel(8);
     let known = Arc::new(OnceLock::new());
-    let sessions = Arc::new(Sessions::new(
+    let private = plan.info.as_ref().is_some_and(|info| info.private);
+    let sessions = Sessions::new(
         scope.child("peers"),
         plan.settings.info_hash,
         plan.settings.peer_id,
         known,
         peer_events.clone(),
         Limits::of_program(env.limits.clone(), env.spare_local),
-        plan.settings.encryption,
-    ));
+        Ways { sockets: env.sockets.clone(), encryption: plan.settings.encryption },
+    );
+    let sessions = Arc::new(sessions.with_dht(env.dht.clone(), private));
     let now = Instant::now();
     let torrent = Arc::new(Torrent {
         slot: plan.slot,
@@ -270,7 +276,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         tiers: plan.trackers,
         named_trackers: plan.named_trackers,
         reach: plan.reach,
-        private: plan.info.as_ref().is_some_and(|i| i.private),
+        private,
         trackers: None,
         following: Vec::new(),
         totals: Arc::default(),
@@ -606,6 +612,7 @@ impl Owner {
         if shared.info.private && !self.private {
             // BEP 27: from here on its trackers alone, tier by tier.
             self.following.clear();
+            self.torrent.sessions.turned_private();
             self.trackers = None;
             self.discover(true);
         }

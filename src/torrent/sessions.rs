@@ -3,19 +3,21 @@
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use crate::discovery::dht::Dht;
+use crate::discovery::dht::id::Family;
 use crate::net::limit::Limits;
 use crate::peer::PeerKey;
-use crate::peer::connect::{self, Plain, Shaken};
+use crate::peer::connect::{self, Plain, Shaken, Ways};
 use crate::peer::event::{Connected, Counters, KnownCell, PeerEvent};
-use crate::peer::mse::{Line, Policy};
+use crate::peer::mse::Line;
 use crate::peer::outbox::Outbox;
-use crate::peer::session::{self, Context};
+use crate::peer::session::{self, Context, DhtPorts};
 use crate::peer::wire::{Handshake, Reserved};
 use crate::sync::tasks::TaskScope;
 use torrentfs_fs::lock::{Rank, RankedMutex};
@@ -27,9 +29,12 @@ pub struct Sessions {
     known: KnownCell,
     events: mpsc::Sender<PeerEvent>,
     limits: Limits,
-    encryption: Policy,
+    ways: Ways,
     /// Who is dialled without encryption at once.
     plain: RankedMutex<Plain>,
+    dht: Option<Arc<Dht>>,
+    /// The DHT isn't spoken of (BEP 27).
+    private: Arc<AtomicBool>,
     next: AtomicU64,
 }
 
@@ -42,7 +47,7 @@ impl Sessions {
         known: KnownCell,
         events: mpsc::Sender<PeerEvent>,
         limits: Limits,
-        encryption: Policy,
+        ways: Ways,
     ) -> Self {
         let reserved = Reserved::new().with_extensions().with_fast();
         Self {
@@ -51,10 +56,50 @@ impl Sessions {
             known,
             events,
             limits,
-            encryption,
+            ways,
             plain: RankedMutex::new(Rank::Leaf, "peers without encryption", Plain::default()),
+            dht: None,
+            private: Arc::default(),
             next: AtomicU64::new(1),
         }
+    }
+
+    /// The same; peers and we tell each other of our nodes in the DHT, unless the torrent is private.
+    pub fn with_dht(self, dht: Option<Arc<Dht>>, private: bool) -> Self {
+        Self { dht, private: Arc::new(AtomicBool::new(private)), ..self }
+    }
+
+    /// The torrent turned out to be private: from now on the DHT isn't spoken of.
+    pub fn turned_private(&self) {
+        self.private.store(true, Ordering::Relaxed);
+    }
+
+    /// The DHT, where it may be spoken of.
+    fn dht(&self) -> Option<&Arc<Dht>> {
+        self.dht.as_ref().filter(|_| !self.private.load(Ordering::Relaxed))
+    }
+
+    /// How we introduce ourselves.
+    fn handshake(&self) -> Handshake {
+        let reserved = match self.dht() {
+            Some(_) => self.handshake.reserved.with_dht(),
+            None => self.handshake.reserved,
+        };
+        Handshake { reserved, ..self.handshake }
+    }
+
+    /// What is said of it with a peer.
+    fn dht_ports(&self, addr: SocketAddr, theirs: Reserved) -> Option<DhtPorts> {
+        let dht = self.dht()?.clone();
+        let family = Family::of(&addr);
+        let ours = dht.local_addr(family).map(|at| at.port()).filter(|_| theirs.supports_dht());
+        let private = self.private.clone();
+        let hint = move |port| {
+            if port != 0 && !private.load(Ordering::Relaxed) {
+                dht.add_node(SocketAddr::new(addr.ip(), port));
+            }
+        };
+        Some(DhtPorts { ours, theirs: Some(Box::new(hint)) })
     }
 
     /// Batches of what sessions told the owner and it hasn't looked at yet.
@@ -81,8 +126,8 @@ impl Sessions {
     pub fn dial(self: &Arc<Self>, addr: SocketAddr) {
         let this = self.clone();
         self.scope.spawn(&format!("peer {addr}"), async move {
-            let policy = this.plain.lock().policy(addr, this.encryption);
-            let dialled = connect::dial(addr, &this.handshake, policy).await;
+            let policy = this.plain.lock().policy(addr, this.ways.encryption);
+            let dialled = connect::dial(addr, &this.ways, &this.handshake(), policy).await;
             this.plain.lock().dialled(addr, dialled.as_ref().ok().map(|shaken| shaken.line.cover()));
             match dialled {
                 Ok(shaken) => this.run(shaken, addr, false).await,
@@ -104,7 +149,7 @@ impl Sessions {
     ) {
         let this = self.clone();
         self.scope.spawn(&format!("peer {addr}"), async move {
-            match connect::answer(&mut stream, &mut line, &this.handshake).await {
+            match connect::answer(&mut stream, &mut line, &this.handshake()).await {
                 Ok(()) => this.run(Shaken { stream, line, theirs }, addr, true).await,
                 Err(error) => tracing::debug!(peer = %addr, "an incoming connection failed: {error}"),
             }
@@ -141,6 +186,7 @@ impl Sessions {
             up_limits: self.limits.up(addr.ip()),
             // Without it the session is only slower.
             socket: stream.as_fd().try_clone_to_owned().ok(),
+            dht: self.dht_ports(addr, theirs.reserved),
             line,
         };
         #[cfg(test)]

@@ -248,12 +248,12 @@ mod tests {
                 Meaning::Wait(None),
             ),
             (
-                Fault::Private(PrivateHost { host: "router".to_owned(), redirected: false }),
+                Fault::Private(PrivateHost { host: "router".to_owned(), redirected: false, foreign: false }),
                 "its host has a private address; use --allow-private-hosts if that is meant",
                 Meaning::DropSeed,
             ),
             (
-                Fault::Private(PrivateHost { host: "router".to_owned(), redirected: true }),
+                Fault::Private(PrivateHost { host: "router".to_owned(), redirected: true, foreign: false }),
                 "it redirects to router, which has a private address; use --allow-private-hosts if that is meant",
                 Meaning::DropFile,
             ),
@@ -280,7 +280,7 @@ mod tests {
         let at = listener.local_addr().unwrap();
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
         let client = client.timeout(Duration::from_millis(200));
-        let client = Guarded::new(client, Reach::Any, 2).unwrap();
+        let client = Guarded::new(client, Reach::Any, 2, &crate::net::sockets::Sockets::default()).unwrap();
         let ask = async |url: String| {
             let url = Url::parse(&url).unwrap();
             Fault::of(&client.get(url.clone()).unwrap().send().await.unwrap_err(), &url)

@@ -15,6 +15,7 @@ use super::fault::Fault;
 use super::hosts::Hosts;
 use super::table::Table;
 use crate::net::hosts::{Clients, PrivateHost, Reach};
+use crate::net::sockets::Sockets;
 use crate::sync::timeouts;
 
 /// How long a connection is kept that nobody uses: servers close theirs after 60 s and more, and a reader that seeks
@@ -74,19 +75,20 @@ pub struct Hub {
 
 impl Hub {
     /// A hub without any webseed.
-    pub fn new(options: HubOptions) -> Arc<Self> {
-        Self::with_clients(options, |client| client)
+    pub fn new(options: HubOptions, sockets: Sockets) -> Arc<Self> {
+        Self::with_clients(options, sockets, |client| client)
     }
 
     /// The same, its clients made with something more.
     pub(super) fn with_clients(
         options: HubOptions,
+        sockets: Sockets,
         more: impl Fn(ClientBuilder) -> ClientBuilder + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
             hosts: Hosts::new(options.per_host),
             table: Table::new(),
-            clients: Clients::new("webseeds", 0, move || {
+            clients: Clients::new("webseeds", 0, sockets, move || {
                 let client = Client::builder()
                     .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
                     .referer(false)

@@ -119,6 +119,12 @@ impl MountBuilder {
         self
     }
 
+    /// With the DHT, and no way in: it begins a network, or goes on with the one that its cache folder knows.
+    pub fn own_dht(mut self) -> Self {
+        self.dht = true;
+        self
+    }
+
     /// With the DHT, bootstrapped from this node only.
     pub fn dht(mut self, bootstrap: SocketAddr) -> Self {
         self.dht = true;

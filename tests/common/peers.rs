@@ -127,7 +127,7 @@ impl Seeder {
         let line = process.line("ready", READY);
         let words: Vec<_> = line.split(' ').collect();
         let port = |at: usize| words.get(at).and_then(|port| port.parse::<u16>().ok());
-        let ip = listen.rsplit_once(':').expect("ADDR:PORT").0.parse().expect("an address");
+        let ip = listen.parse::<SocketAddr>().expect("ADDR:PORT").ip();
         let addr = SocketAddr::new(ip, port(1).expect("a port"));
         let dht = port(3).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         Self { process, addr, dht }
@@ -154,6 +154,13 @@ impl Leecher {
     /// prints "done SECONDS CPU".
     pub fn start(sample: &Sample, save: &Path, peer: SocketAddr) -> Proc {
         Self::from(&sample.torrent.to_string_lossy(), save, peer)
+    }
+
+    /// As [`Leecher::from`], with peers that it finds through the DHT, which it enters by this node.
+    pub fn through_dht(source: &str, save: &Path, node: SocketAddr) -> Proc {
+        let mut command = command("leecher.py");
+        command.arg(source).arg(save).args(["--no-utp", "--plain", "--dht-node", &node.to_string()]);
+        Proc::spawn(command)
     }
 
     /// As [`Leecher::start`], with encrypted connections only, of which it takes these (`plain`, `rc4` or `both`).

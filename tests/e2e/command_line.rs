@@ -63,6 +63,7 @@ fn a_start_that_fails_says_what_and_why() {
     cached(&[p("magnet:?dn=nothing"), &point], &["magnet"]);
     cached(&[p("--read-timeout"), p("soon"), torrent, &point], &["read-timeout"]);
     cached(&[p("--peer"), p("nowhere"), torrent, &point], &["peer"]);
+    cached(&[p("--interface"), p("no-such-card"), torrent, &point], &["no-such-card", "ip link"]);
 
     let below_a_file = file.join("cache");
     fails(

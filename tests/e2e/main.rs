@@ -30,6 +30,7 @@ mod copies;
 mod crash;
 mod daemon;
 mod demo;
+mod dht;
 mod diagnose;
 mod encryption;
 mod equal_names;

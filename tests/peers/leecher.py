@@ -3,10 +3,11 @@
 "done SECONDS CPU_SECONDS" and ends. Ends as well when its stdin closes, or at its limit (exit 1).
 
     leecher.py TORRENT_OR_MAGNET SAVE_DIR --peer ADDR:PORT... [--lsd] [--listen ADDR:PORT] [--limit SECONDS] [--no-utp]
-               [--plain | --encrypt] [--enc-level WAYS]
+               [--plain | --encrypt] [--enc-level WAYS] [--dht-node ADDR:PORT]
 
 With --plain it doesn't try encryption first, which costs a minute at a peer that has none. With --encrypt it takes and
 makes encrypted connections only; --enc-level says what it takes after the handshake: plain, rc4 or both.
+With --dht-node it finds further peers through the DHT, which it enters by this node.
 """
 
 import argparse
@@ -42,6 +43,7 @@ def main():
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--encrypt", action="store_true")
     parser.add_argument("--enc-level", choices=ENC_LEVELS, default="both")
+    parser.add_argument("--dht-node")
     args = parser.parse_args()
     threading.Thread(target=watch_stdin, daemon=True).start()
 
@@ -51,7 +53,14 @@ def main():
             "enable_upnp": False,
             "enable_natpmp": False,
             "enable_lsd": args.lsd,
-            "enable_dht": False,
+            "enable_dht": bool(args.dht_node),
+            "dht_bootstrap_nodes": "",
+            # A DHT of several nodes on one address, which libtorrent takes for an attack unless told otherwise.
+            "dht_restrict_routing_ips": False,
+            "dht_restrict_search_ips": False,
+            "dht_prefer_verified_node_ids": False,
+            "dht_enforce_node_id": False,
+            "dht_ignore_dark_internet": False,
             "allow_multiple_connections_per_ip": True,
             "enable_incoming_utp": not args.no_utp,
             "enable_outgoing_utp": not args.no_utp,
@@ -63,6 +72,9 @@ def main():
             "alert_mask": int(lt.alert.category_t.storage_notification),
         }
     )
+    if args.dht_node:
+        host, port = args.dht_node.rsplit(":", 1)
+        session.add_dht_node((host, int(port)))
     if args.source.startswith("magnet:"):
         params = lt.parse_magnet_uri(args.source)
     else:
@@ -86,6 +98,8 @@ def main():
             os._exit(1)
         if now > again and handle.status().num_peers == 0:
             again = now + 2
+            if args.dht_node:
+                handle.force_dht_announce()
             for peer in args.peer:
                 host, port = peer.rsplit(":", 1)
                 handle.connect_peer((host, int(port)))

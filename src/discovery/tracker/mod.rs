@@ -32,6 +32,7 @@ use self::tiers::TierOrder;
 use self::transport::Tracker;
 use super::{Announce, FoundPeers, ProgressFn};
 use crate::net::hosts::{Clients, Reach};
+use crate::net::sockets::Sockets;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts::{TRACKER_HTTP, TRACKER_STOPPED};
 
@@ -42,8 +43,8 @@ const MAX_REDIRECTS: usize = 5;
 
 /// The HTTP clients for trackers and `.torrent` files: one pair for the whole program. They never take a proxy from the
 /// environment, bound redirects, and keep no connection for long.
-pub fn http_clients() -> Arc<Clients> {
-    Arc::new(Clients::new("trackers", MAX_REDIRECTS, || {
+pub fn http_clients(sockets: &Sockets) -> Arc<Clients> {
+    Arc::new(Clients::new("trackers", MAX_REDIRECTS, sockets.clone(), || {
         reqwest::Client::builder()
             .user_agent(concat!("torrentfs/", env!("CARGO_PKG_VERSION")))
             .referer(false)
@@ -57,7 +58,7 @@ pub fn http_clients() -> Arc<Clients> {
 /// How to announce.
 #[derive(Debug, Clone)]
 pub struct TrackerOptions {
-    /// From [`http_clients`].
+    /// From [`http_clients`]; UDP trackers are spoken to through sockets like theirs.
     pub http: Arc<Clients>,
     /// The torrent is private (BEP 27): tiers strictly in order, one tracker at a time, none added.
     pub private: bool,

@@ -119,7 +119,7 @@ impl World {
     }
 
     fn start(&self, tiers: &[&[&str]], private: bool) -> (Trackers, mpsc::Receiver<FoundPeers>) {
-        let http = http_clients();
+        let http = http_clients(&Sockets::default());
         self.start_with(tiers, TrackerOptions { private, reach: Reach::Any, ..TrackerOptions::new(http) })
     }
 
@@ -313,7 +313,7 @@ async fn a_full_channel_holds_the_tracker_and_not_the_end() {
     found.send(FoundPeers { source: PeerSource::Magnet, addrs: Vec::new() }).await.unwrap();
     let announce =
         Announce { info_hash: [1; 20], peer_id: [2; 20], port: 6881, key: 7, crypto: Crypto::None };
-    let http = http_clients();
+    let http = http_clients(&Sockets::default());
     let options = TrackerOptions { reach: Reach::Any, ..TrackerOptions::new(http) };
     let tiers = vec![vec![url]];
     let trackers = Trackers::start(&world.root, tiers, announce, Arc::new(Progress::default), found, options);
@@ -372,7 +372,7 @@ async fn trackers_in_the_local_network_are_for_the_user_to_name() {
     let tiers: Vec<&[&str]> = tiers.iter().map(Vec::as_slice).collect();
 
     // The torrent named them: nobody is called, and the user learns what to do.
-    let clients = http_clients();
+    let clients = http_clients(&Sockets::default());
     let (trackers, _peers) = world.start_with(&tiers, TrackerOptions::new(clients.clone()));
     let status = until(&trackers, |s| s.iter().all(|s| s.state == TrackerState::Failed)).await;
     for tracker in &status {

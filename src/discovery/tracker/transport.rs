@@ -8,7 +8,7 @@
 //! Not here: when to announce (`schedule`), bytes (`http`, `udp`).
 
 use std::error::Error as _;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use super::message::{Answer, Ask, Event, TrackerError};
 use super::{TrackerOptions, http, udp};
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::net::hosts::{self, Clients, LookupError, Reach};
+use crate::net::sockets::Sockets;
 use crate::sync::timeouts::{
     TRACKER_HTTP, TRACKER_UDP_CONNECTION, TRACKER_UDP_FIRST, TRACKER_UDP_OTHER, TRACKER_UDP_TRIES,
 };
@@ -54,6 +55,7 @@ struct HttpTracker {
 }
 
 struct UdpTracker {
+    sockets: Sockets,
     host: String,
     port: u16,
     reach: Reach,
@@ -112,7 +114,8 @@ impl Tracker {
                 let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
                 let (v4, v6) = (Family::default(), Family::default());
                 let reach = if named { Reach::Any } else { options.reach };
-                Transport::Udp(Box::new(UdpTracker { host, port, reach, url_data, v4, v6 }))
+                let sockets = options.http.sockets().clone();
+                Transport::Udp(Box::new(UdpTracker { sockets, host, port, reach, url_data, v4, v6 }))
             }
             other => return Err(TrackerError::BadUrl(format!("the protocol {other} is not supported"))),
         };
@@ -254,16 +257,20 @@ impl UdpTracker {
         ask: &Ask,
         found: &mpsc::Sender<FoundPeers>,
     ) -> Result<Answer, TrackerError> {
-        let Self { host, port, reach, url_data, v4, v6 } = self;
+        let Self { sockets, host, port, reach, url_data, v4, v6 } = self;
         // At the end only those who know us are told, and no time is lost with names.
         let known = [v4.registered, v6.registered].into_iter().flatten().collect();
         let addrs = if ask.event == Event::Stopped { known } else { resolve(host, *port, *reach).await? };
-        let (addrs4, addrs6): (Vec<_>, Vec<_>) = addrs.into_iter().partition(SocketAddr::is_ipv4);
+        if !addrs.iter().any(|addr| sockets.allows(addr.ip())) && !addrs.is_empty() {
+            return Err(TrackerError::Network(hosts::NOT_FROM_OURS.into()));
+        }
+        let addrs = addrs.into_iter().filter(|addr| sockets.allows(addr.ip()));
+        let (addrs4, addrs6): (Vec<_>, Vec<_>) = addrs.partition(SocketAddr::is_ipv4);
 
         let mut running = FuturesUnordered::new();
         for (family, addrs) in [(v4, addrs4), (v6, addrs6)] {
             if !addrs.is_empty() {
-                running.push(family.announce(addrs, ask, url_data));
+                running.push(family.announce(sockets, addrs, ask, url_data));
             }
         }
         let mut best: Option<Answer> = None;
@@ -316,6 +323,7 @@ impl Family {
     /// Announces where it knows us, if that is still one of `addrs`; after a failure, at the next of them.
     async fn announce(
         &mut self,
+        sockets: &Sockets,
         addrs: Vec<SocketAddr>,
         ask: &Ask,
         url_data: &str,
@@ -328,7 +336,7 @@ impl Family {
         let ask = Ask { event: event_for(self.registered == Some(remote), ask.event), ..*ask };
         let opened = match self.endpoint.take() {
             Some(endpoint) if endpoint.remote == remote => Ok(endpoint),
-            _ => Endpoint::open(remote).await,
+            _ => Endpoint::open(sockets, remote).await,
         };
         let result = match opened {
             Ok(mut endpoint) => {
@@ -350,13 +358,8 @@ impl Family {
 }
 
 impl Endpoint {
-    async fn open(remote: SocketAddr) -> Result<Self, TrackerError> {
-        let any: SocketAddr = match remote {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = UdpSocket::bind(any).await.map_err(io_error)?;
-        socket.connect(remote).await.map_err(io_error)?;
+    async fn open(sockets: &Sockets, remote: SocketAddr) -> Result<Self, TrackerError> {
+        let socket = sockets.udp_to(remote).await.map_err(io_error)?;
         Ok(Self { remote, socket, connection: None })
     }
 

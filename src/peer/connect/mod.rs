@@ -1,7 +1,7 @@
 //! Connecting to a peer over TCP, and the handshakes of both directions (BEP 3), behind encryption's own where that is
 //! wanted.
 //!
-//! Parts: [`dial`], and [`greet`] with [`answer`], the two directions; [`Plain`], who is dialled without encryption at once;
+//! Parts: [`Ways`], how it may be done; [`dial`], and [`greet`] with [`answer`], the two directions; [`Plain`], who is dialled without encryption at once;
 //! [`mse`], which moves the bytes of encryption's handshake.
 //!
 //! Flow: with encryption preferred, a dial begins with it, and is made again without when the peer shows no key: in a new
@@ -23,6 +23,7 @@ use tokio::time::timeout;
 
 use super::mse::{Cover, Line, MseError, Opening, Policy};
 use super::wire::{Handshake, WireError};
+use crate::net::sockets::Sockets;
 use crate::sync::timeouts;
 
 /// Room for what is read at once until the session takes over: a handshake, and the first messages behind it.
@@ -48,6 +49,15 @@ pub enum ConnectError {
     OtherTorrent,
 }
 
+/// How peers are connected to.
+#[derive(Debug, Clone)]
+pub struct Ways {
+    /// What connections are made of.
+    pub sockets: Sockets,
+    /// Whether they are encrypted.
+    pub encryption: Policy,
+}
+
 /// A connection whose handshakes are done.
 pub struct Shaken {
     /// The connection.
@@ -59,30 +69,33 @@ pub struct Shaken {
 }
 
 /// Connects to `addr` and exchanges handshakes. Waits no longer than connecting and the handshake may take, and under
-/// [`Policy::Prefer`] once more for the try without.
+/// [`Policy::Prefer`] once more for the try without. `policy` is that of `ways`, unless more is known of the peer.
 ///
 /// # Errors
 /// See [`ConnectError`].
-pub async fn dial(addr: SocketAddr, ours: &Handshake, policy: Policy) -> Result<Shaken, ConnectError> {
+pub async fn dial(
+    addr: SocketAddr,
+    ways: &Ways,
+    ours: &Handshake,
+    policy: Policy,
+) -> Result<Shaken, ConnectError> {
     if policy != Policy::Off {
-        let mut stream = connect(addr).await?;
+        let mut stream = connect(addr, ways).await?;
         match mse::initiate(&mut stream, ours, policy).await {
             Ok(line) => return finish(stream, line, ours).await,
             Err(failed) if policy == Policy::Require || !failed.plain_may_do => return Err(failed.error),
             Err(failed) => tracing::trace!(peer = %addr, "again without encryption: {}", failed.error),
         }
     }
-    let mut stream = connect(addr).await?;
+    let mut stream = connect(addr, ways).await?;
     let mut line = Line::plain(BytesMut::with_capacity(ROOM));
     answer(&mut stream, &mut line, ours).await?;
     finish(stream, line, ours).await
 }
 
-async fn connect(addr: SocketAddr) -> Result<TcpStream, ConnectError> {
-    let connected = timeout(timeouts::PEER_CONNECT, TcpStream::connect(addr)).await;
-    let stream = connected.map_err(|_| ConnectError::TimedOut)??;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+async fn connect(addr: SocketAddr, ways: &Ways) -> Result<TcpStream, ConnectError> {
+    let connected = timeout(timeouts::PEER_CONNECT, ways.sockets.connect(addr)).await;
+    Ok(connected.map_err(|_| ConnectError::TimedOut)??)
 }
 
 /// Reads the handshake of a peer that has ours.

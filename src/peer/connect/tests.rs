@@ -30,6 +30,11 @@ fn known(name: &[u8; 20]) -> Option<[u8; 20]> {
     codec::find(name, &all.map(|torrent| codec::obscured(&torrent))).and_then(|place| all.get(place).copied())
 }
 
+/// What `encryption` says is overruled for each dial.
+fn ways() -> Ways {
+    Ways { sockets: Sockets::default(), encryption: Policy::Prefer }
+}
+
 async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -82,10 +87,11 @@ async fn policies_meet_over_loopback() {
     ];
     for (dials, answers, want) in rows {
         let (listener, addr) = listener().await;
-        let ours = ours();
+        let (ours, ways) = (ours(), ways());
         let (dialled, taken) = match want {
             Some(_) => {
-                let (dialled, taken) = tokio::join!(dial(addr, &ours, dials), take(&listener, answers));
+                let (dialled, taken) =
+                    tokio::join!(dial(addr, &ways, &ours, dials), take(&listener, answers));
                 (dialled, Some(taken))
             }
             None => {
@@ -94,7 +100,7 @@ async fn policies_meet_over_loopback() {
                     let (mut stream, _) = listener.accept().await.unwrap();
                     assert!(greet(&mut stream, answers, known).await.is_err());
                 };
-                let (dialled, ()) = tokio::join!(dial(addr, &ours, dials), failed);
+                let (dialled, ()) = tokio::join!(dial(addr, &ways, &ours, dials), failed);
                 (dialled, None)
             }
         };
@@ -128,8 +134,8 @@ async fn what_comes_right_behind_the_handshake_isnt_lost() {
             stream.write_all(&bytes).await.unwrap();
             stream
         };
-        let ours = ours();
-        let (near, _far) = tokio::join!(dial(addr, &ours, policy), far);
+        let (ours, ways) = (ours(), ways());
+        let (near, _far) = tokio::join!(dial(addr, &ways, &ours, policy), far);
         let mut near = near.unwrap();
         assert_eq!(hear(&mut near.stream, &mut near.line, 14).await, b"and a bitfield", "{policy:?}");
     }

@@ -122,7 +122,9 @@ impl Mounted {
                     let why = "a file is sent, not named: give its bytes in \"torrent\"";
                     return Err(Refusal::new(Code::BadSource, why));
                 }
-                sources::load(&source, self.client.reach()).await.map_err(bad_source)?
+                sources::load(&source, self.client.reach(), self.client.sockets())
+                    .await
+                    .map_err(bad_source)?
             }
             NewTorrent::File { name, bytes } => sources::from_bytes(&bytes, &name).map_err(bad_source)?,
         };

@@ -277,7 +277,9 @@ async fn a_small_limit_of_ours_is_no_fault_of_the_server() {
 async fn w2_who_can_make_no_client_waits_as_well() {
     let mut make = Make::blocks(16);
     // That is no header.
-    make.hub = Some(Hub::with_clients(make.options, |client| client.user_agent("\n")));
+    make.hub = Some(Hub::with_clients(make.options, crate::net::sockets::Sockets::default(), |client| {
+        client.user_agent("\n")
+    }));
     let mut rig = make.start().await;
     let all = rig.all();
     rig.until(|told| told.started == 1).await;

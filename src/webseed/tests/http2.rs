@@ -83,7 +83,11 @@ async fn serve(mut stream: TcpStream, len: u64, dies: bool) -> std::io::Result<(
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_dead_is_used_no_more() {
     let mut make = Make::blocks(2).options(1, 1);
-    make.hub = Some(Hub::with_clients(make.options, ClientBuilder::http2_prior_knowledge));
+    make.hub = Some(Hub::with_clients(
+        make.options,
+        crate::net::sockets::Sockets::default(),
+        ClientBuilder::http2_prior_knowledge,
+    ));
     let mut rig = make.start().await;
     let (addr, connections) = start(&rig.scope, 2 * B).await;
     let other = rig.another(format!("http://{addr}/f"));

@@ -116,7 +116,7 @@ impl Make {
                 self.files.iter().zip(&names).map(|((_, len, pad), name)| (&name[..], *len, *pad)).collect();
             torrent(b"n", self.piece, &files)
         });
-        let hub = self.hub.unwrap_or_else(|| Hub::new(self.options));
+        let hub = self.hub.unwrap_or_else(|| Hub::new(self.options, crate::net::sockets::Sockets::default()));
         let limit = RateLimit::new(None);
         let url = server.url(if single { self.files[0].0 } else { "/" });
         let (sender, events) = mpsc::channel(self.channel);
