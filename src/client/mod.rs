@@ -31,6 +31,9 @@ use crate::net::filter::Filter;
 use crate::net::hosts::Reach;
 use crate::net::limit::RateLimit;
 use crate::net::sockets::Sockets;
+use crate::net::transport::Transport;
+use crate::net::utp;
+use crate::peer::connect::Ways;
 use crate::peer::mse::{self, Policy};
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
@@ -89,6 +92,8 @@ pub struct Options {
     pub use_lsd: bool,
     /// Whether peers may introduce others.
     pub use_pex: bool,
+    /// Whether to reach peers over uTP, too, and to be reached so.
+    pub use_utp: bool,
     /// Whether connections to peers are encrypted.
     pub encryption: Policy,
     /// Where to enter the DHT; `None` for the well-known nodes.
@@ -185,7 +190,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts the workers, the listener, the DHT and local service discovery. Waits for the disk and for binding only.
+    /// Starts the workers, the listener, uTP, the DHT and local service discovery. Waits for the disk and for binding only.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -200,7 +205,8 @@ impl Client {
             source,
         })?;
         let listener =
-            Listener::bind(&sockets, options.listen_addr, options.listen_port, false, &cache).await?;
+            Listener::bind(&sockets, options.listen_addr, options.listen_port, options.use_utp, &cache)
+                .await?;
         let port = listener.port();
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
         let http = options.use_trackers.then(|| http_clients(&sockets));
@@ -210,17 +216,31 @@ impl Client {
                 Some(IpAddr::V4(addr)) => addr,
                 _ => std::net::Ipv4Addr::UNSPECIFIED,
             };
+            // It doesn't share the port.
+            let free = listener.udp().is_none().then_some(port);
             let dht_options =
-                DhtOptions { bootstrap: options.dht_bootstrap.clone(), port: Some(port), bind, serve: false };
+                DhtOptions { bootstrap: options.dht_bootstrap.clone(), port: free, bind, serve: false };
             Arc::new(Dht::start(&scope, dht_options))
         });
+        let (utp, incoming) = listener
+            .udp()
+            .filter(|_| options.use_utp)
+            .map(|udp| {
+                utp::Socket::start(&scope, udp.clone(), utp::Limits::default(), options.filter.clone())
+            })
+            .unzip();
+        if let Some(udp) = listener.udp() {
+            udp.run(&scope);
+        }
         // On loopback nobody else is, and what the user wants to be heard there alone stays there.
         let loopback = options.listen_addr.is_some_and(|addr| addr.is_loopback());
         let lsd = (options.use_lsd && !loopback).then(|| Lsd::start(&scope, sockets.clone()));
+        let utp = utp.map(|utp| utp as Arc<dyn Transport>);
+        let ways = Ways { sockets, utp, encryption: options.encryption };
         let client = Arc::new(Self {
             env: Environment {
                 workers,
-                sockets,
+                ways,
                 recent: Recent::new(recent::KEPT),
                 http,
                 hub,
@@ -243,7 +263,7 @@ impl Client {
             options,
             scope,
         });
-        listener.run(&client);
+        listener.run(&client, incoming);
         Keeper::start(&client, &client.scope);
         Ok(client)
     }
@@ -253,9 +273,14 @@ impl Client {
         self.port
     }
 
+    /// Whether peers are reached over uTP, too.
+    pub fn has_utp(&self) -> bool {
+        self.env.ways.utp.is_some()
+    }
+
     /// How its sockets are made.
     pub fn sockets(&self) -> &Sockets {
-        &self.env.sockets
+        &self.env.ways.sockets
     }
 
     /// The limits of all torrents together, on what is received and sent; they can be changed at any time. Those of one

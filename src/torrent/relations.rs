@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::choker::{self, Candidate};
 use super::effects::Effect;
 use super::swarm::{Peer, Swarm};
+use crate::net::transport::Kind;
 use crate::peer::PeerKey;
 use crate::peer::extension::{self, ExtHandshake};
 use crate::peer::mse::{Cover, Policy};
@@ -74,7 +75,8 @@ impl Swarm {
             let said = p.extension.as_ref().is_some_and(|e| e.encryption);
             let prefers = said || p.who.cover != Cover::Plain;
             let flag = |on: bool, flag| if on { flag } else { PexFlags::default() };
-            flag(!p.who.incoming, PexFlags::REACHABLE).with(flag(prefers, PexFlags::ENCRYPTION))
+            let utp = flag(p.who.kind == Kind::Utp, PexFlags::UTP);
+            flag(!p.who.incoming, PexFlags::REACHABLE).with(flag(prefers, PexFlags::ENCRYPTION)).with(utp)
         };
         let known: Vec<PexPeer> =
             self.peers.values().filter_map(|p| Some(PexPeer { addr: p.listens?, flags: flags(p) })).collect();

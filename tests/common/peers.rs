@@ -110,7 +110,7 @@ impl Seeder {
         let line = process.line("ready", READY);
         let words: Vec<_> = line.split(' ').collect();
         let port = |at: usize| words.get(at).and_then(|port| port.parse::<u16>().ok());
-        let ip = listen.rsplit_once(':').expect("ADDR:PORT").0.parse().expect("an address");
+        let ip = listen.parse::<SocketAddr>().expect("ADDR:PORT").ip();
         let addr = SocketAddr::new(ip, port(1).expect("a port"));
         let dht = port(3).map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         Self { process, addr, dht }
@@ -137,6 +137,14 @@ impl Leecher {
     /// prints "done SECONDS CPU".
     pub fn start(sample: &Sample, save: &Path, peer: SocketAddr) -> Proc {
         Self::from(&sample.torrent.to_string_lossy(), save, peer)
+    }
+
+    /// As [`Leecher::start`], over uTP alone, and from an address of the same family.
+    pub fn over_utp(sample: &Sample, save: &Path, peer: SocketAddr) -> Proc {
+        let mut command = command("leecher.py");
+        command.arg(&sample.torrent).arg(save).args(["--no-tcp", "--plain", "--peer", &peer.to_string()]);
+        command.args(["--listen", if peer.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }]);
+        Proc::spawn(command)
     }
 
     /// As [`Leecher::start`], with encrypted connections only, of which it takes these (`plain`, `rc4` or `both`).
