@@ -68,7 +68,8 @@ pub(super) struct ClientArgs {
     /// Don't look for peers in the local network; off as well with --listen at a loopback address
     #[arg(long, help_heading = "Network")]
     no_lsd: bool,
-    #[arg(long, hide = true)]
+    /// Reach peers over TCP alone, and never over uTP, BitTorrent's transport over UDP
+    #[arg(long, help_heading = "Network")]
     no_utp: bool,
     #[arg(long, hide = true)]
     no_port_mapping: bool,

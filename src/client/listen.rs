@@ -1,17 +1,19 @@
-//! The listener: takes connections of peers and hands each to the torrent it asks for. It binds the UDP port, too, which
-//! has the same number.
+//! The listener: takes connections of peers, over TCP and uTP, and hands each to the torrent it asks for. It binds the UDP
+//! port, too, which has the same number.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Client, ClientError};
 use crate::net::sockets::Sockets;
+use crate::net::transport::Link;
 use crate::net::udp::SharedUdp;
+use crate::net::utp;
 use crate::peer::connect;
 use crate::storage::cache::CacheDir;
 
@@ -79,10 +81,22 @@ impl Listener {
         self.port
     }
 
-    /// Takes connections in tasks of the client's scope, until that is cancelled.
-    pub(super) fn run(self, client: &Arc<Client>) {
+    /// Takes connections in tasks of the client's scope, until that is cancelled: its own, and those over uTP.
+    pub(super) fn run(self, client: &Arc<Client>, utp: Option<utp::Incoming>) {
         let greetings = Arc::new(Semaphore::new(GREETINGS));
-        let policy = client.options.encryption;
+        if let Some(mut utp) = utp {
+            let (weak, greetings) = (Arc::downgrade(client), greetings.clone());
+            let scope = client.scope.child("listener");
+            client.scope.spawn("listen uTP", async move {
+                // Others than over TCP wait nowhere, so who comes when too many say nothing is let go.
+                while let Some(stream) = utp.accept().await {
+                    let Ok(permit) = greetings.clone().try_acquire_owned() else { continue };
+                    let addr = stream.peer_addr();
+                    let greet = greet(weak.clone(), Link::Utp(stream), addr, permit);
+                    scope.spawn(&format!("greet {addr} over uTP"), greet);
+                }
+            });
+        }
         for socket in self.sockets {
             let weak = Arc::downgrade(client);
             let (greetings, filter) = (greetings.clone(), client.options.filter.clone());
@@ -91,7 +105,7 @@ impl Listener {
             client.scope.spawn(&format!("listen {name}"), async move {
                 loop {
                     let Ok(permit) = greetings.clone().acquire_owned().await else { return };
-                    let (mut stream, addr) = match socket.accept().await {
+                    let (stream, addr) = match socket.accept().await {
                         Ok(accepted) => accepted,
                         Err(error) => {
                             tracing::debug!("accepting a connection failed: {error}");
@@ -103,26 +117,28 @@ impl Listener {
                         tracing::debug!(peer = %addr, "an incoming connection of --ip-filter was closed");
                         continue;
                     }
-                    let weak = weak.clone();
-                    scope.spawn(&format!("greet {addr}"), async move {
-                        let _permit = permit;
-                        // Small messages go at once; without it a session is only slower.
-                        let _ = stream.set_nodelay(true);
-                        // The client isn't kept for as long as the peer takes.
-                        let skey_of = |name: &_| weak.upgrade()?.find_obscured(name);
-                        let (theirs, line) = match connect::greet(&mut stream, policy, skey_of).await {
-                            Ok(greeted) => greeted,
-                            Err(error) => return tracing::debug!(peer = %addr, "an incoming connection failed: {error}"),
-                        };
-                        let Some(client) = weak.upgrade() else { return };
-                        if let Some(torrent) = client.find(theirs.info_hash) {
-                            let addr = crate::discovery::canonical_peer(addr);
-                            torrent.sessions.accept(stream, line, addr, theirs);
-                        }
-                    });
+                    // Small messages go at once; without it a session is only slower.
+                    let _ = stream.set_nodelay(true);
+                    let greet = greet(weak.clone(), Link::Tcp(stream), addr, permit);
+                    scope.spawn(&format!("greet {addr}"), greet);
                 }
             });
         }
+    }
+}
+
+/// Hears for which torrent a peer has connected, and hands it over.
+async fn greet(client: Weak<Client>, mut stream: Link, addr: SocketAddr, _permit: OwnedSemaphorePermit) {
+    // The client isn't kept for as long as the peer takes.
+    let Some(policy) = client.upgrade().map(|client| client.options.encryption) else { return };
+    let skey_of = |name: &_| client.upgrade()?.find_obscured(name);
+    let (theirs, line) = match connect::greet(&mut stream, policy, skey_of).await {
+        Ok(greeted) => greeted,
+        Err(error) => return tracing::debug!(peer = %addr, "an incoming connection failed: {error}"),
+    };
+    let Some(client) = client.upgrade() else { return };
+    if let Some(torrent) = client.find(theirs.info_hash) {
+        torrent.sessions.accept(stream, line, crate::discovery::canonical_peer(addr), theirs);
     }
 }
 
@@ -150,7 +166,7 @@ impl Wish<'_> {
                 return Err(ClientError::Listen { addr: format!("UDP port {port}"), source });
             }
             Err(error) => {
-                tracing::warn!("no UDP, so the DHT isn't there: {error}");
+                tracing::warn!("no UDP, so neither uTP nor the DHT is there: {error}");
                 None
             }
             Ok(udp) => udp,
@@ -181,7 +197,7 @@ impl Wish<'_> {
             udp = self.udp(0);
         }
         let udp = udp.unwrap_or_else(|error| {
-            tracing::warn!("no UDP, so the DHT isn't there: {error}");
+            tracing::warn!("no UDP, so neither uTP nor the DHT is there: {error}");
             None
         });
         Ok(Listener { sockets, udp, port })

@@ -33,6 +33,9 @@ use crate::net::filter::Filter;
 use crate::net::hosts::{Reach, is_private};
 use crate::net::limit::RateLimit;
 use crate::net::sockets::Sockets;
+use crate::net::transport::Transport;
+use crate::net::utp;
+use crate::peer::connect::Ways;
 use crate::peer::mse::{self, Policy};
 use crate::storage::StorageKind;
 use crate::storage::added::time_added;
@@ -91,6 +94,8 @@ pub struct Options {
     pub use_lsd: bool,
     /// Whether peers may introduce others.
     pub use_pex: bool,
+    /// Whether to reach peers over uTP, too, and to be reached so.
+    pub use_utp: bool,
     /// Whether connections to peers are encrypted.
     pub encryption: Policy,
     /// Where to enter the DHT; `None` for the well-known nodes.
@@ -187,7 +192,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts the workers, the listener, the DHT and local service discovery. Waits for the disk and for binding only.
+    /// Starts the workers, the listener, uTP, the DHT and local service discovery. Waits for the disk and for binding only.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -201,13 +206,25 @@ impl Client {
             name: options.interface.clone().unwrap_or_default(),
             source,
         })?;
-        let listener =
-            Listener::bind(&sockets, options.listen_addr, options.listen_port, options.use_dht, &cache)
-                .await?;
+        let listener = Listener::bind(
+            &sockets,
+            options.listen_addr,
+            options.listen_port,
+            options.use_dht || options.use_utp,
+            &cache,
+        )
+        .await?;
         let port = listener.port();
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
         let http = options.use_trackers.then(|| http_clients(&sockets));
         let hub = Hub::new(HubOptions::default(), sockets.clone());
+        let (utp, incoming) = listener
+            .udp()
+            .filter(|_| options.use_utp)
+            .map(|udp| {
+                utp::Socket::start(&scope, udp.clone(), utp::Limits::default(), options.filter.clone())
+            })
+            .unzip();
         let loopback = options.listen_addr.is_some_and(|addr| addr.is_loopback());
         let udp = listener.udp().filter(|_| options.use_dht);
         let dht = udp.map(|udp| {
@@ -234,10 +251,12 @@ impl Client {
         }
         // On loopback nobody else is, and what the user wants to be heard there alone stays there.
         let lsd = (options.use_lsd && !loopback).then(|| Lsd::start(&scope, sockets.clone()));
+        let utp = utp.map(|utp| utp as Arc<dyn Transport>);
+        let ways = Ways { sockets, utp, encryption: options.encryption };
         let client = Arc::new(Self {
             env: Environment {
                 workers,
-                sockets,
+                ways,
                 recent: Recent::new(recent::KEPT),
                 http,
                 hub,
@@ -260,7 +279,7 @@ impl Client {
             options,
             scope,
         });
-        listener.run(&client);
+        listener.run(&client, incoming);
         Keeper::start(&client, &client.scope);
         Ok(client)
     }
@@ -270,9 +289,14 @@ impl Client {
         self.port
     }
 
+    /// Whether peers are reached over uTP, too.
+    pub fn has_utp(&self) -> bool {
+        self.env.ways.utp.is_some()
+    }
+
     /// How its sockets are made.
     pub fn sockets(&self) -> &Sockets {
-        &self.env.sockets
+        &self.env.ways.sockets
     }
 
     /// The limits of all torrents together, on what is received and sent; they can be changed at any time. Those of one

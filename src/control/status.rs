@@ -22,6 +22,8 @@ pub struct Status {
     pub port: u16,
     /// Whether connections to peers are encrypted: `prefer`, `require` or `off`.
     pub encryption: String,
+    /// Whether peers are reached over uTP, too.
+    pub utp: bool,
     /// What is kept.
     pub cache: Cache,
     /// Payload bytes a second received, all torrents together.
@@ -78,6 +80,8 @@ pub struct Torrent {
     pub peers: u64,
     /// How many of them are connected with encryption, of the handshake at least.
     pub encrypted: u64,
+    /// How many of them are connected over uTP.
+    pub utp: u64,
     /// Peers that are being dialled.
     pub connecting: u64,
     /// Peers that are kept out since they sent bad data.

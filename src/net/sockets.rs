@@ -235,7 +235,7 @@ fn may_be_cut(socket: &socket2::Socket) -> io::Result<()> {
 }
 
 /// IPv4 within IPv6 goes over IPv4: a socket of IPv6 alone doesn't reach it.
-fn canonical(addr: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(addr: SocketAddr) -> SocketAddr {
     match addr.ip().to_canonical() {
         IpAddr::V4(ip) => SocketAddr::new(ip.into(), addr.port()),
         IpAddr::V6(_) => addr,

@@ -4,6 +4,8 @@
 //! Flow: a socket has something → all that is there, up to a batch, goes to its [`Receiver`]s → each is told that the batch
 //! is over, so that it wakes whoever works on it once → the next. What nobody understands is dropped, as is what comes for a
 //! part that doesn't run. Nothing waits here: a receiver that is behind drops datagrams, as the network does.
+//!
+//! End: with its scope, and not before who [keeps](SharedUdp::keep) it has said its last and heard the answers.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use socket2::SockRef;
 use tokio::net::UdpSocket;
+use tokio::sync::watch;
 
 use crate::sync::tasks::TaskScope;
 
@@ -53,12 +56,23 @@ pub struct SharedUdp {
     v6: Option<UdpSocket>,
     dht: OnceLock<Arc<dyn Receiver>>,
     utp: OnceLock<Arc<dyn Receiver>>,
+    /// How many keep it.
+    keeps: watch::Sender<usize>,
+}
+
+/// Somebody who still needs what comes after the end was told: bounds that time itself.
+pub struct Keep(Arc<SharedUdp>);
+
+impl Drop for Keep {
+    fn drop(&mut self) {
+        self.0.keeps.send_modify(|keeps| *keeps -= 1);
+    }
 }
 
 impl SharedUdp {
     /// Of sockets that are bound, one per family.
     pub fn new(v4: Option<UdpSocket>, v6: Option<UdpSocket>) -> Arc<Self> {
-        Arc::new(Self { v4, v6, dht: OnceLock::new(), utp: OnceLock::new() })
+        Arc::new(Self { v4, v6, dht: OnceLock::new(), utp: OnceLock::new(), keeps: watch::Sender::new(0) })
     }
 
     /// Where the socket of a family is bound; `None` if there is none.
@@ -103,17 +117,35 @@ impl SharedUdp {
         }
     }
 
+    /// Has it receive until this is dropped, also when its scope has been cancelled.
+    pub fn keep(self: &Arc<Self>) -> Keep {
+        self.keeps.send_modify(|keeps| *keeps += 1);
+        Keep(self.clone())
+    }
+
     /// Receives, in tasks of `scope`.
     pub fn run(self: &Arc<Self>, scope: &TaskScope) {
         for (v6, name) in [(false, "udp v4"), (true, "udp v6")] {
             if self.local_addr(v6).is_some() {
-                scope.spawn(name, self.clone().receive(v6));
+                let (this, token) = (self.clone(), scope.token().clone());
+                scope.spawn_graceful(name, async move {
+                    let mut keeps = this.keeps.subscribe();
+                    let ended = async {
+                        token.cancelled().await;
+                        let _ = keeps.wait_for(|keeps| *keeps == 0).await;
+                    };
+                    tokio::select! {
+                        biased;
+                        () = ended => {}
+                        () = this.receive(v6) => {}
+                    }
+                });
             }
         }
     }
 
     /// Hands over what comes, until dropped.
-    async fn receive(self: Arc<Self>, v6: bool) {
+    async fn receive(&self, v6: bool) {
         let Some(socket) = (if v6 { &self.v6 } else { &self.v4 }) else { return };
         let mut buffer = vec![0; DATAGRAM];
         while socket.readable().await.is_ok() {
@@ -224,6 +256,22 @@ mod tests {
         }
         timeout(limit, there.writable()).await.unwrap();
         scope.cancel();
+        assert!(scope.join(limit).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn it_receives_until_nobody_keeps_it() {
+        let scope = TaskScope::root();
+        let (here, there) = (bound(), bound());
+        let (utp, mut came) = mpsc::channel(32);
+        here.give(For::Utp, Arc::new(Notes(utp)));
+        here.run(&scope);
+        let keep = here.keep();
+        scope.cancel();
+        there.try_send(&[&[0x41, 0][..], &[7; 18]].concat(), here.local_addr(false).unwrap()).unwrap();
+        let limit = Duration::from_secs(60);
+        assert!(timeout(limit, came.recv()).await.unwrap().unwrap().is_some());
+        drop(keep);
         assert!(scope.join(limit).await.is_empty());
     }
 

@@ -13,6 +13,7 @@ use super::mse::Cover;
 use super::outbox::Outbox;
 use super::wire::BlockRequest;
 use crate::metainfo::geometry::{BlockRef, FileIndex, Geometry, PieceIndex};
+use crate::net::transport::Kind;
 
 /// Something a peer said, checked against the geometry where that is known.
 #[derive(Debug, Clone)]
@@ -61,6 +62,8 @@ pub struct Connected {
     pub extensions: bool,
     /// How much of the connection is hidden from who looks at the line.
     pub cover: Cover,
+    /// What it runs over.
+    pub kind: Kind,
 }
 
 /// What happens to a peer.

@@ -27,6 +27,7 @@ fn options() -> Options {
         use_lsd: false,
         encryption: crate::peer::mse::Policy::Prefer,
         use_pex: false,
+        use_utp: false,
         dht_bootstrap: None,
         read_timeout: None,
         max_peers: 8,

@@ -112,6 +112,7 @@ fn options(config: &ClientConfig, filter: Arc<Filter>) -> Options {
         use_dht: config.use_dht,
         use_lsd: config.use_lsd,
         use_pex: config.use_pex,
+        use_utp: config.use_utp,
         encryption: config.encryption,
         dht_bootstrap: (!config.dht_bootstrap.is_empty())
             .then(|| config.dht_bootstrap.iter().map(ToString::to_string).collect()),

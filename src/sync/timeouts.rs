@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-/// To connect to a peer over TCP: longer hides dead peers, shorter loses far ones.
+/// To connect to a peer, over TCP or uTP: longer hides dead peers, shorter loses far ones.
 pub const PEER_CONNECT: Duration = Duration::from_secs(5);
+/// How long TCP may try alone before uTP does, too: longer than a round trip to most peers, too short to be felt.
+pub const PEER_UTP: Duration = Duration::from_millis(250);
 /// For a peer's handshake after the connection: two round trips on the slowest line, with room.
 pub const PEER_HANDSHAKE: Duration = Duration::from_secs(10);
 /// For a dialled peer's key when encryption is only preferred: a client without it sees a broken handshake and mostly
@@ -77,6 +79,8 @@ pub const DHT_BOOTSTRAP: Duration = Duration::from_secs(15);
 pub const DHT_SAVE: Duration = Duration::from_secs(10 * 60);
 /// For the system to take a packet for the local network: what isn't said now is said in some minutes.
 pub const LSD_SEND: Duration = Duration::from_millis(100);
+/// For the ends of uTP connections to be known on the other side, of the shutdown's share: a round trip.
+pub const UTP_END: Duration = Duration::from_millis(500);
 /// For a `.torrent` behind a URL: connect, TLS and body.
 pub const TORRENT_URL: Duration = Duration::from_secs(60);
 /// For the disk to tell what of the torrents is here, before the mount shows without it.

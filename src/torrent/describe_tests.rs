@@ -7,6 +7,7 @@ use super::*;
 use crate::metainfo::build::TorrentBuilder;
 use crate::metainfo::geometry::BLOCK_LEN;
 use crate::metainfo::info::Info;
+use crate::net::transport::Kind;
 use crate::peer::event::{Connected, Item};
 use crate::peer::mse::{Cover, Policy};
 use crate::storage::quota::Quota;
@@ -60,6 +61,7 @@ fn connect(swarm: &mut Swarm, n: u64, items: Vec<Item>, now: Instant) -> Vec<Eff
         fast: true,
         extensions: false,
         cover: Cover::Plain,
+        kind: Kind::Tcp,
     };
     swarm.apply(Event::Connected { key: PeerKey(n), peer }, now);
     swarm.apply(Event::Said { key: PeerKey(n), items }, now)

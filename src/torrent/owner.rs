@@ -42,7 +42,6 @@ use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
 use crate::net::hosts::{Clients, Reach};
 use crate::net::limit::{Limits, RateLimit};
-use crate::net::sockets::Sockets;
 use crate::peer::PeerKey;
 use crate::peer::connect::Ways;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
@@ -106,8 +105,8 @@ pub struct Plan {
 pub struct Environment {
     /// Who does blocking work.
     pub workers: Arc<Workers>,
-    /// What connections are made of.
-    pub sockets: Sockets,
+    /// How peers are connected to.
+    pub ways: Ways,
     /// The pieces kept in memory, of all torrents.
     pub recent: Arc<Recent>,
     /// For HTTP trackers; `None` when trackers are off.
@@ -235,7 +234,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         known,
         peer_events.clone(),
         Limits::of_program(env.limits.clone(), env.spare_local),
-        Ways { sockets: env.sockets.clone(), encryption: plan.settings.encryption },
+        env.ways.clone(),
     );
     let sessions = Arc::new(sessions.with_dht(env.dht.clone(), private));
     let now = Instant::now();
@@ -391,7 +390,7 @@ impl Owner {
         match event {
             PeerEvent::Connected { key, peer, outbox, counters } => {
                 self.links.insert(key, Link { outbox, counters });
-                tracing::debug!(peer = %peer.addr, incoming = peer.incoming, "connected");
+                tracing::debug!(peer = %peer.addr, incoming = peer.incoming, over = ?peer.kind, "connected");
                 self.apply(Event::Connected { key, peer });
             }
             PeerEvent::Said { key, items } => self.apply(Event::Said { key, items }),
@@ -724,6 +723,7 @@ impl Owner {
             uploaded: sums.1,
             peers: self.swarm.peer_count(),
             encrypted: self.swarm.encrypted_count(),
+            utp: self.swarm.utp_count(),
             connecting: self.swarm.dialing(),
             banned: self.swarm.banned().to_vec(),
             error: self.failed.clone().or_else(|| self.swarm.error().map(str::to_owned)),

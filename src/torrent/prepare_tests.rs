@@ -12,6 +12,7 @@ use super::*;
 use crate::hash;
 use crate::metainfo::build::TorrentBuilder;
 use crate::metainfo::geometry::BLOCK_LEN;
+use crate::net::transport::Kind;
 use crate::peer::PeerKey;
 use crate::peer::event::{Connected, Item};
 use crate::peer::mse::{Cover, Policy};
@@ -166,6 +167,7 @@ impl<'a> World<'a> {
             fast: true,
             extensions: false,
             cover: Cover::Plain,
+            kind: Kind::Tcp,
         };
         world.apply(Event::Connected { key: PeerKey(1), peer });
         world.apply(Event::Said { key: PeerKey(1), items: vec![Item::HaveAll, Item::Choked(false)] });

@@ -10,6 +10,7 @@ use super::choker::{self, Candidate};
 use super::effects::Effect;
 use super::load::Has;
 use super::swarm::Swarm;
+use crate::net::transport::Kind;
 use crate::peer::PeerKey;
 use crate::peer::event::Connected;
 use crate::peer::extension::{self, ExtHandshake};
@@ -166,7 +167,8 @@ impl Swarm {
             let said = p.extension.as_ref().is_some_and(|e| e.encryption);
             let prefers = said || p.who.cover != Cover::Plain;
             let flag = |on: bool, flag| if on { flag } else { PexFlags::default() };
-            flag(!p.who.incoming, PexFlags::REACHABLE).with(flag(prefers, PexFlags::ENCRYPTION))
+            let utp = flag(p.who.kind == Kind::Utp, PexFlags::UTP);
+            flag(!p.who.incoming, PexFlags::REACHABLE).with(flag(prefers, PexFlags::ENCRYPTION)).with(utp)
         };
         let known: Vec<PexPeer> =
             self.peers.values().filter_map(|p| Some(PexPeer { addr: p.listens?, flags: flags(p) })).collect();

@@ -1,19 +1,18 @@
 //! Starts the sessions of a torrent's peers, dialled and incoming, each as a task of its own.
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures_util::FutureExt;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use crate::discovery::dht::Dht;
 use crate::discovery::dht::id::Family;
 use crate::net::limit::Limits;
+use crate::net::transport::Link;
 use crate::peer::PeerKey;
-use crate::peer::connect::{self, Plain, Shaken, Ways};
+use crate::peer::connect::{self, Past, Shaken, Ways};
 use crate::peer::event::{Connected, Counters, KnownCell, PeerEvent};
 use crate::peer::mse::Line;
 use crate::peer::outbox::Outbox;
@@ -30,8 +29,8 @@ pub struct Sessions {
     events: mpsc::Sender<PeerEvent>,
     limits: Limits,
     ways: Ways,
-    /// Who is dialled without encryption at once.
-    plain: RankedMutex<Plain>,
+    /// How who was dialled before is dialled again.
+    past: RankedMutex<Past>,
     dht: Option<Arc<Dht>>,
     /// The DHT isn't spoken of (BEP 27).
     private: Arc<AtomicBool>,
@@ -57,7 +56,7 @@ impl Sessions {
             events,
             limits,
             ways,
-            plain: RankedMutex::new(Rank::Leaf, "peers without encryption", Plain::default()),
+            past: RankedMutex::new(Rank::Leaf, "dials of the past", Past::default()),
             dht: None,
             private: Arc::default(),
             next: AtomicU64::new(1),
@@ -126,9 +125,13 @@ impl Sessions {
     pub fn dial(self: &Arc<Self>, addr: SocketAddr) {
         let this = self.clone();
         self.scope.spawn(&format!("peer {addr}"), async move {
-            let policy = this.plain.lock().policy(addr, this.ways.encryption);
-            let dialled = connect::dial(addr, &this.ways, &this.handshake(), policy).await;
-            this.plain.lock().dialled(addr, dialled.as_ref().ok().map(|shaken| shaken.line.cover()));
+            let (policy, first) = {
+                let past = this.past.lock();
+                (past.policy(addr, this.ways.encryption), past.first(addr))
+            };
+            let dialled = connect::dial(addr, &this.ways, &this.handshake(), policy, first).await;
+            let came = dialled.as_ref().ok().map(|shaken| (shaken.line.cover(), shaken.stream.kind()));
+            this.past.lock().dialled(addr, came);
             match dialled {
                 Ok(shaken) => this.run(shaken, addr, false).await,
                 Err(error) => {
@@ -140,13 +143,7 @@ impl Sessions {
     }
 
     /// Answers a peer that connected to us and asked for this torrent, and runs its session.
-    pub fn accept(
-        self: &Arc<Self>,
-        mut stream: TcpStream,
-        mut line: Line,
-        addr: SocketAddr,
-        theirs: Handshake,
-    ) {
+    pub fn accept(self: &Arc<Self>, mut stream: Link, mut line: Line, addr: SocketAddr, theirs: Handshake) {
         let this = self.clone();
         self.scope.spawn(&format!("peer {addr}"), async move {
             match connect::answer(&mut stream, &mut line, &this.handshake()).await {
@@ -169,6 +166,7 @@ impl Sessions {
             fast,
             extensions: theirs.reserved.supports_extensions(),
             cover: line.cover(),
+            kind: stream.kind(),
         };
         let connected =
             PeerEvent::Connected { key, peer, outbox: outbox.clone(), counters: counters.clone() };
@@ -185,7 +183,7 @@ impl Sessions {
             down_limits: self.limits.down(addr.ip()),
             up_limits: self.limits.up(addr.ip()),
             // Without it the session is only slower.
-            socket: stream.as_fd().try_clone_to_owned().ok(),
+            socket: stream.socket().and_then(|socket| socket.try_clone_to_owned().ok()),
             dht: self.dht_ports(addr, theirs.reserved),
             line,
         };
@@ -215,8 +213,9 @@ pub(crate) mod planned {
     use std::task::{Context, Poll};
 
     use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-    use tokio::net::TcpStream;
     use torrentfs_fs::lock::{Rank, RankedMutex};
+
+    use super::Link;
 
     /// Whose next session panics, and after how many bytes of his.
     static PLANS: RankedMutex<Vec<(SocketAddr, usize)>> = RankedMutex::new(Rank::Leaf, "plans", Vec::new());
@@ -228,12 +227,12 @@ pub(crate) mod planned {
 
     /// A connection, of which reading may panic.
     pub(super) struct Stream {
-        inner: TcpStream,
+        inner: Link,
         left: Option<usize>,
     }
 
     impl Stream {
-        pub(super) fn new(inner: TcpStream, addr: SocketAddr) -> Self {
+        pub(super) fn new(inner: Link, addr: SocketAddr) -> Self {
             let mut plans = PLANS.lock();
             let at = plans.iter().position(|(planned, _)| *planned == addr);
             Self { inner, left: at.map(|at| plans.swap_remove(at).1) }

@@ -133,6 +133,8 @@ pub struct Status {
     pub peers: usize,
     /// How many of them are connected with encryption, of the handshake at least.
     pub encrypted: usize,
+    /// How many of them are connected over uTP.
+    pub utp: usize,
     /// Connections being made.
     pub connecting: usize,
     /// Peers that sent bad data.

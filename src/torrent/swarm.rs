@@ -31,6 +31,7 @@ use crate::discovery::PeerSource;
 use crate::metainfo::geometry::{BlockRef, FileIndex, PieceIndex};
 use crate::metainfo::info::Info;
 use crate::net::filter::Filter;
+use crate::net::transport::Kind;
 use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::event::{Connected, Item};
@@ -659,6 +660,11 @@ impl Swarm {
     /// Peers that are connected with encryption, of the handshake at least.
     pub fn encrypted_count(&self) -> usize {
         self.peers.values().filter(|peer| peer.who.cover != Cover::Plain).count()
+    }
+
+    /// Peers that are connected over uTP.
+    pub fn utp_count(&self) -> usize {
+        self.peers.values().filter(|peer| peer.who.kind == Kind::Utp).count()
     }
 
     /// The peers that are connected.

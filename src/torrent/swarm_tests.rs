@@ -11,6 +11,7 @@ use crate::discovery::FoundPeers;
 use crate::hash;
 use crate::metainfo::build::TorrentBuilder;
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, FileIndex, Geometry};
+use crate::net::transport::Kind;
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::metadata::MetadataMessage;
 use crate::peer::mse::{Cover, Policy};
@@ -67,7 +68,8 @@ fn addr(n: u64) -> SocketAddr {
 fn who(n: u64, fast: bool) -> Connected {
     let mut peer_id = [b'x'; 20];
     peer_id[..8].copy_from_slice(&n.to_be_bytes());
-    Connected { addr: addr(n), incoming: false, peer_id, fast, extensions: true, cover: Cover::Plain }
+    let (cover, kind) = (Cover::Plain, Kind::Tcp);
+    Connected { addr: addr(n), incoming: false, peer_id, fast, extensions: true, cover, kind }
 }
 
 /// A torrent, what its peers were asked for and what its workers were given. Peers and workers do what the test

@@ -40,7 +40,7 @@ pub fn is_mounted(point: &Path) -> bool {
     table.lines().filter_map(|line| line.split(' ').nth(4)).any(|path| Path::new(path) == point)
 }
 
-/// How to mount. Without more said: TCP on loopback at a port of the system's choice, no DHT, no LSD, no port
+/// How to mount. Without more said: TCP on loopback at a port of the system's choice, no uTP, no DHT, no LSD, no port
 /// mapping, a fresh cache folder.
 pub struct MountBuilder {
     sources: Vec<OsString>,
@@ -50,6 +50,7 @@ pub struct MountBuilder {
     log: Option<String>,
     dht: bool,
     lsd: bool,
+    utp: bool,
     env: Vec<(&'static str, OsString)>,
     net: Option<PathBuf>,
 }
@@ -98,6 +99,12 @@ impl MountBuilder {
     /// A variable of its environment.
     pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Self {
         self.env.push((name, value.as_ref().to_owned()));
+        self
+    }
+
+    /// With uTP, too.
+    pub fn utp(mut self) -> Self {
+        self.utp = true;
         self
     }
 
@@ -176,6 +183,10 @@ impl MountBuilder {
         if !self.args.iter().any(|arg| arg.to_string_lossy().starts_with("--encryption")) {
             command.args(["--encryption", "off"]);
         }
+        // A peer that refuses TCP is given up at once without it.
+        if !self.utp {
+            command.arg("--no-utp");
+        }
         command.args(self.args).args(self.sources).arg(&point);
         if let Some(filter) = self.log {
             command.env("TORRENTFS_LOG", filter);
@@ -232,6 +243,7 @@ impl Mount {
             log: None,
             dht: false,
             lsd: false,
+            utp: false,
             env: Vec::new(),
             net: None,
         }

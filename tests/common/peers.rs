@@ -163,6 +163,14 @@ impl Leecher {
         Proc::spawn(command)
     }
 
+    /// As [`Leecher::start`], over uTP alone, and from an address of the same family.
+    pub fn over_utp(sample: &Sample, save: &Path, peer: SocketAddr) -> Proc {
+        let mut command = command("leecher.py");
+        command.arg(&sample.torrent).arg(save).args(["--no-tcp", "--plain", "--peer", &peer.to_string()]);
+        command.args(["--listen", if peer.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }]);
+        Proc::spawn(command)
+    }
+
     /// As [`Leecher::start`], with encrypted connections only, of which it takes these (`plain`, `rc4` or `both`).
     pub fn encrypted(sample: &Sample, save: &Path, peer: SocketAddr, ways: &str) -> Proc {
         let mut command = command("leecher.py");

@@ -95,7 +95,7 @@ fn help_and_version() {
 fn switches_for_what_is_not_there_yet_are_accepted() {
     needs!(Fuse, Libtorrent);
     let sample = Sample::small();
-    let switches = ["--no-pex", "--no-utp", "--no-trackers"];
+    let switches = ["--no-pex", "--no-port-mapping", "--no-trackers"];
     let mount = switches
         .iter()
         .fold(crate::common::Mount::sample(&sample), |mount, switch| mount.arg(switch))

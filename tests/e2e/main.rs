@@ -68,6 +68,7 @@ mod tools;
 mod transmission;
 mod two_processes;
 mod upload;
+mod utp;
 mod verify;
 mod watched;
 mod webseeds;

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use divan::Bencher;
 use torrentfs::metainfo::geometry::{BLOCK_LEN, FileIndex, PieceIndex};
 use torrentfs::metainfo::{Info, TorrentBuilder};
+use torrentfs::net::transport::Kind;
 use torrentfs::peer::PeerKey;
 use torrentfs::peer::event::{Connected, Item};
 use torrentfs::peer::mse::{Cover, Policy};
@@ -49,7 +50,15 @@ fn peer(n: u64) -> Connected {
     let mut peer_id = [b'x'; 20];
     peer_id[..8].copy_from_slice(&n.to_be_bytes());
     let addr = SocketAddr::from(([127, 0, 0, 1], 10_000 + n as u16));
-    Connected { addr, incoming: false, peer_id, fast: true, extensions: false, cover: Cover::Plain }
+    Connected {
+        addr,
+        incoming: false,
+        peer_id,
+        fast: true,
+        extensions: false,
+        cover: Cover::Plain,
+        kind: Kind::Tcp,
+    }
 }
 
 impl World {

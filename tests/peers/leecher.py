@@ -3,7 +3,7 @@
 "done SECONDS CPU_SECONDS" and ends. Ends as well when its stdin closes, or at its limit (exit 1).
 
     leecher.py TORRENT_OR_MAGNET SAVE_DIR --peer ADDR:PORT... [--lsd] [--listen ADDR:PORT] [--limit SECONDS] [--no-utp]
-               [--plain | --encrypt] [--enc-level WAYS] [--dht-node ADDR:PORT]
+               [--no-tcp] [--plain | --encrypt] [--enc-level WAYS] [--dht-node ADDR:PORT]
 
 With --plain it doesn't try encryption first, which costs a minute at a peer that has none. With --encrypt it takes and
 makes encrypted connections only; --enc-level says what it takes after the handshake: plain, rc4 or both.
@@ -31,6 +31,12 @@ def watch_stdin():
     os._exit(1)
 
 
+def connect(handle, peer):
+    """Dials ADDR:PORT, an IPv6 address in brackets."""
+    host, port = peer.rsplit(":", 1)
+    handle.connect_peer((host.strip("[]"), int(port)))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("source")
@@ -40,6 +46,7 @@ def main():
     parser.add_argument("--lsd", action="store_true")
     parser.add_argument("--limit", type=float, default=120)
     parser.add_argument("--no-utp", action="store_true")
+    parser.add_argument("--no-tcp", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--encrypt", action="store_true")
     parser.add_argument("--enc-level", choices=ENC_LEVELS, default="both")
@@ -64,6 +71,8 @@ def main():
             "allow_multiple_connections_per_ip": True,
             "enable_incoming_utp": not args.no_utp,
             "enable_outgoing_utp": not args.no_utp,
+            "enable_incoming_tcp": not args.no_tcp,
+            "enable_outgoing_tcp": not args.no_tcp,
             "out_enc_policy": 2 if args.plain else 0 if args.encrypt else 1,
             "in_enc_policy": 0 if args.encrypt else 1,
             "allowed_enc_level": ENC_LEVELS[args.enc_level],
@@ -87,8 +96,7 @@ def main():
     start = time.monotonic()
     handle = session.add_torrent(params)
     for peer in args.peer:
-        host, port = peer.rsplit(":", 1)
-        handle.connect_peer((host, int(port)))
+        connect(handle, peer)
     again = start + 2
     while not handle.status().is_seeding:
         now = time.monotonic()
@@ -101,8 +109,7 @@ def main():
             if args.dht_node:
                 handle.force_dht_announce()
             for peer in args.peer:
-                host, port = peer.rsplit(":", 1)
-                handle.connect_peer((host, int(port)))
+                connect(handle, peer)
         time.sleep(0.01)
     # Pieces may still wait for their write: without this the end of the process would lose them.
     handle.flush_cache()

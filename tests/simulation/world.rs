@@ -14,6 +14,7 @@ use bytes::Bytes;
 use torrentfs::discovery::{FoundPeers, PeerSource};
 use torrentfs::metainfo::geometry::{BlockRef, Geometry};
 use torrentfs::metainfo::info::Info;
+use torrentfs::net::transport::Kind;
 use torrentfs::peer::PeerKey;
 use torrentfs::peer::buffer::PieceBuffer;
 use torrentfs::peer::event::{Connected, Item};
@@ -551,6 +552,7 @@ impl World {
             fast: spec.fast,
             extensions: true,
             cover: Cover::Plain,
+            kind: Kind::Tcp,
         };
         let hello = ExtHandshake { reqq: Some(spec.reqq), ..ExtHandshake::default() }.encode();
         let has = match &spec.holds {

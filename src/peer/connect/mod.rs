@@ -1,7 +1,7 @@
-//! Connecting to a peer over TCP, and the handshakes of both directions (BEP 3), behind encryption's own where that is
-//! wanted.
+//! Connecting to a peer over TCP or uTP, whichever is there first, and the handshakes of both directions (BEP 3), behind
+//! encryption's own where that is wanted.
 //!
-//! Parts: [`Ways`], how it may be done; [`dial`], and [`greet`] with [`answer`], the two directions; [`Plain`], who is dialled without encryption at once;
+//! Parts: [`Ways`], how it may be done; [`dial`], and [`greet`] with [`answer`], the two directions; [`Past`], how who was dialled before is dialled again;
 //! [`mse`], which moves the bytes of encryption's handshake.
 //!
 //! Flow: with encryption preferred, a dial begins with it, and is made again without when the peer shows no key: in a new
@@ -15,15 +15,16 @@ mod mse;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::mse::{Cover, Line, MseError, Opening, Policy};
 use super::wire::{Handshake, WireError};
 use crate::net::sockets::Sockets;
+use crate::net::transport::{Kind, Link, Transport, race};
 use crate::sync::timeouts;
 
 /// Room for what is read at once until the session takes over: a handshake, and the first messages behind it.
@@ -52,8 +53,10 @@ pub enum ConnectError {
 /// How peers are connected to.
 #[derive(Debug, Clone)]
 pub struct Ways {
-    /// What connections are made of.
+    /// What TCP connections are made of.
     pub sockets: Sockets,
+    /// What is tried when TCP takes long or fails, or worked the last time; if anything is.
+    pub utp: Option<Arc<dyn Transport>>,
     /// Whether they are encrypted.
     pub encryption: Policy,
 }
@@ -61,7 +64,7 @@ pub struct Ways {
 /// A connection whose handshakes are done.
 pub struct Shaken {
     /// The connection.
-    pub stream: TcpStream,
+    pub stream: Link,
     /// What is read and written goes through this.
     pub line: Line,
     /// Who it is.
@@ -69,7 +72,8 @@ pub struct Shaken {
 }
 
 /// Connects to `addr` and exchanges handshakes. Waits no longer than connecting and the handshake may take, and under
-/// [`Policy::Prefer`] once more for the try without. `policy` is that of `ways`, unless more is known of the peer.
+/// [`Policy::Prefer`] once more for the try without. `policy` is that of `ways`, and `first`, what has a head start, TCP, unless
+/// more is known of the peer.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -78,28 +82,36 @@ pub async fn dial(
     ways: &Ways,
     ours: &Handshake,
     policy: Policy,
+    first: Kind,
 ) -> Result<Shaken, ConnectError> {
     if policy != Policy::Off {
-        let mut stream = connect(addr, ways).await?;
+        let mut stream = connect(addr, ways, first).await?;
         match mse::initiate(&mut stream, ours, policy).await {
             Ok(line) => return finish(stream, line, ours).await,
             Err(failed) if policy == Policy::Require || !failed.plain_may_do => return Err(failed.error),
             Err(failed) => tracing::trace!(peer = %addr, "again without encryption: {}", failed.error),
         }
     }
-    let mut stream = connect(addr, ways).await?;
+    let mut stream = connect(addr, ways, first).await?;
     let mut line = Line::plain(BytesMut::with_capacity(ROOM));
     answer(&mut stream, &mut line, ours).await?;
     finish(stream, line, ours).await
 }
 
-async fn connect(addr: SocketAddr, ways: &Ways) -> Result<TcpStream, ConnectError> {
-    let connected = timeout(timeouts::PEER_CONNECT, ways.sockets.connect(addr)).await;
-    Ok(connected.map_err(|_| ConnectError::TimedOut)??)
+async fn connect(addr: SocketAddr, ways: &Ways, first: Kind) -> Result<Link, ConnectError> {
+    let connect = async {
+        let tcp = Transport::connect(&ways.sockets, addr);
+        match &ways.utp {
+            Some(utp) if first == Kind::Utp => race(utp.connect(addr), tcp, timeouts::PEER_UTP).await,
+            Some(utp) => race(tcp, utp.connect(addr), timeouts::PEER_UTP).await,
+            None => tcp.await,
+        }
+    };
+    Ok(timeout(timeouts::PEER_CONNECT, connect).await.map_err(|_| ConnectError::TimedOut)??)
 }
 
 /// Reads the handshake of a peer that has ours.
-async fn finish(mut stream: TcpStream, mut line: Line, ours: &Handshake) -> Result<Shaken, ConnectError> {
+async fn finish(mut stream: Link, mut line: Line, ours: &Handshake) -> Result<Shaken, ConnectError> {
     let read = read_handshake(&mut stream, &mut line);
     let theirs = timeout(timeouts::PEER_HANDSHAKE, read).await.map_err(|_| ConnectError::TimedOut)??;
     if theirs.info_hash != ours.info_hash {
@@ -181,27 +193,55 @@ where
     }
 }
 
-/// Peers that had no encryption when they were dialled last: they are spared a connection that comes to nothing. Pure.
+/// What came of the last dials: a peer that had no encryption, or is reached over uTP, is spared a connection that comes to
+/// nothing. Pure.
 #[derive(Debug, Default)]
-pub struct Plain {
+pub struct Past {
+    /// Who had no encryption.
+    plain: Few,
+    /// Whom uTP is tried first with.
+    utp: Few,
+}
+
+impl Past {
+    /// How a peer is dialled under this policy.
+    pub fn policy(&self, addr: SocketAddr, policy: Policy) -> Policy {
+        if policy == Policy::Prefer && self.plain.has(addr) { Policy::Off } else { policy }
+    }
+
+    /// What it is dialled over first.
+    pub fn first(&self, addr: SocketAddr) -> Kind {
+        if self.utp.has(addr) { Kind::Utp } else { Kind::Tcp }
+    }
+
+    /// What came of a dial: how the connection is covered, and what it runs over; `None` when there is none. Who can't be
+    /// reached without encryption is tried with it the next time, and who can't be reached over the one first, over the other:
+    /// some take a connection over TCP only to close it.
+    pub fn dialled(&mut self, addr: SocketAddr, came: Option<(Cover, Kind)>) {
+        let other = !self.utp.has(addr);
+        self.plain.set(addr, came.is_some_and(|(cover, _)| cover == Cover::Plain));
+        self.utp.set(addr, came.map_or(other, |(_, kind)| kind == Kind::Utp));
+    }
+}
+
+/// A few addresses.
+#[derive(Debug, Default)]
+struct Few {
     /// The one that was heard of longest ago first.
     peers: VecDeque<SocketAddr>,
 }
 
-impl Plain {
+impl Few {
     /// Peers remembered: more than one torrent is ever connected to. A forgotten one costs a connection.
     const MOST: usize = 256;
 
-    /// How a peer is dialled under this policy.
-    pub fn policy(&self, addr: SocketAddr, policy: Policy) -> Policy {
-        if policy == Policy::Prefer && self.peers.contains(&addr) { Policy::Off } else { policy }
+    fn has(&self, addr: SocketAddr) -> bool {
+        self.peers.contains(&addr)
     }
 
-    /// What came of a dial: how the connection is covered; `None` when there is none. Who can't be reached without is
-    /// tried with it the next time.
-    pub fn dialled(&mut self, addr: SocketAddr, cover: Option<Cover>) {
+    fn set(&mut self, addr: SocketAddr, is: bool) {
         self.peers.retain(|peer| *peer != addr);
-        if cover == Some(Cover::Plain) {
+        if is {
             if self.peers.len() >= Self::MOST {
                 self.peers.pop_front();
             }

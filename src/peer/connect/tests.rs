@@ -3,12 +3,16 @@
 
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use super::*;
+use crate::net::transport::Kind;
+use crate::net::udp::SharedUdp;
+use crate::net::utp;
 use crate::peer::mse::{self as codec, Pads};
 use crate::peer::wire::Reserved;
+use crate::sync::tasks::TaskScope;
 
 const TORRENT: [u8; 20] = *b"the torrent's hash..";
 const OTHER: [u8; 20] = *b"another one's hash..";
@@ -32,7 +36,7 @@ fn known(name: &[u8; 20]) -> Option<[u8; 20]> {
 
 /// What `encryption` says is overruled for each dial.
 fn ways() -> Ways {
-    Ways { sockets: Sockets::default(), encryption: Policy::Prefer }
+    Ways { sockets: Sockets::default(), utp: None, encryption: Policy::Prefer }
 }
 
 async fn listener() -> (TcpListener, SocketAddr) {
@@ -55,13 +59,13 @@ async fn take(listener: &TcpListener, policy: Policy) -> (u32, TcpStream, Handsh
 }
 
 /// Writes or reads through a line, as a session does.
-async fn say(stream: &mut TcpStream, line: &mut Line, text: &[u8]) {
+async fn say(stream: &mut (impl AsyncWrite + Unpin), line: &mut Line, text: &[u8]) {
     let mut bytes = text.to_vec();
     line.seal(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
 }
 
-async fn hear(stream: &mut TcpStream, line: &mut Line, len: usize) -> Vec<u8> {
+async fn hear(stream: &mut (impl AsyncRead + Send + Unpin), line: &mut Line, len: usize) -> Vec<u8> {
     let mut input = std::mem::take(&mut line.early);
     while input.len() < len {
         let had = input.len();
@@ -91,7 +95,7 @@ async fn policies_meet_over_loopback() {
         let (dialled, taken) = match want {
             Some(_) => {
                 let (dialled, taken) =
-                    tokio::join!(dial(addr, &ways, &ours, dials), take(&listener, answers));
+                    tokio::join!(dial(addr, &ways, &ours, dials, Kind::Tcp), take(&listener, answers));
                 (dialled, Some(taken))
             }
             None => {
@@ -100,7 +104,7 @@ async fn policies_meet_over_loopback() {
                     let (mut stream, _) = listener.accept().await.unwrap();
                     assert!(greet(&mut stream, answers, known).await.is_err());
                 };
-                let (dialled, ()) = tokio::join!(dial(addr, &ways, &ours, dials), failed);
+                let (dialled, ()) = tokio::join!(dial(addr, &ways, &ours, dials, Kind::Tcp), failed);
                 (dialled, None)
             }
         };
@@ -114,6 +118,62 @@ async fn policies_meet_over_loopback() {
         say(&mut stream, &mut line, b"an answer").await;
         assert_eq!(hear(&mut near.stream, &mut near.line, 9).await, b"an answer");
     }
+}
+
+/// A port that speaks uTP; it ends with the scope.
+fn utp_port(scope: &TaskScope) -> (SocketAddr, Arc<dyn Transport>, utp::Incoming) {
+    let socket = Sockets::default().udp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = socket.local_addr().unwrap();
+    let udp = SharedUdp::new(Some(socket), None);
+    let (dials, incoming) =
+        utp::Socket::start(scope, udp.clone(), utp::Limits::default(), Default::default());
+    udp.run(scope);
+    (addr, dials, incoming)
+}
+
+#[tokio::test]
+async fn who_refuses_tcp_is_reached_over_utp_by_every_policy() {
+    let scope = TaskScope::root();
+    let (_, dials, _) = utp_port(&scope);
+    for (policy, cover) in
+        [(Policy::Off, Cover::Plain), (Policy::Prefer, Cover::Handshake), (Policy::Require, Cover::Full)]
+    {
+        let (addr, _, mut incoming) = utp_port(&scope);
+        let ways = Ways { utp: Some(dials.clone()), ..ways() };
+        let ours = ours();
+        let far = async {
+            let mut stream = incoming.accept().await.unwrap();
+            let taken = if policy == Policy::Off { Policy::Prefer } else { policy };
+            let (said, mut line) = greet(&mut stream, taken, known).await.unwrap();
+            answer(&mut stream, &mut line, &theirs()).await.unwrap();
+            assert_eq!(said, ours);
+            say(&mut stream, &mut line, b"a bitfield").await;
+            stream
+        };
+        let (near, _far) = tokio::join!(dial(addr, &ways, &ours, policy, Kind::Tcp), far);
+        let mut near = near.unwrap();
+        assert_eq!((near.stream.kind(), near.line.cover()), (Kind::Utp, cover));
+        assert!(near.stream.socket().is_none());
+        assert_eq!(hear(&mut near.stream, &mut near.line, 10).await, b"a bitfield");
+    }
+    scope.cancel();
+    assert!(scope.join(Duration::from_secs(60)).await.is_empty());
+}
+
+#[tokio::test]
+async fn who_answers_over_tcp_is_not_asked_over_utp() {
+    let scope = TaskScope::root();
+    let (_, dials, _) = utp_port(&scope);
+    let (listener, addr) = listener().await;
+    let heard = tokio::net::UdpSocket::bind(addr).await.unwrap();
+    let (ours, ways) = (ours(), Ways { utp: Some(dials), ..ways() });
+    let (near, _far) =
+        tokio::join!(dial(addr, &ways, &ours, Policy::Off, Kind::Tcp), take(&listener, Policy::Off));
+    let near = near.unwrap();
+    assert_eq!(near.stream.kind(), Kind::Tcp);
+    assert!(near.stream.socket().is_some());
+    assert!(heard.try_recv(&mut [0; 64]).is_err(), "nothing was said over UDP");
+    scope.cancel();
 }
 
 #[tokio::test]
@@ -135,7 +195,7 @@ async fn what_comes_right_behind_the_handshake_isnt_lost() {
             stream
         };
         let (ours, ways) = (ours(), ways());
-        let (near, _far) = tokio::join!(dial(addr, &ways, &ours, policy), far);
+        let (near, _far) = tokio::join!(dial(addr, &ways, &ours, policy, Kind::Tcp), far);
         let mut near = near.unwrap();
         assert_eq!(hear(&mut near.stream, &mut near.line, 14).await, b"and a bitfield", "{policy:?}");
     }
@@ -230,22 +290,51 @@ async fn who_shows_no_key_is_asked_again_and_who_shows_one_is_not() {
     }
 }
 
+#[tokio::test]
+async fn who_takes_tcp_only_to_close_it_is_reached_over_utp_the_next_time() {
+    let scope = TaskScope::root();
+    let (_, dials, _) = utp_port(&scope);
+    let (addr, _, mut incoming) = utp_port(&scope);
+    let listener = TcpListener::bind(addr).await.unwrap();
+    let (ours, ways) = (ours(), Ways { utp: Some(dials), ..ways() });
+    let mut past = Past::default();
+    let closes = async { drop(listener.accept().await.unwrap()) };
+    let (failed, ()) = tokio::join!(dial(addr, &ways, &ours, Policy::Off, past.first(addr)), closes);
+    assert!(failed.is_err());
+    past.dialled(addr, None);
+    let far = async {
+        let mut stream = incoming.accept().await.unwrap();
+        let (_, mut line) = greet(&mut stream, Policy::Off, known).await.unwrap();
+        answer(&mut stream, &mut line, &theirs()).await.unwrap();
+        stream
+    };
+    let (near, _far) = tokio::join!(dial(addr, &ways, &ours, Policy::Off, past.first(addr)), far);
+    assert_eq!(near.unwrap().stream.kind(), Kind::Utp);
+    scope.cancel();
+}
+
 #[test]
-fn who_had_no_encryption_is_remembered_for_a_while() {
+fn what_came_of_a_dial_is_remembered_for_a_while() {
     let at = |port: u16| SocketAddr::from(([192, 0, 2, 7], port));
-    let mut plain = Plain::default();
-    plain.dialled(at(1), Some(Cover::Plain));
-    plain.dialled(at(2), Some(Cover::Handshake));
-    assert_eq!(plain.policy(at(1), Policy::Prefer), Policy::Off);
-    assert_eq!(plain.policy(at(1), Policy::Require), Policy::Require, "a memory is no permission");
-    assert_eq!(plain.policy(at(2), Policy::Prefer), Policy::Prefer);
-    plain.dialled(at(1), None);
-    assert_eq!(plain.policy(at(1), Policy::Prefer), Policy::Prefer);
-    for port in 0..1000 {
-        plain.dialled(at(port), Some(Cover::Plain));
-        plain.dialled(at(port), Some(Cover::Plain));
+    let mut past = Past::default();
+    past.dialled(at(1), Some((Cover::Plain, Kind::Tcp)));
+    past.dialled(at(2), Some((Cover::Handshake, Kind::Utp)));
+    assert_eq!(past.policy(at(1), Policy::Prefer), Policy::Off);
+    assert_eq!(past.policy(at(1), Policy::Require), Policy::Require, "a memory is no permission");
+    assert_eq!(past.policy(at(2), Policy::Prefer), Policy::Prefer);
+    assert_eq!([1, 2, 3].map(|port| past.first(at(port))), [Kind::Tcp, Kind::Utp, Kind::Tcp]);
+    // The other, after each that failed.
+    for (port, first) in [(1, Kind::Utp), (1, Kind::Tcp), (2, Kind::Tcp), (2, Kind::Utp)] {
+        past.dialled(at(port), None);
+        assert_eq!(past.first(at(port)), first);
     }
-    assert_eq!(plain.peers.len(), Plain::MOST);
-    assert_eq!(plain.policy(at(743), Policy::Prefer), Policy::Prefer);
-    assert_eq!(plain.policy(at(744), Policy::Prefer), Policy::Off);
+    assert_eq!(past.policy(at(1), Policy::Prefer), Policy::Prefer);
+    for port in 0..1000 {
+        past.dialled(at(port), Some((Cover::Plain, Kind::Utp)));
+        past.dialled(at(port), Some((Cover::Plain, Kind::Utp)));
+    }
+    assert_eq!((past.plain.peers.len(), past.utp.peers.len()), (Few::MOST, Few::MOST));
+    assert_eq!(past.policy(at(743), Policy::Prefer), Policy::Prefer);
+    assert_eq!(past.policy(at(744), Policy::Prefer), Policy::Off);
+    assert_eq!([743, 744].map(|port| past.first(at(port))), [Kind::Tcp, Kind::Utp]);
 }

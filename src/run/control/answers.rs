@@ -97,6 +97,7 @@ impl Mounted {
             uptime: self.since.elapsed().as_secs(),
             port: self.client.port(),
             encryption: self.client.encryption().as_str().into(),
+            utp: self.client.has_utp(),
             cache: Cache {
                 dir: self.client.cache().path().to_string_lossy().into_owned(),
                 kept,
@@ -332,6 +333,7 @@ fn torrent_status(shown: Shown) -> TorrentStatus {
         uploaded: status.uploaded,
         peers: status.peers as u64,
         encrypted: status.encrypted as u64,
+        utp: status.utp as u64,
         connecting: status.connecting as u64,
         banned: status.banned.len() as u64,
         trackers: torrent.trackers().into_iter().map(tracker).collect(),
