@@ -181,5 +181,6 @@ macro_rules! targets {
 
 targets! {
     bencode metainfo magnet wire handshake extension metadata metadata_assembly pex tracker_http tracker_udp webseed
-    resume control control_answer mse mse_opening lsd filter
+    resume control control_answer mse mse_opening lsd filter krpc dht_saved
+    dht_node utp_packet utp_port
 }

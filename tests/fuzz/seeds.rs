@@ -8,9 +8,14 @@ use std::path::Path;
 
 use bytes::{Bytes, BytesMut};
 use torrentfs::control::message::{Call, Change, NewTorrent, Request};
+use torrentfs::discovery::dht::id::{Contact, NodeId};
+use torrentfs::discovery::dht::krpc::{self as dht, Message as Krpc};
+use torrentfs::discovery::dht::saved::Saved;
 use torrentfs::discovery::lsd::message as lsd_message;
 use torrentfs::metainfo::bencode::Encoder;
 use torrentfs::metainfo::geometry::PieceIndex;
+use torrentfs::net::utp::packet::{Packet, Sack, Type};
+use torrentfs::net::utp::seq::Seq;
 use torrentfs::peer::extension::ExtHandshake;
 use torrentfs::peer::metadata::MetadataMessage;
 use torrentfs::peer::pex::{PexFlags, PexMessage, PexPeer};
@@ -103,8 +108,65 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
             ("p2p", b"a network: with colons:1.2.3.0-1.2.3.255\r\n# a comment\r\nv6:2001:db8::-2001:db8::ff\r\n".to_vec()),
             ("cidr", b"10.0.0.0/8\n2001:db8::/32\n1.2.3.4\nnonsense\n".to_vec()),
         ]),
+        "krpc" => named(krpc()),
+        "dht_saved" => {
+            let node = |n: u8| Contact { id: NodeId([n; 20]), addr: SocketAddr::from(([9, n, 8, 1], 6881)) };
+            let saved = Saved { ids: [Some(NodeId([7; 20])), None], nodes: [vec![node(1), node(2)], Vec::new()] };
+            named(vec![("some", saved.encode()), ("none", Saved::default().encode())])
+        }
+        "dht_node" => {
+            let record = |(n, (_, packet)): (usize, (&str, Vec<u8>))| {
+                [&[n as u8, 1, packet.len() as u8][..], &packet].concat()
+            };
+            named(vec![("each", krpc().into_iter().enumerate().flat_map(record).collect())])
+        }
+        "utp_packet" => named(utp()),
+        "utp_port" => {
+            let record = |(_, packet): (&str, Vec<u8>)| [&[3, 1, packet.len() as u8][..], &packet].concat();
+            named(vec![("each", utp().into_iter().flat_map(record).collect())])
+        }
         _ => Vec::new(),
     }
+}
+
+/// A packet of each type, as who dials sends them.
+fn utp() -> Vec<(&'static str, Vec<u8>)> {
+    let packet = |kind, id, seq, sack, payload| {
+        let sack = if sack { Some(Sack::new(&[0b101, 0, 0, 0])) } else { None };
+        let (stamp, diff, window) = (1_000_000, 2000, 1 << 20);
+        let mut bytes = Vec::new();
+        Packet { kind, id, stamp, diff, window, seq: Seq(seq), ack: Seq(7), sack, payload }
+            .encode(&mut bytes);
+        bytes
+    };
+    vec![
+        ("syn", packet(Type::Syn, 100, 1, false, &b""[..])),
+        ("data", packet(Type::Data, 101, 2, false, b"some bytes")),
+        ("state", packet(Type::State, 101, 3, true, b"")),
+        ("fin", packet(Type::Fin, 101, 3, false, b"")),
+        ("reset", packet(Type::Reset, 101, 3, false, b"")),
+    ]
+}
+
+/// A message of each kind.
+fn krpc() -> Vec<(&'static str, Vec<u8>)> {
+    let (tid, id) = (dht::Tid::of(0x6161_6161), NodeId(*b"abcdefghij0123456789"));
+    let query = |query| dht::encode(&Krpc::Query { tid, id, query, read_only: false });
+    let place = *b"mnopqrstuvwxyz123456";
+    let nodes = vec![Contact { id: NodeId([3; 20]), addr: SocketAddr::from(([9, 3, 8, 1], 6881)) }];
+    let token = dht::Token::new(b"aoeusnth");
+    let values = vec![SocketAddr::from(([9, 9, 9, 9], 80))];
+    let reply = dht::Reply { id, nodes, values, token: token.clone() };
+    let announce = dht::Query::AnnouncePeer { info_hash: place, port: 6881, implied: true, token };
+    vec![
+        ("ping", query(dht::Query::Ping)),
+        ("find_node", query(dht::Query::FindNode { target: place, want: dht::Want::BOTH })),
+        ("get_peers", query(dht::Query::GetPeers { info_hash: place, want: dht::Want::default() })),
+        ("announce_peer", query(announce)),
+        ("reply", dht::encode(&Krpc::Reply { tid, reply, ip: Some(SocketAddr::from(([9, 0, 0, 1], 1))) })),
+        ("error", dht::encode(&Krpc::Error { tid, code: 203 })),
+        ("read_only", b"d1:ad2:id20:abcdefghij0123456789e1:q4:ping2:roi1e1:t2:aa1:y1:qe".to_vec()),
+    ]
 }
 
 fn torrents() -> Vec<(String, Vec<u8>)> {

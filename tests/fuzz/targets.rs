@@ -6,12 +6,16 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use torrentfs::control::lines::{Lines, Next};
 use torrentfs::control::message::{Call, heard};
+use torrentfs::discovery::dht::krpc::{self as dht, Message as Krpc};
+use torrentfs::discovery::dht::node::{AnnounceAs, Node, Out, Setup};
+use torrentfs::discovery::dht::saved::{self, Saved};
 use torrentfs::discovery::lsd::message as lsd_message;
 use torrentfs::discovery::tracker::{http, message, udp};
 use torrentfs::metainfo::bencode::{self, Encoder, Limits, Value};
@@ -19,6 +23,8 @@ use torrentfs::metainfo::info::{FileKind, Info};
 use torrentfs::metainfo::magnet::Magnet;
 use torrentfs::metainfo::{Metainfo, source::Source};
 use torrentfs::net::filter::Filter;
+use torrentfs::net::utp::mux::{self as utp, Mux};
+use torrentfs::net::utp::packet::Packet;
 use torrentfs::peer::extension::{self, ExtHandshake, MAX_METADATA};
 use torrentfs::peer::metadata::{MetadataAssembly, MetadataMessage, Received};
 use torrentfs::peer::mse::{self, Initiator, Pads, Policy, Progress, Responder};
@@ -51,6 +57,11 @@ pub const TARGETS: &[Target] = &[
     ("mse_opening", mse_opening),
     ("lsd", lsd),
     ("filter", filter),
+    ("krpc", krpc),
+    ("dht_saved", dht_saved),
+    ("dht_node", dht_node),
+    ("utp_packet", utp_packet),
+    ("utp_port", utp_port),
 ];
 
 fn bencode(input: &[u8]) {
@@ -456,4 +467,111 @@ fn filter(input: &[u8]) {
         Err(error) => error.to_string(),
     };
     assert!(told.len() < 4096, "{told}");
+}
+
+fn krpc(input: &[u8]) {
+    match dht::decode(input) {
+        // A question that we don't know is answered, and never asked.
+        Ok(Krpc::Query { query: dht::Query::Other { .. }, .. }) | Err(_) => {}
+        Ok(message) => assert_eq!(dht::decode(&dht::encode(&message)), Ok(message)),
+    }
+}
+
+fn dht_saved(input: &[u8]) {
+    let saved = Saved::decode(input);
+    assert!(saved.nodes.iter().all(|nodes| nodes.len() <= saved::NODES));
+    let bytes = saved.encode();
+    assert!(bytes.len() <= saved::SIZE_MAX);
+    assert_eq!(Saved::decode(&bytes), saved);
+}
+
+/// A node that gets packets: of each, how it comes, from which of 16 addresses, how many half seconds after the one
+/// before, and its length. What comes as an answer has the transaction of what was asked there last.
+fn dht_node(input: &[u8]) {
+    let mut now = Instant::now();
+    let setup = Setup { families: [true; 2], serve: true, secret: [9; 32], saved: Saved::default() };
+    let mut node = Node::new(setup, now);
+    let mut asked: [Option<dht::Tid>; 16] = [None; 16];
+    let place = |n: u8| match n % 16 {
+        n if n < 12 => SocketAddr::from(([9, n, 8, 1], 6881)),
+        n => SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)], 6881)),
+    };
+    let mut rest = input;
+    node.search([1; 20], Some(AnnounceAs { port: 6881, implied: true }), now, &mut Out::default());
+    node.enter(&(0..16).map(place).collect::<Vec<_>>(), now, &mut Out::default());
+    while let Some((&[from, wait, len], behind)) = rest.split_first_chunk() {
+        let (packet, behind) = behind.split_at(usize::from(len).min(behind.len()));
+        rest = behind;
+        now += Duration::from_millis(500) * u32::from(wait);
+        let mut out = Out::default();
+        let answer = match dht::decode(packet) {
+            Ok(Krpc::Reply { reply, ip, .. }) => {
+                let tid = asked[usize::from(from % 16)].take();
+                tid.map(|tid| dht::encode(&Krpc::Reply { tid, reply, ip }))
+            }
+            _ => None,
+        };
+        node.received(answer.as_deref().unwrap_or(packet), place(from), now, &mut out);
+        assert!(node.tick(now, &mut out) > now, "it is due at once, again");
+        assert!(out.packets.len() <= 200, "{} packets for one", out.packets.len());
+        for (to, packet) in &out.packets {
+            assert!(packet.len() <= 1500 && to.port() != 0);
+            if let Ok(Krpc::Query { tid, .. }) = dht::decode(packet) {
+                (0..16).filter(|n| place(*n) == *to).for_each(|n| asked[usize::from(n)] = Some(tid));
+            }
+        }
+        let (hashes, peers) = node.stored();
+        assert!(hashes <= input.len() && peers <= input.len());
+    }
+    assert!(node.save().nodes.iter().all(|nodes| nodes.len() <= saved::NODES));
+}
+
+fn utp_packet(input: &[u8]) {
+    let Ok(packet) = Packet::decode(input) else { return };
+    assert!(packet.payload.len() < input.len());
+    let mut again = Vec::new();
+    packet.encode(&mut again);
+    let again = Packet::decode(&again).expect("what we write ourselves");
+    // A mask of nothing says as much as none.
+    let acked =
+        |packet: &Packet<'_>| packet.sack.iter().flat_map(|sack| sack.positions()).collect::<Vec<_>>();
+    assert_eq!(acked(&again), acked(&packet));
+    assert_eq!(Packet { sack: None, ..again }, Packet { sack: None, ..packet });
+}
+
+/// A port that gets packets: of each, from which of 16 addresses, how many tens of milliseconds after the one before, and
+/// its length. A connection of ours is being dialled.
+fn utp_port(input: &[u8]) {
+    let mut now = Instant::now();
+    let mut number = 0_u16;
+    let numbers = Box::new(move || {
+        number = number.wrapping_add(7919);
+        number
+    });
+    let mut mux = Mux::new(utp::Limits::default(), Arc::default(), numbers, now);
+    let place = |n: u8| SocketAddr::from(([127, 0, 0, 1 + n % 16], 6881));
+    mux.connect(place(0), now);
+    let (mut sent, mut packets, mut rest) = (0, 0, input);
+    while let Some((&[from, wait, len], behind)) = rest.split_first_chunk() {
+        let (packet, behind) = behind.split_at(usize::from(len).min(behind.len()));
+        rest = behind;
+        packets += 1;
+        now += Duration::from_millis(10) * u32::from(wait);
+        let mut send = |bytes: &[u8], _| {
+            assert!(Packet::decode(bytes).is_ok() && bytes.len() <= 1500);
+            sent += 1;
+            true
+        };
+        mux.received(packet, place(from), now, &mut send);
+        for key in mux.keys() {
+            mux.poll(key, now, &mut send);
+        }
+        while let Some(key) = mux.pop_due(now) {
+            mux.poll(key, now, &mut send);
+        }
+        let (connections, greeting) = mux.len();
+        assert!(connections <= packets + 1 && greeting <= connections);
+    }
+    // Some answer to each packet, and some repeats by the clock, which stop.
+    assert!(sent <= 8 * packets + 64, "{sent} packets for {packets}");
 }
