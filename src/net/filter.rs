@@ -298,7 +298,10 @@ struct Lines<R> {
 
 impl<R: BufRead> Lines<R> {
     /// The next line and its number; of one that is too long, its beginning as an error. None at the end.
-    #[allow(clippy::type_complexity)]
+    #[allow(
+        clippy::type_complexity,
+        reason = "a line or the head of one, an end, or a failure: each is used once"
+    )]
     fn next(&mut self) -> Result<Option<(u64, Result<&[u8], &[u8]>)>, FilterError> {
         self.line.clear();
         self.number += 1;
