@@ -21,14 +21,14 @@ import time
 
 import libtorrent as lt
 
-from benchmark import latency, local, report, storage, volume, web
+from benchmark import latency, local, report, storage, volume, ways, web
 from benchmark.clients import Btfs, Cat, Rqbit, ToDisk, Torrentfs
 from benchmark.swarm import Lights, Relays, Seeders, Swarm, Tracker, make_huge, make_many, make_random
 from benchmark.tools import MIB, ROOT, Failed, freshen, machine
 
 DOCUMENT = ROOT / "docs" / "BENCHMARKS.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-ROWS = "abcdefghik"
+ROWS = "abcdefghikl"
 SEEDERS = 4
 SEEK_RATE = SEEDERS * 2 * MIB
 PLAYER_SWARM = 6 * MIB
@@ -88,6 +88,8 @@ class Bench:
             (self.folder / "short").mkdir()
             torrent = make_random(self.folder / "short", BTFS_HERE)
             return Swarm(torrent, self.kept(Seeders(torrent, 2, 7)), self.tracker)
+        if kind in ways.WAYS:
+            return Swarm(self.torrent, self.kept(Seeders(self.torrent, SEEDERS, 8 + ways.WAYS.index(kind), *kind.seeder)), self.tracker)
         if kind == "web":
             nginx = self.kept(web.Nginx(self.torrent.data, self.folder / "nginx"))
             return web.WebSwarm(self.torrent, nginx, self.folder)
@@ -108,7 +110,7 @@ class Bench:
 
     def measure(self, what, row, kind, function, *args):
         """One measurement of one client; what goes wrong costs its figures, not the run."""
-        if row in ("cold, MiB/s", "web cold"):
+        if row in ("cold, MiB/s", "web cold", "way"):
             freshen(self.folder / "fresh", FRESH * self.torrent.size)
         begin = time.monotonic()
         before = {key: len(values) for key, values in self.results.values.items()}
@@ -244,6 +246,14 @@ class Bench:
         self.measure(what, "web seek", Curl, lambda results: web.curl_seeks(results, swarm, number))
         aside = self.folder / f"run{self.runs}-seeks"
         self.measure(what, "web seek, piece", ToDisk, lambda results: web.libtorrent_seeks(results, swarm, aside, number))
+
+    def row_l(self, _number, what):
+        for way in ways.WAYS:
+            swarm = self.swarm(way)
+            self.measure(f"{what}, {way.name}", "way", Torrentfs, lambda results: ways.mounted(results, self.client(Torrentfs, swarm), way))
+            self.runs += 1
+            folder = self.folder / f"run{self.runs}"
+            self.measure(f"{what}, {way.name}", "way", ToDisk, lambda results: ways.to_disk(results, ToDisk(swarm, folder), way))
 
 
 class Sha1sum:

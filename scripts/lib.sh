@@ -97,7 +97,7 @@ need_fuse() {
 # need_peers: the real peers and the tools of the tests. Without rights to install, the affected tests are skipped by
 # name; in CI they fail.
 need_peers() {
-    local packages=(python3-libtorrent transmission-daemon aria2 attr fuse3 iproute2 procps util-linux mount rsync qemu-utils file ffmpeg golang-go fio sqlite3 zip unzip squashfs-tools nginx openssl)
+    local packages=(python3-libtorrent transmission-daemon transmission-cli aria2 attr fuse3 iproute2 nftables procps util-linux mount rsync qemu-utils file ffmpeg golang-go fio sqlite3 zip unzip squashfs-tools nginx openssl)
     if [ "${CI:-}" = true ] || [ "$(id -u)" = 0 ] || { have sudo && sudo -n true 2>/dev/null; }; then
         need_packages "${packages[@]}"
     else

@@ -13,14 +13,19 @@ use std::time::Duration;
 
 use crate::metainfo::Source;
 use crate::metainfo::source::SourceError;
+use crate::net::connections::OPEN_MAX;
+use crate::net::proxy::Proxy;
 use crate::peer::mse::Policy;
 use crate::storage::StorageKind;
 use crate::sync::timeouts;
 use crate::torrent::background::Prefetch;
+use crate::torrent::goal::{Goals, Ratio};
 
 /// Peers of one torrent at most, unless `--max-peers` says otherwise: more cost memory and system calls and
 /// bring no rate, fewer starve rare pieces.
 pub const MAX_PEERS: u32 = 80;
+/// Connections of all torrents at most, unless `--max-connections` says otherwise.
+pub const MAX_CONNECTIONS: u32 = OPEN_MAX as u32;
 /// The least that `--cache-size` takes, in bytes. A piece is kept or dropped as a whole, and the one that is read and
 /// the one that is being fetched have to fit at the same time; pieces of 4 to 8 MiB are common.
 pub const CACHE_SIZE_MIN: u64 = 16 << 20;
@@ -131,6 +136,8 @@ pub struct ClientConfig {
     pub listen: Listen,
     /// The interface that nothing but which is used, by its name. Checked by [`parse_interface`].
     pub interface: Option<String>,
+    /// Through which all goes, and nothing past it.
+    pub proxy: Option<Proxy>,
     /// Peers to try, in addition to those that are found.
     pub peers: Vec<HostPort>,
     /// Trackers to ask, in addition to those that the torrents name. Checked by [`parse_tracker`].
@@ -160,6 +167,8 @@ pub struct ClientConfig {
     pub metadata_timeout: Duration,
     /// Connected peers of one torrent at most; at least 1.
     pub max_peers: u32,
+    /// Connections of all torrents together at most; at least 1.
+    pub max_connections: u32,
     /// Bytes a second that are uploaded at most, all torrents together; `None` for no limit, never 0.
     pub upload_limit: Option<u64>,
     /// Bytes a second that are downloaded at most, all torrents together; `None` for no limit, never 0.
@@ -170,6 +179,8 @@ pub struct ClientConfig {
     pub ip_filter: Option<PathBuf>,
     /// Whether peers may fetch from us.
     pub upload: bool,
+    /// When enough was given back of a torrent.
+    pub goals: Goals,
     /// What is fetched beyond what is read.
     pub prefetch: Prefetch,
     /// The one deadline that all phases of the shutdown share; more than 0.
@@ -197,6 +208,7 @@ impl Default for ClientConfig {
             cache_dir: None,
             listen: Listen::default(),
             interface: None,
+            proxy: None,
             peers: Vec::new(),
             trackers: Vec::new(),
             use_trackers: true,
@@ -211,11 +223,13 @@ impl Default for ClientConfig {
             read_timeout: Some(timeouts::READ),
             metadata_timeout: timeouts::METADATA,
             max_peers: MAX_PEERS,
+            max_connections: MAX_CONNECTIONS,
             upload_limit: None,
             download_limit: None,
             unlimited_local_peers: false,
             ip_filter: None,
             upload: true,
+            goals: Goals::default(),
             prefetch: Prefetch::None,
             shutdown_timeout: timeouts::SHUTDOWN,
             storage: StorageKind::File,
@@ -443,6 +457,21 @@ pub fn parse_rate(text: &str) -> Result<u64, ValueError> {
     }
 }
 
+/// Reads a RATIO: a number with a point or without, to a thousandth.
+///
+/// # Errors
+/// What isn't a number, 0, and more than a thousand.
+pub fn parse_ratio(text: &str) -> Result<Ratio, ValueError> {
+    const FORM: &str = "a ratio is a number like 2 or 1.5: so many times what was received is sent";
+    let Some((value, scale, "")) = split_number(text.trim()) else { return refuse(FORM) };
+    let Some(thousandths) = value.checked_mul(1000).map(|n| n / scale) else { return refuse(FORM) };
+    match u32::try_from(thousandths) {
+        Ok(0) => refuse("a ratio of 0 would send nothing; say --no-upload for that"),
+        Ok(thousandths @ ..=1_000_000) => Ok(Ratio(thousandths)),
+        _ => refuse("a ratio of more than 1000 is never reached; leave the option out to send without end"),
+    }
+}
+
 /// Reads a DURATION: a number with `ms`, `s`, `m`, `h` or `d`; `0` needs no unit.
 ///
 /// # Errors
@@ -518,6 +547,15 @@ pub fn parse_listen(text: &str) -> Result<Listen, ValueError> {
         }
         _ => refuse(FORM),
     }
+}
+
+/// Reads a proxy.
+///
+/// # Errors
+/// It is none of those that are spoken to.
+pub fn parse_proxy(text: &str) -> Result<Proxy, ValueError> {
+    // Without what was given: it may hold a password.
+    Proxy::parse(text).or_else(|error| refuse(error.to_string()))
 }
 
 /// Reads the name of a network interface. Whether there is one is found out when it is used.
@@ -702,6 +740,25 @@ mod tests {
             assert_eq!(parse_rate(text).ok(), *want, "{text:?}");
         }
         assert!(parse_rate("0").unwrap_err().to_string().contains("no limit"));
+    }
+
+    #[test]
+    fn ratios() {
+        for (text, want) in [
+            ("2", Some(2000)),
+            (" 1.5 ", Some(1500)),
+            ("0.0014", Some(1)),
+            ("1000", Some(1_000_000)),
+            ("0", None),
+            ("0.0001", None),
+            ("1001", None),
+            ("-1", None),
+            ("2x", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_ratio(text).ok(), want.map(Ratio), "{text:?}");
+        }
+        assert!(parse_ratio("0").unwrap_err().to_string().contains("--no-upload"));
     }
 
     #[test]

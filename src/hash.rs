@@ -1,4 +1,4 @@
-//! SHA-1 and SHA-256, and the Merkle trees of BEP 52. Pure.
+//! SHA-1 and SHA-256, and the Merkle trees of BEP 52; and the checksum that BEP 40 and 42 make of addresses. Pure.
 //!
 //! Everything that hashes goes through here, so that the library underneath (aws-lc) is named in one place;
 //! the tests hold it against the `sha1` and `sha2` crates. Both hashes come whole ([`sha1`], [`sha256`]) and
@@ -24,6 +24,18 @@ pub fn sha256(data: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(data);
     hash.finish()
+}
+
+/// CRC-32C (Castagnoli), bit by bit: for a few bytes of addresses.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for &byte in bytes {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
+        }
+    }
+    !crc
 }
 
 /// A SHA-1 being computed.
@@ -144,6 +156,7 @@ mod tests {
         assert_eq!(sha1(b"abc")[..4], [0xa9, 0x99, 0x3e, 0x36]);
         assert_eq!(sha256(b"abc")[..4], [0xba, 0x78, 0x16, 0xbf]);
         assert_eq!(sha1(b"")[..4], [0xda, 0x39, 0xa3, 0xee]);
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
     }
 
     proptest! {

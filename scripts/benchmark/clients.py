@@ -347,9 +347,11 @@ class Cat:
 
 
 class ToDisk:
-    """libtorrent downloading everything to disk; over TCP and without encryption, which is its fastest."""
+    """libtorrent downloading everything to disk; over TCP and without encryption, which is its fastest, unless told."""
 
     name = "libtorrent to disk"
+    # More on the command line.
+    options = ("--no-utp", "--plain")
 
     def __init__(self, swarm, folder):
         self.swarm, self.folder = swarm, folder
@@ -358,7 +360,7 @@ class ToDisk:
     def __enter__(self):
         peers = [part for address in self.swarm.addresses for part in ("--peer", address)]
         self.process = run_python(
-            "leecher.py", self.swarm.torrent.path, self.folder, *peers, "--limit", 300, "--no-utp", "--plain"
+            "leecher.py", self.swarm.torrent.path, self.folder, *peers, "--limit", 300, *self.options
         )
         self.pid = self.process.pid
         return self

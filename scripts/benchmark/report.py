@@ -267,6 +267,19 @@ SECTIONS = [
             Row("the whole piece of it, s", "web seek, piece"),
         ],
     ),
+    (
+        "Each way to the same seeders",
+        [
+            Row("plain, over TCP, MiB/s"),
+            Row("RC4, over TCP, MiB/s", target=beside_rivals(1, True)),
+            Row("plain, over uTP, MiB/s", target=beside_rivals(1, True)),
+            Row("RC4, over uTP, MiB/s", target=beside_rivals(1, True)),
+            Row("plain, over TCP, CPU, s/GiB"),
+            Row("RC4, over TCP, CPU, s/GiB"),
+            Row("plain, over uTP, CPU, s/GiB"),
+            Row("RC4, over uTP, CPU, s/GiB"),
+        ],
+    ),
 ]
 
 

@@ -407,6 +407,7 @@ mod tests {
     use crate::config::{CacheAction, HostPort, InitialCheck, Listen};
     use crate::control::message::Change;
     use crate::storage::StorageKind;
+    use crate::torrent::goal::{Goals, Ratio};
 
     fn read(line: &str) -> Result<Command, clap::Error> {
         Cli::try_parse_from(std::iter::once("torrentfs").chain(line.split_whitespace())).map(Cli::wanted)
@@ -442,10 +443,10 @@ mod tests {
 
     #[test]
     fn every_option_reaches_its_setting() {
-        let shared = "--cache-dir /c --listen 127.0.0.1:0 --interface eth0 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
+        let shared = "--cache-dir /c --listen 127.0.0.1:0 --interface eth0 --proxy socks5://u:p@h:9 --peer a:1 --peer [::1]:2 --tracker udp://t:3 --tracker http://t \
             --no-dht --no-lsd --no-pex --encryption require --no-utp --no-port-mapping --no-trackers --allow-private-hosts --dht-bootstrap b:4 --read-timeout 0 \
-            --metadata-timeout 2s --max-peers 7 --upload-limit 1K --download-limit 2MB/s \
-            --unlimited-local-peers --ip-filter /f --no-upload \
+            --metadata-timeout 2s --max-peers 7 --max-connections 70 --upload-limit 1K --download-limit 2MB/s \
+            --unlimited-local-peers --ip-filter /f --no-upload --seed-ratio 1.5 --seed-time 2h \
             --shutdown-timeout 3s --storage mmap --cache-size 64M --min-free-space 0 --initial-check full --trust-resume false -vv --log-format json";
         let args = &format!(
             "{shared} --prefetch file --watch /w --no-allow-other --uid 5 --gid 6 --umask 027 --offline-uid 34 --offline-uid backup --daemon --log-file /l \
@@ -456,6 +457,7 @@ mod tests {
             cache_dir: Some("/c".into()),
             listen: Listen { addr: Some([127, 0, 0, 1].into()), port: Some(0) },
             interface: Some("eth0".into()),
+            proxy: crate::net::proxy::Proxy::parse("socks5://u:p@h:9").ok(),
             peers: vec![host("a", 1), host("::1", 2)],
             trackers: vec!["udp://t:3".into(), "http://t".into()],
             use_trackers: false,
@@ -470,11 +472,13 @@ mod tests {
             read_timeout: None,
             metadata_timeout: Duration::from_secs(2),
             max_peers: 7,
+            max_connections: 70,
             upload_limit: Some(1024),
             download_limit: Some(2_000_000),
             unlimited_local_peers: true,
             ip_filter: Some("/f".into()),
             upload: false,
+            goals: Goals { ratio: Some(Ratio(1500)), time: Some(Duration::from_secs(7200)) },
             prefetch: Prefetch::None,
             shutdown_timeout: Duration::from_secs(3),
             storage: StorageKind::Mmap,
@@ -732,9 +736,14 @@ mod tests {
     #[test]
     fn help_lists_what_works() {
         let help = read("mount --help").expect_err("help").to_string();
-        assert!(!help.contains("--no-port-mapping"), "it isn't there yet");
-        for listed in ["--cache-dir", "--peer <HOST:PORT>", "--listen <ADDR[:PORT]>", "TORRENTFS_LOG", "130"]
-        {
+        for listed in [
+            "--cache-dir",
+            "--peer <HOST:PORT>",
+            "--listen <ADDR[:PORT]>",
+            "--no-port-mapping",
+            "TORRENTFS_LOG",
+            "130",
+        ] {
             assert!(help.contains(listed), "{listed} in {help}");
         }
         let cli = Cli::command();

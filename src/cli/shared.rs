@@ -6,9 +6,11 @@ use std::time::Duration;
 use clap::{ArgAction, Args, ValueEnum};
 
 use crate::config::{self, ClientConfig, HostPort, InitialCheck, Listen, LogFormat};
+use crate::net::proxy::Proxy;
 use crate::peer::mse::Policy;
 use crate::storage::StorageKind;
 use crate::torrent::background::Prefetch;
+use crate::torrent::goal::{Goals, Ratio};
 
 /// What every command that fetches takes. The headings keep its parts apart in the help text.
 #[derive(Debug, Args)]
@@ -40,6 +42,10 @@ pub(super) struct ClientArgs {
     /// Use this network interface and no other, as it is named by `ip link`; names are looked up as the system does
     #[arg(long, value_name = "NAME", value_parser = config::parse_interface, help_heading = "Network")]
     interface: Option<String>,
+    /// Go through this proxy, and never past it: socks5://[USER:PASSWORD@]HOST:PORT or http://…; names are looked up by it,
+    /// and what it can't carry is off, as status tells. Others of this machine see a password here; --config hides it
+    #[arg(long, value_name = "URL", value_parser = config::parse_proxy, help_heading = "Network")]
+    proxy: Option<Proxy>,
     /// A peer to try; may be given several times
     #[arg(long = "peer", value_name = "HOST:PORT", value_parser = config::parse_host_port, help_heading = "Network")]
     peers: Vec<HostPort>,
@@ -71,12 +77,17 @@ pub(super) struct ClientArgs {
     /// Reach peers over TCP alone, and never over uTP, BitTorrent's transport over UDP
     #[arg(long, help_heading = "Network")]
     no_utp: bool,
-    #[arg(long, hide = true)]
+    /// Don't ask the router to let peers through; off as well with --listen at a loopback address
+    #[arg(long, help_heading = "Network")]
     no_port_mapping: bool,
     /// Connected peers of one torrent at most
     #[arg(long, value_name = "N", default_value_t = config::MAX_PEERS, help_heading = "Network",
           value_parser = clap::value_parser!(u32).range(1..=65_535))]
     max_peers: u32,
+    /// Connections to peers at most, all torrents together
+    #[arg(long, value_name = "N", default_value_t = config::MAX_CONNECTIONS, help_heading = "Network",
+          value_parser = clap::value_parser!(u32).range(1..=65_535))]
+    max_connections: u32,
     /// Download no faster than this, all torrents together
     #[arg(long, value_name = "RATE", value_parser = config::parse_rate, help_heading = "Network")]
     download_limit: Option<u64>,
@@ -93,6 +104,14 @@ pub(super) struct ClientArgs {
     /// Upload nothing
     #[arg(long, help_heading = "Network")]
     no_upload: bool,
+    /// Send no more of a torrent when so many times has been sent what was received of it, or is here; counted over all
+    /// runs with this option
+    #[arg(long, value_name = "RATIO", value_parser = config::parse_ratio, help_heading = "Network")]
+    seed_ratio: Option<Ratio>,
+    /// Send no more of a torrent when something of it was here for so long while nothing was fetched; counted over all
+    /// runs with this option
+    #[arg(long, value_name = "DURATION", value_parser = config::parse_duration_nonzero, help_heading = "Network")]
+    seed_time: Option<Duration>,
 
     /// After this long without a block of what it waits for, a read fails; 0 waits for ever
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = config::parse_duration, help_heading = "Time")]
@@ -119,6 +138,7 @@ impl ClientArgs {
             min_free: self.min_free_space,
             listen: self.listen.unwrap_or_default(),
             interface: self.interface,
+            proxy: self.proxy,
             peers: self.peers,
             trackers: self.trackers,
             use_trackers: !self.no_trackers,
@@ -137,11 +157,13 @@ impl ClientArgs {
             read_timeout: (!self.read_timeout.is_zero()).then_some(self.read_timeout),
             metadata_timeout: self.metadata_timeout,
             max_peers: self.max_peers,
+            max_connections: self.max_connections,
             upload_limit: self.upload_limit,
             download_limit: self.download_limit,
             unlimited_local_peers: self.unlimited_local_peers,
             ip_filter: self.ip_filter,
             upload: !self.no_upload,
+            goals: Goals { ratio: self.seed_ratio, time: self.seed_time },
             prefetch: Prefetch::None,
             shutdown_timeout: self.shutdown_timeout,
             initial_check: match self.initial_check {

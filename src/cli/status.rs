@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::progress::{bar, span};
 use super::terminal::{bytes, clean, cut, fit, text_width};
-use crate::control::status::{Status, Torrent, Webseed};
+use crate::control::status::{Dht, Network, Off, Status, Torrent, Webseed};
 
 /// A name in fewer columns says nothing.
 const NAME_LEAST: usize = 12;
@@ -56,11 +56,11 @@ pub fn lines(mounts: &[Status], look: Look) -> Vec<String> {
 }
 
 /// What is said of a mount as a whole.
-fn head(mount: &Status) -> [String; 3] {
+fn head(mount: &Status) -> Vec<String> {
     let cache = &mount.cache;
     let bound = cache.bound.map_or(String::new(), |bound| format!(" of {}", bytes(bound)));
     let free = cache.free.map_or("unknown".to_owned(), bytes);
-    [
+    let mut out = vec![
         format!(
             "{}  torrentfs {}, process {}, for {}, port {}",
             clean(&mount.mountpoint),
@@ -77,7 +77,63 @@ fn head(mount: &Status) -> [String; 3] {
             bytes(mount.uploaded),
             rate(mount.rate_up)
         ),
-    ]
+        format!("  peers: {}; DHT: {}", reached(&mount.torrents), dht(mount.network.dht.as_ref())),
+    ];
+    out.extend(network(&mount.network));
+    out
+}
+
+/// How the network is, as far as it isn't as usual.
+fn network(network: &Network) -> impl Iterator<Item = String> {
+    let mapped = network.mapped.first().map(|first| {
+        let ports: Vec<_> =
+            network.mapped.iter().map(|m| format!("{} {}", clean(&m.protocol), m.external)).collect();
+        let at = first.address.as_deref().map_or(String::new(), |address| format!(" at {}", clean(address)));
+        format!("  mapped: {} by {}{at}", ports.join(", "), clean(&first.by))
+    });
+    let trouble = network.unmapped.as_deref().map(|why| {
+        let what = if network.mapped.is_empty() { "not mapped" } else { "mapped in vain" };
+        format!("  {what}: {}", clean(why))
+    });
+    let mut off: Vec<(&str, Vec<&str>)> = Vec::new();
+    for Off { part, why } in &network.off {
+        match off.iter_mut().find(|(known, _)| known == why) {
+            Some((_, parts)) => parts.push(part),
+            None => off.push((why, vec![part])),
+        }
+    }
+    let off: Vec<_> = off.iter().map(|(why, parts)| format!("{} ({})", parts.join(", "), why)).collect();
+    let off = (!off.is_empty()).then(|| format!("  off: {}", clean(&off.join("; "))));
+    let proxy = network.proxy.as_deref().map(|proxy| match network.proxy_trouble.as_deref() {
+        Some(why) => format!("  proxy: {}: {}", clean(proxy), clean(why)),
+        None => format!("  proxy: {}", clean(proxy)),
+    });
+    [mapped, trouble, proxy, off].into_iter().flatten()
+}
+
+/// How many peers are connected, and how.
+fn reached(torrents: &[Torrent]) -> String {
+    let sum = |of: fn(&Torrent) -> u64| torrents.iter().map(of).fold(0, u64::saturating_add);
+    let (all, utp, encrypted) = (sum(|t| t.peers), sum(|t| t.utp), sum(|t| t.encrypted));
+    match all {
+        0 => "none".to_owned(),
+        _ => format!("{all} ({} TCP, {utp} uTP, {encrypted} encrypted)", all.saturating_sub(utp)),
+    }
+}
+
+fn dht(node: Option<&Dht>) -> String {
+    let Some(node) = node else { return "none".to_owned() };
+    let mut text = match node.state.as_str() {
+        "running" => format!("{} nodes (IPv4), {} (IPv6)", node.nodes, node.nodes6),
+        other => clean(other).into_owned(),
+    };
+    if node.read_only {
+        text += ", only asks";
+    }
+    if let Some(reason) = &node.reason {
+        text += &format!(": {}", clean(reason));
+    }
+    text
 }
 
 /// A column beside the names.
@@ -178,6 +234,9 @@ fn notes(torrent: &Torrent) -> Vec<String> {
     if webseeds.len() > WEBSEEDS {
         out.push(format!("    webseeds: {} more", webseeds.len() - WEBSEEDS));
     }
+    if let Some(seeded) = &torrent.seeded {
+        out.push(format!("    seeding has ended: {}", clean(seeded)));
+    }
     if let Some(error) = &torrent.error {
         out.push(format!("    error: {}", clean(error)));
     }
@@ -238,7 +297,7 @@ pub fn json(mounts: &[Status], named: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::{Cache, Metadata, Tracker, Waiting};
+    use crate::control::status::{Cache, Mapped, Metadata, Tracker, Waiting};
 
     fn sample() -> Status {
         let film = Torrent {
@@ -248,6 +307,8 @@ mod tests {
             size: 100 << 20,
             rate_down: 12_897_485,
             peers: 12,
+            utp: 2,
+            encrypted: 7,
             connecting: 3,
             waiting: (0..5)
                 .map(|n| Waiting { file: "film.mkv".into(), offset: n << 20, seconds: 9 - n })
@@ -295,6 +356,11 @@ mod tests {
             cache: Cache { dir: "/c".into(), kept: 2 << 30, bound: Some(20 << 30), free: Some(35 << 30) },
             rate_down: 12_897_485,
             downloaded: 3 << 30,
+            network: Network {
+                dht: Some(Dht { state: "running".into(), nodes: 120, nodes6: 7, ..Dht::default() }),
+                lsd: true,
+                ..Network::default()
+            },
             torrents: vec![film, other, broken],
             ..Status::default()
         }
@@ -311,6 +377,7 @@ mod tests {
 /mnt/t  torrentfs 0.1.0, process 123, for 1 h 2 min, port 6881
   kept: 2.0 GiB of 20.0 GiB; free: 35.0 GiB; in /c
   received: 3.0 GiB at 12.3 MiB/s; sent: 0 B at 0 B/s
+  peers: 12 (10 TCP, 2 uTP, 7 encrypted); DHT: 120 nodes (IPv4), 7 (IPv6)
 NAME                      HERE     SIZE  STATE              DOWN     UP    PEERS
 film.mkv                   45%  100 MiB  downloading  12.3 MiB/s  0 B/s  12 (+3)
     waits: film.mkv @ 0 B for 9 s
@@ -346,8 +413,61 @@ Ein sehr la…passt.resolving  -        -  resolving         0 B/s  0 B/s       
         assert!(text.contains(more), "{text}");
         assert!(text.contains("Ein sehr langer Name, der nirgends ganz hineinpasst.resolving  "), "{text}");
         assert_eq!(shown(&[], None, false), "Nothing of yours is mounted by torrentfs.");
+        let off = |part: &str, why: &str| Off { part: part.into(), why: why.into() };
+        let of = |protocol: &str| Mapped {
+            protocol: protocol.into(),
+            by: "UPnP".into(),
+            internal: 6881,
+            external: 6882,
+            address: Some("203.0.113.5".into()),
+        };
+        let network = Network {
+            port_outside: 6882,
+            mapped: vec![of("TCP"), of("UDP")],
+            unmapped: None,
+            proxy: Some("socks5://h:1".into()),
+            proxy_trouble: Some("no answer".into()),
+            off: vec![off("DHT", "--a"), off("uTP", "--b"), off("LSD", "--a")],
+            ..sample().network
+        };
+        let in_vain = Network { unmapped: Some("a private one".into()), ..network.clone() };
+        let not = Network { mapped: Vec::new(), off: Vec::new(), proxy: None, ..in_vain.clone() };
+        for (network, said) in [
+            (
+                network,
+                "\n  mapped: TCP 6882, UDP 6882 by UPnP at 203.0.113.5\n  proxy: socks5://h:1: no answer\n  off: DHT, LSD (--a); uTP (--b)\nNAME",
+            ),
+            (
+                in_vain,
+                " at 203.0.113.5\n  mapped in vain: a private one\n  proxy: socks5://h:1: no answer\n  off: ",
+            ),
+            (not, "\n  not mapped: a private one\nNAME"),
+        ] {
+            let text = shown(&[Status { network, ..sample() }], None, false);
+            assert!(text.contains(said), "{text}");
+        }
         let empty = Status { torrents: Vec::new(), ..sample() };
         assert!(shown(&[sample(), empty], None, false).contains("\n\n/mnt/t  "));
+    }
+
+    #[test]
+    fn how_the_node_in_the_dht_is_doing() {
+        let node = |state: &str, read_only, reason: Option<&str>| Dht {
+            state: state.into(),
+            nodes: 3,
+            nodes6: 0,
+            read_only,
+            reason: reason.map(str::to_owned),
+        };
+        for (node, words) in [
+            (None, "none"),
+            (Some(node("starting", false, None)), "starting"),
+            (Some(node("running", true, None)), "3 nodes (IPv4), 0 (IPv6), only asks"),
+            (Some(node("failed", false, Some("no port\u{1b}"))), "failed: no port\u{fffd}"),
+        ] {
+            assert_eq!(dht(node.as_ref()), words);
+        }
+        assert_eq!(reached(&[]), "none");
     }
 
     #[test]

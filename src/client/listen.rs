@@ -10,6 +10,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Client, ClientError};
+use crate::discovery::canonical_peer;
+use crate::net::connections::Greeting;
 use crate::net::sockets::Sockets;
 use crate::net::transport::Link;
 use crate::net::udp::SharedUdp;
@@ -71,12 +73,17 @@ impl Listener {
         Ok(listener)
     }
 
+    /// One that takes nothing.
+    pub fn closed() -> Self {
+        Self { sockets: Vec::new(), udp: None, port: 0 }
+    }
+
     /// The same port for UDP, or another if that was taken; `None` when none was asked for, or there is none.
     pub fn udp(&self) -> Option<&Arc<SharedUdp>> {
         self.udp.as_ref()
     }
 
-    /// The port.
+    /// The port; 0 if there is none.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -86,13 +93,15 @@ impl Listener {
         let greetings = Arc::new(Semaphore::new(GREETINGS));
         if let Some(mut utp) = utp {
             let (weak, greetings) = (Arc::downgrade(client), greetings.clone());
+            let connections = client.connections.clone();
             let scope = client.scope.child("listener");
             client.scope.spawn("listen uTP", async move {
                 // Others than over TCP wait nowhere, so who comes when too many say nothing is let go.
                 while let Some(stream) = utp.accept().await {
                     let Ok(permit) = greetings.clone().try_acquire_owned() else { continue };
                     let addr = stream.peer_addr();
-                    let greet = greet(weak.clone(), Link::Utp(stream), addr, permit);
+                    let Some(greeting) = connections.greet(addr.ip()) else { continue };
+                    let greet = greet(weak.clone(), Link::Utp(stream), addr, (permit, greeting));
                     scope.spawn(&format!("greet {addr} over uTP"), greet);
                 }
             });
@@ -100,6 +109,7 @@ impl Listener {
         for socket in self.sockets {
             let weak = Arc::downgrade(client);
             let (greetings, filter) = (greetings.clone(), client.options.filter.clone());
+            let connections = client.connections.clone();
             let scope = client.scope.child("listener");
             let name = socket.local_addr().map_or_else(|_| "?".into(), |a| a.to_string());
             client.scope.spawn(&format!("listen {name}"), async move {
@@ -117,9 +127,13 @@ impl Listener {
                         tracing::debug!(peer = %addr, "an incoming connection of --ip-filter was closed");
                         continue;
                     }
+                    let Some(greeting) = connections.greet(addr.ip()) else {
+                        tracing::debug!(peer = %addr, "one of too many that say nothing was closed");
+                        continue;
+                    };
                     // Small messages go at once; without it a session is only slower.
                     let _ = stream.set_nodelay(true);
-                    let greet = greet(weak.clone(), Link::Tcp(stream), addr, permit);
+                    let greet = greet(weak.clone(), Link::Tcp(stream), addr, (permit, greeting));
                     scope.spawn(&format!("greet {addr}"), greet);
                 }
             });
@@ -128,7 +142,12 @@ impl Listener {
 }
 
 /// Hears for which torrent a peer has connected, and hands it over.
-async fn greet(client: Weak<Client>, mut stream: Link, addr: SocketAddr, _permit: OwnedSemaphorePermit) {
+async fn greet(
+    client: Weak<Client>,
+    mut stream: Link,
+    addr: SocketAddr,
+    _counted: (OwnedSemaphorePermit, Greeting),
+) {
     // The client isn't kept for as long as the peer takes.
     let Some(policy) = client.upgrade().map(|client| client.options.encryption) else { return };
     let skey_of = |name: &_| client.upgrade()?.find_obscured(name);
@@ -138,7 +157,10 @@ async fn greet(client: Weak<Client>, mut stream: Link, addr: SocketAddr, _permit
     };
     let Some(client) = client.upgrade() else { return };
     if let Some(torrent) = client.find(theirs.info_hash) {
-        torrent.sessions.accept(stream, line, crate::discovery::canonical_peer(addr), theirs);
+        match client.connections.accept() {
+            Some(open) => torrent.sessions.accept(stream, line, canonical_peer(addr), theirs, open),
+            None => tracing::debug!(peer = %addr, "there are enough connections"),
+        }
     }
 }
 

@@ -9,7 +9,9 @@ mod dormant;
 pub(crate) mod for_tests;
 mod keeper;
 pub mod listen;
+mod moves;
 mod nodes;
+pub mod parts;
 mod plan;
 pub mod remove;
 mod slots;
@@ -24,14 +26,20 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use torrentfs_fs::lock::{Rank, RankedRwLock};
 
 use crate::discovery::dht::id::Family as DhtFamily;
-use crate::discovery::dht::{Dht, DhtOptions};
+use crate::discovery::dht::{Dht, DhtOptions, DhtStatus};
 use crate::discovery::lsd::Lsd;
-use crate::discovery::tracker::http_clients;
+use crate::discovery::tracker::{TrackerOptions, http_clients};
 use crate::discovery::{FoundPeers, PeerSource};
 use crate::metainfo::id::InfoHash;
+use crate::net::addresses::Watch;
+use crate::net::connections::Connections;
 use crate::net::filter::Filter;
 use crate::net::hosts::{Reach, is_private};
 use crate::net::limit::RateLimit;
+use crate::net::mapping::port::OurPort;
+use crate::net::mapping::{self, PortMapping, Ports, Protocol, Setup};
+use crate::net::ours::Ours;
+use crate::net::proxy::Proxy;
 use crate::net::sockets::Sockets;
 use crate::net::transport::Transport;
 use crate::net::utp;
@@ -42,9 +50,11 @@ use crate::storage::added::time_added;
 use crate::storage::cache::{CacheDir, CacheError};
 use crate::storage::pool::{Class, Job, Workers};
 use crate::storage::quota::Quota;
+use crate::storage::tally::Tally;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts;
 use crate::torrent::background::Prefetch;
+use crate::torrent::goal::Goals;
 use crate::torrent::memory::Memory;
 use crate::torrent::owner::{Environment, Plan};
 use crate::torrent::prepare::{Home, Opening};
@@ -57,6 +67,7 @@ use crate::webseed::{Hub, HubOptions, Kind, Seed};
 use dormant::Dormant;
 use keeper::Keeper;
 use listen::Listener;
+use parts::{Part, Parts};
 use slots::Slots;
 use sources::Loaded;
 
@@ -80,6 +91,8 @@ pub struct Options {
     pub listen_port: Option<u16>,
     /// The interface that all sockets are bound to, by its name; `None` for all.
     pub interface: Option<String>,
+    /// Through which all goes, and nothing past it.
+    pub proxy: Option<Proxy>,
     /// Peers to try for every torrent, as `host:port`.
     pub peers: Vec<(String, u16)>,
     /// Trackers for every torrent, in addition.
@@ -96,6 +109,8 @@ pub struct Options {
     pub use_pex: bool,
     /// Whether to reach peers over uTP, too, and to be reached so.
     pub use_utp: bool,
+    /// Whether to ask the router to let peers through.
+    pub use_port_mapping: bool,
     /// Whether connections to peers are encrypted.
     pub encryption: Policy,
     /// Where to enter the DHT; `None` for the well-known nodes.
@@ -104,6 +119,8 @@ pub struct Options {
     pub read_timeout: Option<Duration>,
     /// Most connected peers of one torrent.
     pub max_peers: usize,
+    /// Most connections of all torrents together.
+    pub max_connections: usize,
     /// Bytes per second received, all torrents together.
     pub download_limit: Option<u64>,
     /// Bytes per second sent, all torrents together.
@@ -114,6 +131,8 @@ pub struct Options {
     pub filter: Arc<Filter>,
     /// Whether peers may have blocks of us.
     pub upload: bool,
+    /// When enough was given back of a torrent.
+    pub goals: Goals,
     /// Where data is kept.
     pub storage: StorageKind,
     /// Bytes of data that all torrents together keep at most; `None` for no bound.
@@ -182,8 +201,11 @@ pub struct Client {
     cache: Arc<CacheDir>,
     env: Environment,
     options: Options,
+    connections: Connections,
     peer_id: [u8; 20],
-    port: u16,
+    port: OurPort,
+    parts: Parts,
+    mapping: Option<Arc<PortMapping>>,
     torrents: RankedRwLock<Vec<Arc<Torrent>>>,
     dormant: Arc<Dormant>,
     /// Turns of those who end a torrent.
@@ -192,7 +214,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts the workers, the listener, uTP, the DHT and local service discovery. Waits for the disk and for binding only.
+    /// Starts the workers, the listener, uTP, the DHT, local service discovery and port mapping. Waits for the disk and for
+    /// binding only.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -202,38 +225,53 @@ impl Client {
         options: Options,
     ) -> Result<Arc<Self>, ClientError> {
         let sockets = Sockets::new(options.interface.as_deref(), options.listen_addr);
+        let sockets = sockets.behind(options.proxy.as_ref());
         sockets.check().map_err(|source| ClientError::Interface {
             name: options.interface.clone().unwrap_or_default(),
             source,
         })?;
-        let listener = Listener::bind(
-            &sockets,
-            options.listen_addr,
-            options.listen_port,
-            options.use_dht || options.use_utp,
-            &cache,
-        )
-        .await?;
-        let port = listener.port();
+        let parts = Parts::of(&options);
+        let listener = if parts.runs(Part::Listening) {
+            let udp = parts.runs(Part::Dht) || parts.runs(Part::Utp);
+            Listener::bind(&sockets, options.listen_addr, options.listen_port, udp, &cache).await?
+        } else {
+            Listener::closed()
+        };
+        let mapping = parts.runs(Part::PortMapping).then(|| {
+            let udp = listener.udp().and_then(|udp| udp.local_addr(false).or(udp.local_addr(true)));
+            let ports = Ports { tcp: listener.port(), udp: udp.map(|at| at.port()) };
+            PortMapping::start(&scope, sockets.clone(), Setup::new(ports, options.interface.as_deref()))
+        });
+        let inside = Some(listener.port()).filter(|port| *port != 0);
+        let port = match &mapping {
+            Some(mapping) => OurPort::mapped(inside, mapping.changed()),
+            None => inside.into(),
+        };
         let workers = Workers::start(worker_threads()).map_err(ClientError::Thread)?;
-        let http = options.use_trackers.then(|| http_clients(&sockets));
+        let trackers = options
+            .use_trackers
+            .then(|| TrackerOptions { port: port.clone(), ..TrackerOptions::new(http_clients(&sockets)) });
         let hub = Hub::new(HubOptions::default(), sockets.clone());
         let (utp, incoming) = listener
             .udp()
-            .filter(|_| options.use_utp)
+            .filter(|_| parts.runs(Part::Utp))
             .map(|udp| {
                 utp::Socket::start(&scope, udp.clone(), utp::Limits::default(), options.filter.clone())
             })
             .unzip();
         let loopback = options.listen_addr.is_some_and(|addr| addr.is_loopback());
-        let udp = listener.udp().filter(|_| options.use_dht);
+        let udp = listener.udp().filter(|_| parts.runs(Part::Dht));
         let dht = udp.map(|udp| {
             let dht_options = DhtOptions {
                 // The well-known nodes can't be reached from loopback: without others it is a network of one's own, and
                 // all who are there reach us.
                 bootstrap: options.dht_bootstrap.clone().or_else(|| loopback.then(Vec::new)),
                 // The router may show another port than ours to the outside.
-                implied: udp.local_addr(false).or(udp.local_addr(true)).is_some_and(|at| at.port() == port),
+                implied: udp
+                    .local_addr(false)
+                    .or(udp.local_addr(true))
+                    .is_some_and(|at| at.port() == listener.port()),
+                port: port.clone(),
                 serve: loopback,
                 filter: options.filter.clone(),
             };
@@ -244,24 +282,29 @@ impl Client {
             if sockets.interfaces().iter().flat_map(|interface| &interface.addrs).any(public) {
                 dht.set_public(DhtFamily::V4, true);
             }
-            Arc::new(dht)
+            let dht = Arc::new(dht);
+            if let Some(mapping) = &mapping {
+                scope.spawn("mapped ports", tell_of_mapping(dht.clone(), mapping.clone()));
+            }
+            dht
         });
         if let Some(udp) = listener.udp() {
             udp.run(&scope);
         }
-        // On loopback nobody else is, and what the user wants to be heard there alone stays there.
-        let lsd = (options.use_lsd && !loopback).then(|| Lsd::start(&scope, sockets.clone()));
+        let lsd = parts.runs(Part::Lsd).then(|| Lsd::start(&scope, sockets.clone()));
         let utp = utp.map(|utp| utp as Arc<dyn Transport>);
+        let watch = Watch::new(sockets.clone());
         let ways = Ways { sockets, utp, encryption: options.encryption };
         let client = Arc::new(Self {
             env: Environment {
                 workers,
                 ways,
                 recent: Recent::new(recent::KEPT),
-                http,
+                trackers,
                 hub,
                 dht,
                 lsd,
+                ours: Ours::new(watch.known()),
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
                 spare_local: options.unlimited_local_peers,
@@ -271,27 +314,56 @@ impl Client {
             },
             peer_id: new_peer_id(),
             port,
+            parts,
+            mapping,
             torrents: RankedRwLock::new(Rank::Client, "torrents", Vec::new()),
             dormant: Arc::new(Dormant::new()),
             ending: Arc::new(Semaphore::new(ENDING)),
             slots: Slots::default(),
             cache,
+            connections: Connections::new(options.max_connections),
             options,
             scope,
         });
         listener.run(&client, incoming);
+        moves::start(&client, watch);
         Keeper::start(&client, &client.scope);
         Ok(client)
     }
 
-    /// The port where peers reach us.
+    /// The port where peers reach us, in this machine; 0 if they can't.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.inside().unwrap_or(0)
+    }
+
+    /// The same as the internet sees it.
+    pub fn port_outside(&self) -> u16 {
+        self.port.outside().unwrap_or(0)
+    }
+
+    /// Which parts of the network don't run.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// What the router maps for us; `None` when it isn't asked.
+    pub fn mapping(&self) -> Option<mapping::Status> {
+        self.mapping.as_ref().map(|mapping| mapping.status())
     }
 
     /// Whether peers are reached over uTP, too.
     pub fn has_utp(&self) -> bool {
         self.env.ways.utp.is_some()
+    }
+
+    /// How its node in the DHT is doing; `None` without one.
+    pub fn dht(&self) -> Option<DhtStatus> {
+        self.env.dht.as_ref().map(|dht| dht.status())
+    }
+
+    /// Whether peers are looked for in the local network.
+    pub fn has_lsd(&self) -> bool {
+        self.env.lsd.is_some()
     }
 
     /// How its sockets are made.
@@ -437,12 +509,7 @@ impl Client {
     /// A torrent that is there was added once more: it gets what it didn't have. Waits for the resolver, where peers are
     /// given by name, and for the owner to take its commands, both bounded.
     async fn extend(&self, torrent: &Torrent, loaded: Loaded) {
-        let addrs = resolve(&loaded.peers).await;
-        let peers = if addrs.is_empty() {
-            Vec::new()
-        } else {
-            vec![FoundPeers { source: PeerSource::Magnet, addrs }]
-        };
+        let peers = resolve(&loaded.peers, PeerSource::Magnet, self.sockets()).await;
         let webseeds = self.seeds(loaded.webseeds, loaded.trusted);
         let reach = if loaded.trusted { Reach::Any } else { self.reach() };
         if !torrent.live().is_some_and(|shared| shared.info.private) {
@@ -487,20 +554,19 @@ impl Client {
             }
         };
         let (cache, folder, made) = (self.cache.clone(), key.clone(), loaded.created.is_some());
+        let tallied = self.options.goals.is_any() && self.options.storage != StorageKind::Memory;
         let prepare = move || -> Result<_, ClientError> {
             let dir = cache.torrent_dir(&folder)?;
             let added = if made { now_seconds() } else { time_added(&dir, now_seconds()) };
-            Ok((dir, added))
+            let past = if tallied { Tally::kept(&dir) } else { Tally::default() };
+            Ok((dir, added, past))
         };
-        let (dir, added) = self.on_worker(prepare).await.ok_or(ClientError::Closing)??;
+        let (dir, added, past) = self.on_worker(prepare).await.ok_or(ClientError::Closing)??;
         let mut peers = Vec::new();
         for (source, list) in
             [(PeerSource::CommandLine, &self.options.peers), (PeerSource::Magnet, &loaded.peers)]
         {
-            let addrs = resolve(list).await;
-            if !addrs.is_empty() {
-                peers.push(FoundPeers { source, addrs });
-            }
+            peers.extend(resolve(list, source, self.sockets()).await);
         }
         if !loaded.info.as_ref().is_some_and(|info| info.private) {
             self.hint_nodes(loaded.nodes, loaded.trusted);
@@ -523,6 +589,7 @@ impl Client {
             reach: if loaded.trusted { Reach::Any } else { self.reach() },
             webseeds,
             peers,
+            past,
             charged: claim.charged(),
             home: Home::new(dir, key, self.cache.spare().clone()),
             opening: Opening {
@@ -533,12 +600,15 @@ impl Client {
             settings: Settings {
                 info_hash: wire,
                 peer_id: self.peer_id,
-                listen_port: Some(self.port),
+                listen_port: self.port.clone(),
                 max_peers: self.options.max_peers,
+                connections: self.connections.clone(),
                 read_timeout: self.options.read_timeout,
                 filter: self.options.filter.clone(),
                 upload: self.options.upload,
+                goals: self.options.goals,
                 pex: self.options.use_pex,
+                punch: self.env.ways.utp.is_some(),
                 encryption: self.options.encryption,
                 check_all: self.options.check_all,
                 prefetch: self.options.prefetch,
@@ -562,9 +632,18 @@ impl Client {
         self.tell_all(limit, |done| Command::Persist { clean, done }).await
     }
 
-    /// Tells the trackers that we leave; no longer than `limit`.
+    /// Tells the trackers that we leave, and has the router let nobody through any more; no longer than `limit`. Returns the
+    /// names of torrents whose trackers weren't told in time.
     pub async fn leave(&self, limit: Duration) -> Vec<String> {
-        self.tell_all(limit, |done| Command::Leave { limit, done }).await
+        let told = self.tell_all(limit, |done| Command::Leave { limit, done });
+        let removed = async {
+            if let Some(mapping) = &self.mapping
+                && !mapping.remove(limit.min(timeouts::MAPPING_REMOVE)).await
+            {
+                tracing::debug!("the router didn't take all ports back in time");
+            }
+        };
+        futures_util::future::join(told, removed).await.0
     }
 
     async fn tell_all(
@@ -621,6 +700,20 @@ async fn on_worker<T: Send + 'static>(
     answer.await.ok()
 }
 
+/// Tells the DHT whether the router lets strangers through to it.
+async fn tell_of_mapping(dht: Arc<Dht>, mapping: Arc<PortMapping>) {
+    let mut changed = mapping.changed();
+    let mut told = false;
+    while changed.changed().await.is_ok() {
+        let status = mapping.status();
+        // With trouble it is of no use.
+        let mapped = status.port(Protocol::Udp).is_some() && status.trouble.is_none();
+        if std::mem::replace(&mut told, mapped) != mapped {
+            dht.set_public(DhtFamily::V4, mapped);
+        }
+    }
+}
+
 /// Our peer id for this run: the client's letters and version as BEP 20 has them, and random bytes.
 fn new_peer_id() -> [u8; 20] {
     let mut id: [u8; 20] = rand::random();
@@ -635,12 +728,16 @@ fn now_seconds() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
 
-/// Addresses of hosts given by name or address. Names that don't resolve are left out with a warning. Waits for
-/// the resolver, bounded, all at once.
-async fn resolve(hosts: &[(String, u16)]) -> Vec<SocketAddr> {
+/// Addresses of hosts given by name or address, of each host for itself. Names that don't resolve are left out with a
+/// warning, and so are all behind a proxy. Waits for the resolver, bounded, all at once.
+async fn resolve(hosts: &[(String, u16)], source: PeerSource, sockets: &Sockets) -> Vec<FoundPeers> {
     let look = async |host: &str, port: u16| {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return vec![SocketAddr::new(ip, port)];
+        }
+        if sockets.proxy().is_some() {
+            tracing::warn!("the peer {host}:{port} is left out: with --proxy it takes an address, no name");
+            return Vec::new();
         }
         let found =
             tokio::time::timeout(crate::sync::timeouts::RESOLVE, tokio::net::lookup_host((host, port)));
@@ -657,7 +754,8 @@ async fn resolve(hosts: &[(String, u16)]) -> Vec<SocketAddr> {
         }
     };
     let all = hosts.iter().map(|(host, port)| look(host, *port));
-    futures_util::future::join_all(all).await.into_iter().flatten().collect()
+    let found = futures_util::future::join_all(all).await.into_iter();
+    found.filter(|addrs| !addrs.is_empty()).map(|addrs| FoundPeers { source, addrs }).collect()
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub struct Status {
     pub encryption: String,
     /// Whether peers are reached over uTP, too.
     pub utp: bool,
+    /// How the network is.
+    pub network: Network,
     /// What is kept.
     pub cache: Cache,
     /// Payload bytes a second received, all torrents together.
@@ -36,6 +38,70 @@ pub struct Status {
     pub uploaded: u64,
     /// Its torrents, in the order in which they were added.
     pub torrents: Vec<Torrent>,
+}
+
+/// How the network is, and how a mount takes part in it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Network {
+    /// The port at which the internet reaches it: another than its own where a router maps another.
+    pub port_outside: u16,
+    /// Its node in the DHT; `None` without one.
+    pub dht: Option<Dht>,
+    /// Whether peers are looked for in the local network.
+    pub lsd: bool,
+    /// Ports that routers let peers through to.
+    pub mapped: Vec<Mapped>,
+    /// Why none is mapped, or why that is of no use.
+    pub unmapped: Option<String>,
+    /// The proxy that all goes through, without its user.
+    pub proxy: Option<String>,
+    /// What is wrong with that.
+    pub proxy_trouble: Option<String>,
+    /// Parts that don't run.
+    pub off: Vec<Off>,
+}
+
+/// A node in the DHT.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dht {
+    /// `starting`, `running` or `failed`.
+    pub state: String,
+    /// Nodes that it knows and that answer, by IPv4.
+    pub nodes: u64,
+    /// The same by IPv6.
+    pub nodes6: u64,
+    /// Whether it only asks: nobody has been seen to reach it.
+    pub read_only: bool,
+    /// Why it failed.
+    pub reason: Option<String>,
+}
+
+/// A port that a router lets peers through to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mapped {
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// By which protocol the router was asked: `PCP`, `NAT-PMP` or `UPnP`.
+    pub by: String,
+    /// The port of this machine.
+    pub internal: u16,
+    /// That of the router.
+    pub external: u16,
+    /// The router's address, as it says.
+    pub address: Option<String>,
+}
+
+/// A part of the network that doesn't run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Off {
+    /// Which.
+    pub part: String,
+    /// The option that says so.
+    pub why: String,
 }
 
 /// What is kept, and how much may be.
@@ -82,6 +148,10 @@ pub struct Torrent {
     pub encrypted: u64,
     /// How many of them are connected over uTP.
     pub utp: u64,
+    /// Why nothing is sent any more, when enough was given back.
+    pub seeded: Option<String>,
+    /// The first 64 of the connected, in the order in which they came.
+    pub connected: Vec<Peer>,
     /// Peers that are being dialled.
     pub connecting: u64,
     /// Peers that are kept out since they sent bad data.
@@ -96,6 +166,31 @@ pub struct Torrent {
     pub waiting_count: u64,
     /// Why it can't go on.
     pub error: Option<String>,
+}
+
+/// A connected peer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Peer {
+    /// `ADDRESS:PORT` of its end.
+    pub address: String,
+    /// What it says it is, if it says so.
+    pub client: Option<String>,
+    /// `tcp` or `utp`.
+    pub transport: String,
+    /// How much is hidden from who looks at the line: `plain` for nothing, `handshake`, or `rc4` for everything.
+    pub encryption: String,
+    /// Where its address came from: `tracker`, `dht`, `pex`, `lsd`, `named` (by the user), or `incoming` when it
+    /// connected to us.
+    pub source: Option<String>,
+    /// Payload bytes a second received.
+    pub rate_down: u64,
+    /// Payload bytes a second sent.
+    pub rate_up: u64,
+    /// Payload bytes received.
+    pub downloaded: u64,
+    /// Payload bytes sent.
+    pub uploaded: u64,
 }
 
 /// Metadata that is being fetched.

@@ -25,7 +25,7 @@ use crate::sync::tasks::TaskScope;
 pub struct FoundPeers {
     /// Who named them.
     pub source: PeerSource,
-    /// Where they listen.
+    /// Where they listen; of those that the user named, the addresses of one host.
     pub addrs: Vec<SocketAddr>,
 }
 
@@ -48,6 +48,20 @@ pub enum PeerSource {
     Incoming,
 }
 
+impl PeerSource {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tracker => "tracker",
+            Self::Dht => "dht",
+            Self::Pex => "pex",
+            Self::Lsd => "lsd",
+            Self::Magnet | Self::CommandLine => "named",
+            Self::Incoming => "incoming",
+        }
+    }
+}
+
 /// What we tell trackers, the DHT and the local network about ourselves; the same for the life of a torrent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Announce {
@@ -55,7 +69,7 @@ pub struct Announce {
     pub info_hash: [u8; 20],
     /// Our peer id (BEP 20).
     pub peer_id: [u8; 20],
-    /// The TCP port where peers reach us.
+    /// The TCP port where peers reach us, in this machine; trackers and the DHT are told the one that the router shows.
     pub port: u16,
     /// Random, the same in all announces: by it a tracker knows us when our address changes (BEP 7).
     pub key: u32,

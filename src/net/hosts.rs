@@ -8,6 +8,9 @@
 //!
 //! What our own address doesn't reach ([`Sockets::allows`]) is left out in the same way.
 //!
+//! Behind a proxy no name is looked up here but the proxy's own, so of names nobody knows where they lead: it is the proxy
+//! that decides which networks it reaches. Addresses are looked at as ever.
+//!
 //! Not here: peers. Those of a local network are named rightly, and speak a protocol that a router doesn't take for
 //! orders.
 
@@ -57,7 +60,8 @@ pub struct PrivateHost {
 }
 
 impl PrivateHost {
-    fn new(host: &str) -> Self {
+    /// One that was asked for.
+    pub fn new(host: &str) -> Self {
         Self { host: host.to_owned(), redirected: false, foreign: false }
     }
 
@@ -231,7 +235,7 @@ impl Guarded {
             }
         });
         let resolver = Resolver(names, reach, sockets.clone());
-        let client = sockets.http(builder).dns_resolver(Arc::new(resolver)).redirect(policy).build()?;
+        let client = sockets.http(builder)?.dns_resolver(Arc::new(resolver)).redirect(policy).build()?;
         Ok(Self { client, reach, sockets: sockets.clone() })
     }
 
@@ -308,14 +312,23 @@ impl Clients {
 /// What is said of a host that has no address which can be reached from ours.
 pub const NOT_FROM_OURS: &str = "it has no address that can be reached from that of --listen";
 
+/// What is said of a name that only the proxy may look up.
+const BY_PROXY: &str = "names are looked up by the proxy";
+
 /// Looks names up for an HTTP client.
 struct Resolver(Names, Reach, Sockets);
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let Self(names, reach, sockets) = self;
-        let (names, reach, sockets) = (*names, *reach, sockets.clone());
+        let (names, mut reach, sockets) = (*names, *reach, sockets.clone());
         Box::pin(async move {
+            if let Some(proxy) = sockets.proxy() {
+                if !proxy.proxy().host.eq_ignore_ascii_case(name.as_str()) {
+                    return Err(BY_PROXY.into());
+                }
+                reach = Reach::Any;
+            }
             // The client puts the port of the URL in.
             let mut addrs = lookup_by(names, name.as_str(), 0, reach).await.map_err(|error| match error {
                 // As it is, so that `refused` finds it.

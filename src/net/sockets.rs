@@ -2,6 +2,9 @@
 //! holds for each: `--interface` binds it to a device, `--listen ADDR` to an address, which is then where it connects and
 //! sends from, too. An address of one family can't reach the other: that fails here, and never goes out by another way.
 //!
+//! With `--proxy` what connects does so through the proxy, and whatever else would open a socket is refused here: nothing
+//! goes past it because somebody has forgotten to ask. Only the [`Dialer`] has sockets that do.
+//!
 //! The system's resolver has sockets of its own, which nobody can bind; and HTTP clients make theirs, as
 //! [`Sockets::http`] says.
 
@@ -10,10 +13,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use reqwest::ClientBuilder;
-use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
+use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use super::addresses::{self, Interface};
+use super::proxy::{Dialer, Proxy, Target};
 
 /// How far multicast goes: over a router or two within a house, not into a provider's network.
 const HOPS: u32 = 4;
@@ -27,13 +32,34 @@ const UDP_BUFFER: usize = 1 << 20;
 pub struct Sockets {
     device: Option<Arc<str>>,
     source: Option<IpAddr>,
+    /// Through which all goes.
+    proxy: Option<Dialer>,
 }
 
 impl Sockets {
     /// Those of a device, or of an address of this machine, or of all. Of the address that is all of a family's
     /// (`0.0.0.0`), those of that family: nobody listens on the other one.
     pub fn new(device: Option<&str>, source: Option<IpAddr>) -> Self {
-        Self { device: device.map(Into::into), source }
+        Self { device: device.map(Into::into), source, proxy: None }
+    }
+
+    /// The same, behind a proxy if there is one: these reach it alone.
+    pub fn behind(self, proxy: Option<&Proxy>) -> Self {
+        let proxy = proxy.map(|proxy| Dialer::new(proxy.clone(), self.clone()));
+        Self { proxy, ..self }
+    }
+
+    /// What all goes through, if that is so.
+    pub fn proxy(&self) -> Option<&Dialer> {
+        self.proxy.as_ref()
+    }
+
+    /// Refuses what would go past the proxy.
+    fn directly(&self) -> io::Result<()> {
+        match &self.proxy {
+            None => Ok(()),
+            Some(_) => Err(io::Error::other("nothing goes past the proxy")),
+        }
     }
 
     /// Whether an address of this machine may be used.
@@ -50,16 +76,18 @@ impl Sockets {
     /// The system's.
     pub fn check(&self) -> io::Result<()> {
         if self.device.is_some() {
-            self.open(Domain::IPV4, Type::DGRAM, Protocol::UDP).map(drop)
+            let direct = Self { proxy: None, ..self.clone() };
+            direct.open(Domain::IPV4, Type::DGRAM, Protocol::UDP).map(drop)
         } else {
             Ok(())
         }
     }
 
     /// Whether an address can be reached at all: of two families, an address of ours speaks one. All of a family's are as
-    /// good as none.
+    /// good as none; and from where a proxy goes isn't known.
     pub fn allows(&self, ip: IpAddr) -> bool {
-        self.source().is_none_or(|source| source.is_ipv4() == ip.to_canonical().is_ipv4())
+        self.proxy.is_some()
+            || self.source().is_none_or(|source| source.is_ipv4() == ip.to_canonical().is_ipv4())
     }
 
     /// The address of ours that all are bound to, if it is one.
@@ -67,11 +95,20 @@ impl Sockets {
         self.source.filter(|ip| !ip.is_unspecified())
     }
 
-    /// Connects over TCP; small messages go at once. Waits as long as the system does. Cancel-safe.
+    /// Connects over TCP; small messages go at once. Waits as long as the system does, or as the proxy may take. Cancel-safe.
     ///
     /// # Errors
-    /// The system's; [`io::ErrorKind::NetworkUnreachable`] for what can't be reached from our address.
+    /// The system's; [`io::ErrorKind::NetworkUnreachable`] for what can't be reached from our address. The proxy's.
     pub async fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let to = canonical(to);
+        match &self.proxy {
+            Some(proxy) => proxy.connect(&Target::Addr(to)).await.map_err(io::Error::other),
+            None => self.connect_directly(to).await,
+        }
+    }
+
+    /// The same, for whoever connects to the proxy.
+    pub(super) async fn connect_directly(&self, to: SocketAddr) -> io::Result<TcpStream> {
         let to = canonical(to);
         let from = self.from(to)?;
         let socket = self.open(Domain::for_address(to), Type::STREAM, Protocol::TCP)?;
@@ -133,12 +170,18 @@ impl Sockets {
 
     /// Has the sockets of an HTTP client made likewise. It is the resolver of the client that leaves out what isn't
     /// [allowed](Self::allows): the client itself would go there from any address.
-    pub fn http(&self, client: ClientBuilder) -> ClientBuilder {
-        let client = client.local_address(self.source());
-        match &self.device {
-            Some(device) => client.interface(device),
-            None => client,
+    ///
+    /// # Errors
+    /// The client takes no such proxy.
+    pub fn http(&self, client: ClientBuilder) -> reqwest::Result<ClientBuilder> {
+        let mut client = client.local_address(self.source());
+        if let Some(device) = &self.device {
+            client = client.interface(device);
         }
+        if let Some(proxy) = &self.proxy {
+            client = client.proxy(reqwest::Proxy::all(proxy.proxy().url())?);
+        }
+        Ok(client)
     }
 
     /// Where to connect or send from, to reach an address: any port.
@@ -154,6 +197,7 @@ impl Sockets {
     }
 
     fn open(&self, domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+        self.directly()?;
         let socket = Socket::new(domain, kind, Some(protocol))?;
         if let Some(device) = &self.device {
             socket.bind_device(Some(device.as_bytes()))?;
@@ -175,6 +219,31 @@ impl Sockets {
                 && (asked_for || !interface.loopback)
         });
         all
+    }
+
+    /// A socket on which the kernel tells of addresses and interfaces that come and go (rtnetlink). It speaks to nobody.
+    ///
+    /// # Errors
+    /// The system's: some containers forbid it.
+    pub(super) fn news() -> io::Result<AsyncFd<Socket>> {
+        let route = Protocol::from(libc::NETLINK_ROUTE);
+        let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::RAW, Some(route))?;
+        socket.set_nonblocking(true)?;
+        let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+        // SAFETY: the storage is zeroed and large enough for any address; what is written is a whole one of its family,
+        // and its length.
+        let ((), addr) = unsafe {
+            SockAddr::try_init(|storage, len| {
+                let addr = storage.cast::<libc::sockaddr_nl>();
+                (*addr).nl_family = libc::AF_NETLINK as libc::sa_family_t;
+                (*addr).nl_groups = groups as u32;
+                *len = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+                Ok(())
+            })?
+        };
+        socket.bind(&addr)?;
+        // SAFETY: the descriptor is the socket's, which keeps it open and the same for as long as it is registered.
+        Ok(unsafe { AsyncFd::register(socket) }?)
     }
 
     /// A socket that hears what is sent to a group on one interface, and sends to that group there. Others may have the

@@ -5,7 +5,7 @@
 //! is what it does where only UDP comes through.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
@@ -27,6 +27,16 @@ pub enum Kind {
     Utp,
 }
 
+impl Kind {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Utp => "utp",
+        }
+    }
+}
+
 /// A connection to a peer.
 #[derive(Debug)]
 pub enum Link {
@@ -42,6 +52,14 @@ impl Link {
         match self {
             Self::Tcp(_) => Kind::Tcp,
             Self::Utp(_) => Kind::Utp,
+        }
+    }
+
+    /// The address of ours that it is bound to. Over uTP nobody knows: the socket is all connections'.
+    pub fn local(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(stream) => Some(stream.local_addr().ok()?.ip().to_canonical()),
+            Self::Utp(_) => None,
         }
     }
 

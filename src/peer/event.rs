@@ -1,6 +1,6 @@
 //! What a session tells the owner of its torrent, and what it shares with it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
@@ -74,6 +74,8 @@ pub enum PeerEvent {
         key: PeerKey,
         /// Who it is.
         peer: Connected,
+        /// The address of ours that the connection is bound to, if that is known.
+        local: Option<IpAddr>,
         /// Where to say what it should be told.
         outbox: Arc<Outbox>,
         /// Its counters.

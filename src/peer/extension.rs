@@ -5,7 +5,7 @@
 //!
 //! Flow: both sides send one right after the BitTorrent handshake. Each names, for every extension, the id under
 //! which it wants to receive that extension's messages: a peer's ids are for what we send, [`OUR_UT_METADATA`],
-//! [`OUR_UT_PEX`] and [`OUR_LT_DONTHAVE`] for what we receive.
+//! [`OUR_UT_PEX`], [`OUR_LT_DONTHAVE`] and [`OUR_UT_HOLEPUNCH`] for what we receive.
 //!
 //! A field of the wrong type or out of its bounds counts as absent: clients differ much here, and none of the
 //! fields is needed to exchange blocks. Only what isn't a dictionary at all is an error.
@@ -29,6 +29,9 @@ pub const OUR_UT_METADATA: u8 = 1;
 pub const OUR_UT_PEX: u8 = 2;
 /// Our id for `lt_donthave` (BEP 54): the sender no longer has a piece.
 pub const OUR_LT_DONTHAVE: u8 = 3;
+
+/// Our id for `ut_holepunch` (BEP 55): introductions of peers that nobody can dial.
+pub const OUR_UT_HOLEPUNCH: u8 = 4;
 
 /// The most metadata that we believe in, in bytes: three million pieces of hashes. The largest seen in the wild
 /// is about 10 MiB.
@@ -61,6 +64,8 @@ pub struct ExtHandshake {
     pub ut_pex: Option<u8>,
     /// The sender's id for `lt_donthave` (BEP 54): it wants to hear of pieces that we no longer have.
     pub lt_donthave: Option<u8>,
+    /// The sender's id for `ut_holepunch` (BEP 55): it takes part in introductions.
+    pub ut_holepunch: Option<u8>,
     /// Bytes of the metadata, from 1 to [`MAX_METADATA`]; `None` when the sender doesn't have it.
     pub metadata_size: Option<u32>,
     /// How many requests the sender keeps in its queue before it drops some.
@@ -88,6 +93,9 @@ impl ExtHandshake {
         out.key("m").dict_begin();
         if let Some(id) = self.lt_donthave {
             out.key("lt_donthave").int(id.into());
+        }
+        if let Some(id) = self.ut_holepunch {
+            out.key("ut_holepunch").int(id.into());
         }
         if let Some(id) = self.ut_metadata {
             out.key("ut_metadata").int(id.into());
@@ -144,6 +152,7 @@ impl ExtHandshake {
             set_id(&mut self.ut_metadata, m, "ut_metadata");
             set_id(&mut self.ut_pex, m, "ut_pex");
             set_id(&mut self.lt_donthave, m, "lt_donthave");
+            set_id(&mut self.ut_holepunch, m, "ut_holepunch");
         }
         let int = |key: &str| dict.get(key).and_then(Value::as_int);
         // A magnet's client without metadata says 0, or says nothing.
@@ -205,6 +214,7 @@ mod tests {
     fn full() -> ExtHandshake {
         ExtHandshake {
             ut_metadata: Some(OUR_UT_METADATA),
+            ut_holepunch: None,
             ut_pex: Some(OUR_UT_PEX),
             lt_donthave: Some(OUR_LT_DONTHAVE),
             metadata_size: Some(6_700_000),
@@ -237,6 +247,7 @@ mod tests {
             (b"d1:mi1ee", none()),
             (b"d1:md11:ut_metadatai0e6:ut_pexi256eee", none()),
             (b"d1:md11:ut_metadata1:xee", none()),
+            (b"d1:md12:ut_holepunchi4eee", ExtHandshake { ut_holepunch: Some(4), ..none() }),
             (b"d1:md11:ut_metadatai255eee", ExtHandshake { ut_metadata: Some(255), ..none() }),
             (b"d13:metadata_sizei0ee", none()),
             (b"d13:metadata_sizei-5ee", none()),

@@ -10,6 +10,7 @@ pub mod connect;
 pub mod event;
 pub mod extension;
 pub mod fast;
+pub mod holepunch;
 pub mod metadata;
 pub mod mse;
 pub mod outbox;

@@ -36,6 +36,8 @@ impl PexFlags {
     pub const SEED: Self = Self(0x02);
     /// It speaks uTP.
     pub const UTP: Self = Self(0x04);
+    /// It takes part in introductions (BEP 55).
+    pub const HOLEPUNCH: Self = Self(0x08);
     /// It was reached by dialling it.
     pub const REACHABLE: Self = Self(0x10);
 

@@ -53,6 +53,9 @@ const SERVING_MAX: usize = 8;
 /// The owner is told no more than this at once: a peer can put fifty thousand small messages into one read, and
 /// what waits for the owner is to be bounded in bytes.
 const ITEMS_MAX: usize = 1024;
+/// Of these, messages of extensions: reading one takes the owner as long as a hundred others, and readers and the other
+/// peers wait for it meanwhile.
+const EXTENDED_MAX: usize = 32;
 /// Refusals aren't added to a write buffer of this size: a peer that floods us with requests and takes nothing
 /// would make it grow without end. Other messages have bounds of their own.
 const OUT_MAX: usize = 1024 * 1024;
@@ -452,7 +455,8 @@ impl Session {
             self.bounded = true;
             self.decoder.set_max_frame(wire::max_frame(known.geometry.pieces()));
         }
-        while self.items.len() < ITEMS_MAX {
+        let mut extended = 0;
+        while self.items.len() < ITEMS_MAX && extended < EXTENDED_MAX {
             let Some(message) = self.decoder.decode(input)? else { return Ok(false) };
             if let Some(known) = self.ctx.known.get() {
                 message.check(&known.geometry)?;
@@ -496,7 +500,10 @@ impl Session {
                     self.items.push(Item::HaveNone);
                 }
                 Message::AllowedFast(piece) => self.items.push(Item::AllowedFast(piece)),
-                Message::Extended { id, payload } => self.items.push(Item::Extended(id, payload)),
+                Message::Extended { id, payload } => {
+                    extended += 1;
+                    self.items.push(Item::Extended(id, payload));
+                }
                 Message::Piece { piece, begin, data } => {
                     // Either answer will do for a block that was asked for again meanwhile.
                     let taken_back = self.answers_a_cancel((piece.0, begin));
@@ -1226,6 +1233,15 @@ mod tests {
         while items < 50_000 {
             let batch = rig.said().await.len();
             assert!(batch <= ITEMS_MAX);
+            items += batch;
+        }
+        // What takes longer to read comes in smaller ones, between which others have their turn.
+        let hello = Message::Extended { id: 0, payload: Bytes::from_static(b"de") };
+        rig.send(&vec![hello; 1000]).await;
+        let mut items = 0;
+        while items < 1000 {
+            let batch = rig.said().await.len();
+            assert!(batch <= EXTENDED_MAX);
             items += batch;
         }
     }

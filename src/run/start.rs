@@ -105,6 +105,7 @@ fn options(config: &ClientConfig, filter: Arc<Filter>) -> Options {
         listen_addr: config.listen.addr,
         listen_port: config.listen.port,
         interface: config.interface.clone(),
+        proxy: config.proxy.clone(),
         peers: hosts(&config.peers),
         trackers: config.trackers.clone(),
         use_trackers: config.use_trackers,
@@ -113,16 +114,19 @@ fn options(config: &ClientConfig, filter: Arc<Filter>) -> Options {
         use_lsd: config.use_lsd,
         use_pex: config.use_pex,
         use_utp: config.use_utp,
+        use_port_mapping: config.use_port_mapping,
         encryption: config.encryption,
         dht_bootstrap: (!config.dht_bootstrap.is_empty())
             .then(|| config.dht_bootstrap.iter().map(ToString::to_string).collect()),
         read_timeout: config.read_timeout,
         max_peers: config.max_peers as usize,
+        max_connections: config.max_connections as usize,
         download_limit: config.download_limit,
         upload_limit: config.upload_limit,
         unlimited_local_peers: config.unlimited_local_peers,
         filter,
         upload: config.upload,
+        goals: config.goals,
         storage: config.storage,
         cache_size: config.cache_size(),
         min_free: config.min_free,
@@ -134,7 +138,7 @@ fn options(config: &ClientConfig, filter: Arc<Filter>) -> Options {
 
 /// How the sockets of a configuration are made.
 pub fn sockets(config: &ClientConfig) -> Sockets {
-    Sockets::new(config.interface.as_deref(), config.listen.addr)
+    Sockets::new(config.interface.as_deref(), config.listen.addr).behind(config.proxy.as_ref())
 }
 
 /// Loads a source as it was written; a URL's redirects may lead as far as `reach` says, through `sockets`. Waits for the disk, or for the

@@ -113,7 +113,10 @@ async fn run_async(config: &VerifyConfig, display: &mut Screen) -> Result<Exit, 
             () = signals.reached(2) => return Ok(Exit::Forced),
             _ = draw.tick() => if let Some(name) = shared.name.get() {
                 let (done, total) = (shared.done.load(Ordering::Relaxed), shared.total.load(Ordering::Relaxed));
-                display.progress(Progress { name: name.clone(), done, total, took: began.elapsed() });
+                // Until then it isn't known how much there is: that isn't all of it.
+                if total > 0 {
+                    display.progress(Progress { name: name.clone(), done, total, took: began.elapsed() });
+                }
             }
         }
     };

@@ -37,7 +37,17 @@ const ASIDE: &str = ".value.new-";
 /// In a torrent's folder: what says which pieces are here, in all its forms.
 const RECORD: [&str; 3] = ["resume", "resume.bad", ".resume.new-"];
 /// The metadata, and when the torrent came here.
-const METADATA: [&str; 6] = ["torrent", "torrent.bad", ".torrent.new-", "added", "added.bad", ".added.new-"];
+const METADATA: [&str; 9] = [
+    "torrent",
+    "torrent.bad",
+    ".torrent.new-",
+    "added",
+    "added.bad",
+    ".added.new-",
+    "tally",
+    "tally.bad",
+    ".tally.new-",
+];
 /// The folder of the data.
 const DATA: &str = "data";
 

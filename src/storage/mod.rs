@@ -37,6 +37,7 @@ pub mod size;
 pub mod spare;
 #[cfg(test)]
 mod suite;
+pub mod tally;
 pub mod verify;
 pub mod volume;
 

@@ -6,6 +6,10 @@ use std::time::Duration;
 pub const PEER_CONNECT: Duration = Duration::from_secs(5);
 /// How long TCP may try alone before uTP does, too: longer than a round trip to most peers, too short to be felt.
 pub const PEER_UTP: Duration = Duration::from_millis(250);
+/// Between two looks at the addresses of this machine, where the kernel doesn't tell when they change.
+pub const ADDRESSES_LOOK: Duration = Duration::from_secs(30);
+/// What a host's first address is given before that of the other family is tried, too (RFC 8305).
+pub const PEER_FAMILY: Duration = Duration::from_millis(250);
 /// For a peer's handshake after the connection: two round trips on the slowest line, with room.
 pub const PEER_HANDSHAKE: Duration = Duration::from_secs(10);
 /// For a dialled peer's key when encryption is only preferred: a client without it sees a broken handshake and mostly
@@ -81,6 +85,15 @@ pub const DHT_SAVE: Duration = Duration::from_secs(10 * 60);
 pub const LSD_SEND: Duration = Duration::from_millis(100);
 /// For the ends of uTP connections to be known on the other side, of the shutdown's share: a round trip.
 pub const UTP_END: Duration = Duration::from_millis(500);
+/// For one HTTP exchange with a router, its connection included: the slowest of them take seconds to change their tables,
+/// and nobody waits for it.
+pub const MAPPING_HTTP: Duration = Duration::from_secs(8);
+/// For the router to take its mappings back at shutdown: one that is left behind ends by itself.
+pub const MAPPING_REMOVE: Duration = Duration::from_secs(2);
+/// To connect to the proxy: it is meant to be near, or at least well connected.
+pub const PROXY_CONNECT: Duration = Duration::from_secs(10);
+/// For the proxy to do what it was asked: it looks a name up and dials, and gives up later than we would.
+pub const PROXY_ANSWER: Duration = Duration::from_secs(20);
 /// For a `.torrent` behind a URL: connect, TLS and body.
 pub const TORRENT_URL: Duration = Duration::from_secs(60);
 /// For the disk to tell what of the torrents is here, before the mount shows without it.

@@ -220,6 +220,14 @@ impl Background {
         self.version += 1;
     }
 
+    /// A peer that isn't a seeder has this piece no longer.
+    pub fn have_not(&mut self, piece: PieceIndex) {
+        if let Some(order) = &mut self.order {
+            order.count(piece.0, false);
+        }
+        self.version += 1;
+    }
+
     /// A peer is gone.
     pub fn forget(&mut self, peer: PeerKey) {
         self.cursors.remove(&peer);
@@ -479,6 +487,8 @@ mod tests {
         background.have(PieceIndex(2));
         background.count(&bits(&[1]), false);
         background.count(&bits(&[1]), true);
+        background.have(PieceIndex(0));
+        background.have_not(PieceIndex(0));
         background.check().unwrap();
         assert_eq!(drain(&mut background, &Has::All, now), [0, 2, 1]);
     }
@@ -568,6 +578,8 @@ mod tests {
             let mut background = all(pieces, 1, &[]);
             for n in 0..20_000u32 {
                 background.have(PieceIndex(n % 500));
+                background.have(PieceIndex(n % 700));
+                background.have_not(PieceIndex(n % 700));
                 if let Some(piece) = background.pick(PeerKey(1), &Has::All, false, now) {
                     background.put_back(piece);
                 }
@@ -595,7 +607,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn the_order_holds_whatever_happens(steps in prop::collection::vec((0..7u8, 0..30u32), 0..200)) {
+        fn the_order_holds_whatever_happens(steps in prop::collection::vec((0..8u8, 0..30u32), 0..200)) {
             let now = Instant::now();
             let table = missing(30);
             let mut background = Background::new(30, 9);
@@ -608,6 +620,7 @@ mod tests {
                     3 => background.count(&bits(&[n, (n * 7) % 30]), n % 2 == 0),
                     4 => _ = background.pick(PeerKey(u64::from(n % 3)), &Has::All, false, now),
                     5 => background.completed(piece),
+                    6 => background.have_not(piece),
                     _ => background.put_back(piece),
                 }
                 prop_assert_eq!(background.check(), Ok(()));

@@ -6,7 +6,7 @@
 //! next. So a peer gets enough in one go to be of use to others, and nobody waits for ever.
 //!
 //! How many are let in follows from what they take ([`slots`]): as long as each further one still gets a useful rate,
-//! there is room for more.
+//! there is room for more. Who is in and takes nothing, since we have nothing for it just now, is in the way of nobody.
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
@@ -142,14 +142,17 @@ impl Choker {
 }
 
 /// How many may be in, if so many may be `now`: as many as take enough for there to be so many, and one to see whether
-/// it does, too. While all of them do, as many more as would if they all shared what these take.
+/// it does, too. While all of them do, as many more as would if they all shared what these take. Those that take nothing
+/// aren't counted: for each of them there is one more, or the line would be idle with everybody waiting at it.
 fn slots(candidates: &[Candidate], now: usize) -> usize {
     let mut takes: Vec<u64> = candidates.iter().filter(|c| c.is_in).map(|c| c.takes).collect();
-    let len = takes.len() as u64;
     if takes.len() < now.min(candidates.len()) {
         // Not all that may be in were: they say nothing of the line.
         return now;
     }
+    let all_in = takes.len();
+    takes.retain(|rate| *rate > 0);
+    let len = takes.len() as u64;
     takes.sort_unstable_by_key(|rate| Reverse(*rate));
     let worth = takes.iter().zip(1..).take_while(|(rate, n)| **rate >= n * USEFUL).count() as u64;
     let all: u64 = takes.iter().sum();
@@ -158,7 +161,7 @@ fn slots(candidates: &[Candidate], now: usize) -> usize {
         _ if all / (len + 1) >= len * USEFUL => (all / USEFUL).isqrt().clamp(len + 1, len + len / 2 + 1),
         _ => len,
     };
-    (next as usize).clamp(SLOTS_MIN, SLOTS_MAX)
+    (next as usize).max(SLOTS_MIN).saturating_add(all_in - takes.len()).min(SLOTS_MAX)
 }
 
 #[cfg(test)]
@@ -224,14 +227,13 @@ mod tests {
 
     #[test]
     fn the_optimistic_slot_stays_for_half_a_minute() {
-        let mut world = World::new(20, 1 << 20);
+        let mut world = World::new(20, 20 << 10);
         for peer in &mut world.peers[8..] {
             peer.gives = 1 << 20;
         }
         world.choker.slots = 4;
         let mut seen: Vec<u64> = Vec::new();
         for _ in 0..12 {
-            world.line = 0;
             seen.push(world.round(false)[3].0);
         }
         seen.chunks(3).for_each(|turn| assert!(turn.iter().all(|key| *key == turn[0]), "{seen:?}"));
@@ -241,7 +243,7 @@ mod tests {
 
     #[test]
     fn newcomers_come_first_but_not_always() {
-        let mut world = World::new(12, 0);
+        let mut world = World::new(12, 20 << 10);
         world.choker.slots = 4;
         for peer in &mut world.peers[8..] {
             peer.gives = 1;
@@ -305,7 +307,8 @@ mod tests {
     #[test]
     fn there_are_as_many_slots_as_the_line_carries() {
         for (line, least, most) in [
-            (0, SLOTS_MIN, SLOTS_MIN),
+            // Nobody takes anything.
+            (0, SLOTS_MAX, SLOTS_MAX),
             (20 << 10, SLOTS_MIN, SLOTS_MIN),
             (100 << 10, 6, 9),
             (1 << 20, 20, 28),
@@ -318,6 +321,28 @@ mod tests {
             let slots = world.choker.slots();
             assert!((least..=most).contains(&slots), "{slots} slots at {line}");
         }
+    }
+
+    /// In the middle of a swarm those that give most may have all that we have: then others are let in as well, until enough
+    /// of them take something.
+    #[test]
+    fn who_has_nothing_to_take_keeps_nobody_out() {
+        let mut world = World::new(30, 1 << 20);
+        for peer in &mut world.peers[..6] {
+            peer.gives = 1 << 20;
+        }
+        world.choker.slots = 6;
+        for _ in 0..20 {
+            let chosen = world.round(false);
+            let taking = chosen.iter().filter(|key| key.0 >= 6).count() as u64;
+            for peer in &mut world.peers {
+                let takes = peer.is_in && peer.key.0 >= 6;
+                peer.takes = if takes { world.line / taking } else { 0 };
+            }
+        }
+        let chosen = world.round(false);
+        assert!((0..6).all(|key| chosen.contains(&PeerKey(key))), "they give most: {chosen:?}");
+        assert!((20..=30).contains(&chosen.len()), "{chosen:?}");
     }
 
     #[test]

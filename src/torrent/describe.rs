@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::load::{Has, PeerLoad};
 use super::picker::PartsView;
+use super::status::PeerStatus;
 use super::swarm::{Live, Swarm};
 use super::table::PieceState;
 use super::webseeds::Webseed;
+use crate::discovery::PeerSource;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::peer::PeerKey;
 
@@ -270,6 +272,29 @@ impl Swarm {
         view.held = live.picker.held();
         view.last_block = live.demands.last_block().map(waited);
         view
+    }
+
+    /// The connected peers, in the order in which they came, but for the bytes that were moved with them.
+    pub fn connected_peers(&self) -> impl Iterator<Item = (PeerKey, PeerStatus)> + '_ {
+        self.peers.iter().map(|(key, peer)| {
+            let load = self.live.as_ref().and_then(|live| live.picker.load(*key));
+            let source = match peer.who.incoming {
+                true => Some(PeerSource::Incoming),
+                false => self.book.source(peer.who.addr),
+            };
+            let peer = PeerStatus {
+                addr: peer.who.addr,
+                client: peer.extension.as_ref().and_then(|e| e.client.clone()),
+                kind: peer.who.kind,
+                cover: peer.who.cover,
+                source,
+                rate_down: load.map_or(0, |load| load.last_rate()),
+                rate_up: peer.takes,
+                downloaded: 0,
+                uploaded: 0,
+            };
+            (*key, peer)
+        })
     }
 
     fn peer_view(&self, key: PeerKey) -> Option<PeerView> {

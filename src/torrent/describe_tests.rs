@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::discovery::FoundPeers;
 use crate::metainfo::build::TorrentBuilder;
 use crate::metainfo::geometry::BLOCK_LEN;
 use crate::metainfo::info::Info;
@@ -25,12 +26,15 @@ fn swarm(now: Instant) -> Swarm {
     let mut swarm = Swarm::new(Settings {
         info_hash: [1; 20],
         peer_id: [2; 20],
-        listen_port: None,
+        listen_port: None.into(),
         max_peers: 80,
+        connections: Default::default(),
+        punch: true,
         encryption: Policy::Off,
         read_timeout: None,
         filter: Arc::default(),
         upload: true,
+        goals: crate::torrent::goal::Goals::default(),
         pex: false,
         check_all: false,
         prefetch: Prefetch::None,
@@ -140,6 +144,38 @@ fn l5_each_piece_that_is_waited_for_tells_which_peers_have_it() {
     assert_eq!(piece.holders, [holder, choking], "and not the third, which hasn't got it");
     assert_eq!(view.peers.iter().map(|p| p.has).collect::<Vec<_>>(), [None, None, Some(1)]);
     assert_eq!(view.states, Some([0, PIECES - 1, 1, 0, 0]));
+}
+
+#[test]
+fn connected_peers_are_told_with_where_they_came_from() {
+    let now = Instant::now();
+    let mut swarm = swarm(now);
+    for (n, source) in [(1, PeerSource::Pex), (2, PeerSource::CommandLine)] {
+        swarm.apply(Event::Found(FoundPeers { source, addrs: vec![addr(n)] }), now);
+        connect(&mut swarm, n, Vec::new(), now);
+    }
+    let incoming = Connected {
+        addr: addr(3),
+        incoming: true,
+        peer_id: [3; 20],
+        fast: true,
+        extensions: false,
+        cover: Cover::Full,
+        kind: Kind::Utp,
+    };
+    swarm.apply(Event::Connected { key: PeerKey(3), peer: incoming }, now);
+    let told = swarm.connected_peers().map(|(key, peer)| {
+        let source = peer.source.map_or("nobody knows", PeerSource::as_str);
+        (key.0, peer.addr, source, peer.kind.as_str(), peer.cover.as_str())
+    });
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        [
+            (1, addr(1), "pex", "tcp", "plain"),
+            (2, addr(2), "named", "tcp", "plain"),
+            (3, addr(3), "incoming", "utp", "rc4"),
+        ]
+    );
 }
 
 #[test]

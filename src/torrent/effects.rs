@@ -1,17 +1,19 @@
 //! What the torrent's state decides and the owner carries out, after `apply` has returned.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::inbox::Demand;
+use super::peers::Hints;
 use super::picker::Assignment;
 use super::reads::ReadError;
 use crate::discovery::FoundPeers;
 use crate::metainfo::geometry::{BlockRef, FileIndex, PieceIndex};
 use crate::metainfo::info::Info;
+use crate::net::connections::Dialing;
 use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
 use crate::peer::event::{Connected, Item};
@@ -72,6 +74,13 @@ pub enum Event {
     },
     /// Addresses of peers were found.
     Found(FoundPeers),
+    /// These are our own addresses, as others see them.
+    Ours(Vec<IpAddr>),
+    /// Our addresses have changed.
+    Moved {
+        /// Peers that were connected from one that is gone.
+        lost: Vec<PeerKey>,
+    },
     /// Readers want something, or no longer: all that came in since they were last looked at.
     Demands(Vec<Demand>),
     /// Files are to be fetched whole in the background, or no longer.
@@ -103,6 +112,8 @@ pub enum Event {
     Synced,
     /// There is no room for more data, or there is again.
     Blocked(Option<Blocked>),
+    /// Enough was given back, or not any more.
+    Serve(bool),
     /// A piece on disk was to be hashed.
     Checked {
         /// The piece.
@@ -147,6 +158,17 @@ pub struct Blocked {
     pub disk: bool,
 }
 
+/// A peer to connect to.
+#[derive(Debug)]
+pub struct Dial {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// What is known of how it is reached.
+    pub hints: Hints,
+    /// Stands for it where connections are counted.
+    pub token: Dialing,
+}
+
 /// Something to do.
 #[derive(Debug)]
 pub enum Effect {
@@ -173,7 +195,14 @@ pub enum Effect {
     /// Close a connection, or end a webseed.
     Disconnect(PeerKey, String),
     /// Connect to a peer.
-    Dial(SocketAddr),
+    Dial(Dial),
+    /// A peer sees us at this address.
+    Seen {
+        /// The address.
+        ip: IpAddr,
+        /// That of the peer.
+        by: IpAddr,
+    },
     /// Hash and write a piece.
     Verify {
         /// Its blocks.

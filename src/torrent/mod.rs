@@ -6,6 +6,7 @@
 //! the piece notifier and the store ([`reads::Shared`]); readers say what they want through the
 //! [`inbox::Inbox`].
 
+pub mod admission;
 pub mod background;
 pub mod blame;
 pub mod choker;
@@ -15,6 +16,8 @@ mod crowd;
 pub mod demands;
 pub mod describe;
 pub mod effects;
+pub mod goal;
+mod greet;
 pub mod inbox;
 pub mod lend;
 pub mod load;
@@ -24,6 +27,8 @@ pub mod owner;
 pub mod peers;
 pub mod picker;
 pub mod prepare;
+pub mod priority;
+pub mod punch;
 pub mod rate;
 pub mod reads;
 pub mod recent;
@@ -37,11 +42,13 @@ pub mod streams;
 pub mod swarm;
 pub mod table;
 pub mod track;
+mod unrecorded;
 mod verdicts;
 mod wants;
 mod webseeds;
 mod work;
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -86,6 +93,11 @@ pub enum Command {
     Watched {
         /// What they name.
         webseeds: Vec<Seed>,
+    },
+    /// The addresses of this machine have changed.
+    Moved {
+        /// Those that are gone.
+        lost: Vec<IpAddr>,
     },
     /// Fetch files whole in the background, or no longer. Before the metadata is known only the whole torrent can be
     /// meant, and is fetched when it is.

@@ -5,7 +5,10 @@
 //! blocking work goes to the storage workers and comes back as an answer, readers are answered by workers.
 //! All its channels are bounded; what fills them up is said where they are made ([`start`]).
 
+mod finding;
 mod keeping;
+mod publishing;
+mod seeding;
 mod seeds;
 mod telling;
 
@@ -28,43 +31,38 @@ use super::recent::Recent;
 use super::records::Records;
 use super::room::{Membership, Room};
 use super::sessions::Sessions;
-use super::status::{Facts, State, Status, Waiting};
+use super::status::{State, Status};
 use super::swarm::{Settings, Swarm};
 use super::table::ReadClock;
+use super::unrecorded::Unrecorded;
 use super::work::{self, Ready, Work};
 use super::{Command, Torrent, Turns};
 use crate::discovery::dht::Dht;
 use crate::discovery::lsd::Lsd;
 use crate::discovery::tracker::{TrackerOptions, Trackers};
-use crate::discovery::{Announce, Crypto, Following, FoundPeers, PeerDiscovery, Progress};
+use crate::discovery::{Following, FoundPeers};
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, Geometry, PieceIndex};
 use crate::metainfo::id::InfoHash;
 use crate::metainfo::info::Info;
-use crate::net::hosts::{Clients, Reach};
+use crate::net::hosts::Reach;
 use crate::net::limit::{Limits, RateLimit};
+use crate::net::ours::Ours;
 use crate::peer::PeerKey;
 use crate::peer::connect::Ways;
 use crate::peer::event::{BlockSource, Counters, Known, PeerEvent};
-use crate::peer::mse::{self, Policy};
+use crate::peer::mse;
 use crate::peer::outbox::{Outbox, Wanted};
 use crate::peer::wire::BlockRequest;
 use crate::storage::pool::Workers;
+use crate::storage::tally::Tally;
 use crate::sync::tasks::TaskScope;
 use crate::webseed::{Hub, Seed};
 
-/// Written data that isn't synced and recorded yet is bounded by these two, so that persisting at the end is
-/// quick and a crash costs little.
-const DIRTY_MAX: u64 = 64 << 20;
-const DIRTY_AGE: Duration = Duration::from_secs(5);
 /// What a reader learns when the owner's task died of a bug.
 const PANICKED: &str =
     "an internal error stopped the fetching of this torrent; please report it, and mount again";
 /// How soon work is tried again that the workers had no room for, if none of this torrent's ends before.
 const BACKLOG: Duration = Duration::from_millis(100);
-/// With fewer peers than this, trackers and the DHT are asked more often.
-const PEERS_FEW: usize = 10;
-/// How often the status is published while something goes on: a person's eye asks for no more.
-const PUBLISH: Duration = Duration::from_millis(250);
 
 /// What a torrent begins with.
 pub struct Plan {
@@ -90,6 +88,8 @@ pub struct Plan {
     pub webseeds: Vec<Seed>,
     /// Addresses known from the start.
     pub peers: Vec<FoundPeers>,
+    /// What earlier runs have given back, for its goals.
+    pub past: Tally,
     /// Bytes that are charged for what is kept of it, until that is known.
     pub charged: u64,
     /// Where its data is kept.
@@ -109,14 +109,16 @@ pub struct Environment {
     pub ways: Ways,
     /// The pieces kept in memory, of all torrents.
     pub recent: Arc<Recent>,
-    /// For HTTP trackers; `None` when trackers are off.
-    pub http: Option<Arc<Clients>>,
+    /// How trackers are announced to; `None` when they are off.
+    pub trackers: Option<TrackerOptions>,
     /// For webseeds.
     pub hub: Arc<Hub>,
     /// `None` when it is off.
     pub dht: Option<Arc<Dht>>,
     /// The same.
     pub lsd: Option<Arc<Lsd>>,
+    /// Our own addresses.
+    pub ours: Ours,
     /// Wakes whoever watches the set of torrents.
     pub changed: Arc<Notify>,
     /// Limits on what is received and sent, for the whole program.
@@ -134,6 +136,8 @@ pub struct Environment {
 struct Link {
     outbox: Arc<Outbox>,
     counters: Arc<Counters>,
+    /// From which address to which; none for a webseed.
+    ends: Option<finding::Ends>,
 }
 
 /// Bytes moved, for the announces.
@@ -176,11 +180,8 @@ struct Owner {
     past: (u64, u64),
     seen: (u64, u64),
     rates: (Rate, Rate),
-    /// Bytes written since the last record, and since when.
-    dirty: u64,
-    dirty_since: Option<Instant>,
-    /// When a record was begun last.
-    last_record: Option<Instant>,
+    /// What was written since the last record.
+    unrecorded: Unrecorded,
     /// What is recorded; known with the metadata.
     records: Option<Records>,
     /// When something failed to be recorded.
@@ -213,6 +214,8 @@ struct Owner {
     closers: Vec<oneshot::Sender<()>>,
     /// Its metadata is being kept.
     keeping: bool,
+    /// Until when it is served; `None` when there is no end to it.
+    seeding: Option<seeding::Seeding>,
 }
 
 /// Starts a torrent in tasks of `scope` and returns its handle at once.
@@ -257,6 +260,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         scope: scope.clone(),
         charged: plan.charged,
     });
+    let seeding = seeding::Seeding::new(plan.settings.goals, plan.past, now);
     let mut owner = Owner {
         torrent: torrent.clone(),
         swarm: Swarm::new(plan.settings.clone()),
@@ -282,9 +286,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         past: (0, 0),
         seen: (0, 0),
         rates: (Rate::new(now), Rate::new(now)),
-        dirty: 0,
-        dirty_since: None,
-        last_record: None,
+        unrecorded: Unrecorded::default(),
         records: None,
         record_failed: None,
         writing: HashMap::new(),
@@ -303,6 +305,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         closing: false,
         closers: Vec::new(),
         keeping: false,
+        seeding,
         env,
     };
     owner.totals.left.store(u64::MAX >> 1, Ordering::Relaxed);
@@ -333,6 +336,8 @@ impl Owner {
             self.apply(Event::Found(found));
         }
         self.discover(self.private);
+        let mut ours = self.env.ours.known();
+        ours.mark_changed();
         let mut batch = Vec::new();
         loop {
             let now = Instant::now();
@@ -357,6 +362,10 @@ impl Owner {
                 Some(found) = finds.recv() => self.apply(Event::Found(found)),
                 Some(command) = orders.recv() => self.command(command),
                 () = self.crowd.changed() => self.room_changed(),
+                Ok(()) = ours.changed() => {
+                    let known = ours.borrow_and_update().clone();
+                    self.apply(Event::Ours(known));
+                }
                 () = tokio::time::sleep_until(next) => {
                     self.try_backlog();
                     if self.swarm.round_is_due(Instant::now()) {
@@ -371,9 +380,10 @@ impl Owner {
 
     fn next_chore(&self, now: Instant) -> Duration {
         let again = self.record_failed.map(|at| at + keeping::RECORD_PAUSE);
-        let persist = self.record_due().into_iter().chain(again).chain(self.stubborn.again).min();
-        let persist = persist.map(|at| at.saturating_duration_since(now));
-        let publish = if self.stale { PUBLISH } else { Duration::from_secs(60) };
+        let persist = self.unrecorded.due().into_iter().chain(again).chain(self.stubborn.again).min();
+        let goal = self.seeding.as_ref().and_then(seeding::Seeding::next);
+        let persist = persist.map(|at| at.saturating_duration_since(now)).into_iter().chain(goal).min();
+        let publish = if self.stale { publishing::PUBLISH } else { Duration::from_secs(60) };
         let backlog = if self.backlog.is_empty() { publish } else { BACKLOG };
         persist.unwrap_or(publish).min(publish).min(backlog)
     }
@@ -388,8 +398,9 @@ impl Owner {
 
     fn peer_event(&mut self, event: PeerEvent) {
         match event {
-            PeerEvent::Connected { key, peer, outbox, counters } => {
-                self.links.insert(key, Link { outbox, counters });
+            PeerEvent::Connected { key, peer, local, outbox, counters } => {
+                let ends = Some(finding::Ends { local, peer: peer.addr.ip() });
+                self.links.insert(key, Link { outbox, counters, ends });
                 tracing::debug!(peer = %peer.addr, incoming = peer.incoming, over = ?peer.kind, "connected");
                 self.apply(Event::Connected { key, peer });
             }
@@ -447,7 +458,8 @@ impl Owner {
             Effect::Have(peers, pieces) => {
                 peers.into_iter().for_each(|peer| self.tell(peer, |o| o.have(&pieces)));
             }
-            Effect::Dial(addr) => self.torrent.sessions.dial(addr),
+            Effect::Dial(dial) => self.torrent.sessions.dial(dial),
+            Effect::Seen { ip, by } => self.env.ours.saw(ip, by, Instant::now()),
             Effect::Verify { buffer, digests } => self.verify(buffer, digests),
             Effect::Check(piece) => self.check(piece, work::Check::Wanted),
             Effect::Sweep { piece, recorded: true } => self.check(piece, work::Check::Recorded),
@@ -472,8 +484,8 @@ impl Owner {
             }
             Effect::Wake(piece) => {
                 if let Some(shared) = self.torrent.live() {
-                    self.dirty += u64::from(shared.info.geometry.piece_len(piece));
-                    self.dirty_since.get_or_insert_with(Instant::now);
+                    let len = shared.info.geometry.piece_len(piece);
+                    self.unrecorded.wrote(len.into(), Instant::now());
                     shared.wake(piece);
                 }
             }
@@ -573,6 +585,7 @@ impl Owner {
             Work::Discarded { freed, kept, never } => self.discarded(&freed, kept, never),
             Work::Mended => self.mending = self.mending.saturating_sub(1),
             Work::Kept => self.keeping = false,
+            Work::Tallied => self.tallied(),
         }
         self.try_backlog();
         self.close_if_may();
@@ -626,44 +639,6 @@ impl Owner {
         self.torrent.changed.notify_one();
     }
 
-    fn discover(&mut self, private: bool) {
-        let announce = Announce {
-            info_hash: self.settings.info_hash,
-            peer_id: self.settings.peer_id,
-            port: self.settings.listen_port.unwrap_or(0),
-            key: rand::random(),
-            crypto: match self.settings.encryption {
-                Policy::Prefer => Crypto::Supported,
-                Policy::Require => Crypto::Required,
-                Policy::Off => Crypto::None,
-            },
-        };
-        if let Some(http) = &self.env.http {
-            let totals = self.totals.clone();
-            let progress = Arc::new(move || Progress {
-                uploaded: totals.up.load(Ordering::Relaxed),
-                downloaded: totals.down.load(Ordering::Relaxed),
-                left: totals.left.load(Ordering::Relaxed),
-            });
-            let mut options = TrackerOptions::new(http.clone());
-            options.private = private;
-            options.reach = self.reach;
-            options.named.clone_from(&self.named_trackers);
-            let tiers = self.tiers.clone();
-            let trackers =
-                Trackers::start(&self.scope, tiers, announce, progress, self.found.clone(), options);
-            *self.torrent.trackers.lock() = Some(trackers.view());
-            self.trackers = Some(trackers);
-        }
-        let dht = self.env.dht.as_deref().map(|dht| dht as &dyn PeerDiscovery);
-        let lsd = self.env.lsd.as_deref().map(|lsd| lsd as &dyn PeerDiscovery);
-        for network in dht.into_iter().chain(lsd).filter(|_| !private) {
-            let following = network.follow(&self.scope, announce, self.found.clone());
-            following.want_peers(true);
-            self.following.push(following);
-        }
-    }
-
     fn command(&mut self, command: Command) {
         match command {
             Command::Persist { clean, done } => self.persist(clean, done),
@@ -677,6 +652,7 @@ impl Owner {
                 self.extend(trackers, reach, webseeds, peers);
             }
             Command::Watched { webseeds } => self.replant(webseeds),
+            Command::Moved { lost } => self.moved(&lost),
             Command::Prefetch { files, on } => self.apply(Event::Prefetch { files, on }),
             Command::Describe { done } => {
                 // Whoever asked may have stopped waiting.
@@ -695,73 +671,6 @@ impl Owner {
             #[cfg(test)]
             Command::Panic => std::panic::panic_any("a planned panic of an owner"),
         }
-    }
-
-    fn publish_if_due(&mut self, now: Instant) {
-        if self.published.is_none_or(|at| now.saturating_duration_since(at) >= PUBLISH) {
-            self.publish(now);
-        }
-    }
-
-    fn publish(&mut self, now: Instant) {
-        self.published = Some(now);
-        let mut sums = self.past;
-        for link in self.links.values() {
-            sums.0 += link.counters.down.load(Ordering::Relaxed);
-            sums.1 += link.counters.up.load(Ordering::Relaxed);
-        }
-        self.rates.0.add(sums.0 - self.seen.0, now);
-        self.rates.1.add(sums.1 - self.seen.1, now);
-        self.seen = sums;
-        self.totals.down.store(sums.0, Ordering::Relaxed);
-        self.totals.up.store(sums.1, Ordering::Relaxed);
-        let mut status = Status {
-            metadata: self.swarm.metadata_progress(),
-            rate_down: self.rates.0.get(now),
-            rate_up: self.rates.1.get(now),
-            downloaded: sums.0,
-            uploaded: sums.1,
-            peers: self.swarm.peer_count(),
-            encrypted: self.swarm.encrypted_count(),
-            utp: self.swarm.utp_count(),
-            connecting: self.swarm.dialing(),
-            banned: self.swarm.banned().to_vec(),
-            error: self.failed.clone().or_else(|| self.swarm.error().map(str::to_owned)),
-            ..Status::default()
-        };
-        let mut facts = Facts { failed: status.error.is_some(), ..Facts::default() };
-        if let Some(shared) = self.torrent.live() {
-            let complete = shared.table.complete_count() == shared.table.len();
-            status.size = shared.size();
-            status.have = shared.have();
-            self.totals.left.store(status.size.saturating_sub(status.have), Ordering::Relaxed);
-            if let Some(demands) = self.swarm.demands() {
-                let waits = demands.waits();
-                status.waiting_count = waits.len();
-                status.waiting = waits
-                    .iter()
-                    .take(Status::WAITING_MAX)
-                    .map(|w| Waiting { file: w.file, offset: w.offset, since: w.since })
-                    .collect();
-                facts.live = true;
-                facts.complete = complete;
-                facts.checking = self.checking > 0;
-                facts.stalled = demands.is_stalled(now);
-                facts.fetching = self.swarm.is_fetching();
-                // Not the torrent's trouble, but what a reader was told, who asks why.
-                let gave_up = || demands.gave_up().map(ToString::to_string);
-                status.error = status.error.take().or_else(gave_up);
-            }
-            debug_assert!(status.have <= status.size);
-        }
-        status.state = State::of(facts);
-        let few = self.swarm.peer_count() < PEERS_FEW && status.state != State::Complete;
-        self.following.iter().for_each(|following| following.want_peers(few));
-        if let Some(trackers) = &self.trackers {
-            trackers.want_peers(few);
-        }
-        self.stale = status.rate_down > 0 || status.rate_up > 0 || status.waiting_count > 0;
-        self.torrent.publish(status);
     }
 }
 

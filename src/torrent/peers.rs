@@ -15,12 +15,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::discovery::{PeerSource, canonical_peer, usable_peer};
 use crate::net::filter::Filter;
+use crate::peer::pex::{PexFlags, PexPeer};
 use crate::sync::timeouts::{PEER_RETRY_FIRST, PEER_RETRY_MAX};
 
 /// Addresses kept for one torrent. Ten times what is ever connected leaves plenty to choose from in the largest
@@ -35,6 +37,28 @@ const USEFUL_TRIES: u32 = 6;
 const MAX_BANNED: usize = 4096;
 /// Our own addresses kept: a machine has a handful, each with one port.
 const MAX_OWN: usize = 64;
+
+/// For so long after our address has changed…
+const MOVING: Duration = Duration::from_secs(10);
+/// …no pause is longer: routes come some time after addresses.
+const MOVING_PAUSE: Duration = Duration::from_millis(500);
+/// Hosts with addresses of both families that are kept as one peer: the user names a handful.
+const MAX_OTHERS: usize = 256;
+
+/// How a peer is best dialled, as far as the book knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Hints {
+    /// Its address in the other family: tried as well if the first takes long.
+    pub other: Option<SocketAddr>,
+    /// The last dial came to nothing, or it left.
+    pub failed: bool,
+    /// It speaks uTP, others say.
+    pub utp: bool,
+    /// It prefers encryption, others say.
+    pub encryption: bool,
+    /// It dials us at this moment (BEP 55).
+    pub punch: bool,
+}
 
 /// How many connections there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,12 +95,16 @@ struct Entry {
     useful: bool,
     /// When it was last found not to be worth it.
     failed_at: Option<Instant>,
+    /// What others say of it (BEP 11).
+    flags: PexFlags,
+    /// Where else it is, in the other family of addresses.
+    other: Option<SocketAddr>,
     /// Order of arrival.
     number: u64,
 }
 
 /// Whether the user named the peer.
-fn named(source: PeerSource) -> bool {
+pub(super) fn named(source: PeerSource) -> bool {
     matches!(source, PeerSource::CommandLine | PeerSource::Magnet)
 }
 
@@ -100,8 +128,8 @@ fn rank(source: PeerSource) -> u8 {
 }
 
 impl Entry {
-    /// Notes a failure and begins the pause after it.
-    fn fail(&mut self, now: Instant) {
+    /// Notes a failure and begins the pause after it, which is stretched or cut by this factor.
+    fn fail(&mut self, now: Instant, factor: f64) {
         let failures = if self.useful && self.failures > 1 {
             self.failures.saturating_sub(USEFUL_TRIES).max(1)
         } else {
@@ -109,9 +137,11 @@ impl Entry {
         };
         let doubled = PEER_RETRY_FIRST.saturating_mul(1 << failures.min(16));
         let longest = if named(self.source) { NAMED_RETRY_MAX } else { PEER_RETRY_MAX };
+        let pause = doubled.min(longest).mul_f64(factor);
+        let pause = if named(self.source) { pause.min(longest) } else { pause };
         self.failures = self.failures.saturating_add(1);
         self.failed_at = Some(now);
-        self.state = State::Idle { not_before: now + doubled.min(longest) };
+        self.state = State::Idle { not_before: now + pause };
     }
 
     /// What goes first when there is no room, the largest first: what failed most, then what nobody vouches for.
@@ -127,6 +157,12 @@ pub struct PeerBook {
     /// Addresses that are never dialled, whoever names them.
     filter: Arc<Filter>,
     next_number: u64,
+    /// When our address last changed.
+    moved: Option<Instant>,
+    /// What pauses are stretched by; without one they aren't.
+    jitter: Option<u64>,
+    /// Of hosts with addresses of both families, by which they stand in the table, by the other.
+    others: HashMap<SocketAddr, SocketAddr>,
     own: HashSet<SocketAddr>,
     banned: HashSet<Banned>,
     /// In the order of the bans.
@@ -151,11 +187,91 @@ impl PeerBook {
         Self { filter, ..Self::default() }
     }
 
+    /// The same, whose pauses are up to a quarter shorter or longer than they would be, each by its own: when a line comes
+    /// back, not all who were on it are dialled in one second.
+    pub fn with_jitter(self, seed: u64) -> Self {
+        Self { jitter: Some(seed), ..self }
+    }
+
+    fn factor(&self, addr: SocketAddr, failures: u32) -> f64 {
+        let Some(seed) = self.jitter else { return 1.0 };
+        let mut hasher = DefaultHasher::new();
+        (seed, addr, failures).hash(&mut hasher);
+        0.75 + (hasher.finish() % 1000) as f64 / 2000.0
+    }
+
+    /// As what an address stands in the table.
+    fn at(&self, addr: SocketAddr) -> SocketAddr {
+        let addr = canonical_peer(addr);
+        self.others.get(&addr).copied().unwrap_or(addr)
+    }
+
+    fn entry(&mut self, addr: SocketAddr) -> Option<&mut Entry> {
+        self.entries.get_mut(&self.at(addr))
+    }
+
+    /// Takes in a host that the user named, with all of its addresses. Of both families one each is one peer, IPv6 first;
+    /// what is left are others.
+    pub fn add_host(&mut self, addrs: &[SocketAddr], source: PeerSource, now: Instant) {
+        let of = |v6| addrs.iter().copied().map(canonical_peer).find(|addr| addr.is_ipv6() == v6);
+        if let (Some(first), Some(other)) = (of(true), of(false))
+            && self.others.len() < MAX_OTHERS
+            && usable_peer(other)
+            && !(self.is_self(other) || self.is_banned(other) || self.is_filtered(other))
+            && !self.entries.contains_key(&other)
+        {
+            self.add(first, source, now);
+            if let Some(entry) = self.entries.get_mut(&first) {
+                entry.other = Some(other);
+                self.others.insert(other, first);
+            }
+        }
+        for addr in addrs {
+            self.add(*addr, source, now);
+        }
+    }
+
+    /// Takes in an address that a peer told of, with what it says of it.
+    pub fn add_told(&mut self, peer: PexPeer, now: Instant) {
+        self.add(peer.addr, PeerSource::Pex, now);
+        if let Some(entry) = self.entry(peer.addr) {
+            entry.flags = peer.flags;
+        }
+    }
+
+    /// Cuts the pause that has just begun, if our address changed a moment ago.
+    fn shorten(&mut self, addr: SocketAddr, now: Instant) {
+        let just = self.moved.is_some_and(|at| now.saturating_duration_since(at) < MOVING);
+        if let Some(entry) = self.entry(addr)
+            && let State::Idle { not_before } = &mut entry.state
+            && just
+        {
+            *not_before = (*not_before).min(now + MOVING_PAUSE);
+        }
+    }
+
+    /// What others say of an address.
+    pub fn flags(&self, addr: SocketAddr) -> PexFlags {
+        self.entries.get(&self.at(addr)).map_or_else(PexFlags::default, |entry| entry.flags)
+    }
+
+    /// How the peer with this address is dialled.
+    pub fn hints(&self, addr: SocketAddr) -> Hints {
+        let entry = self.entries.get(&self.at(addr));
+        entry.map_or_else(Hints::default, |entry| Hints {
+            other: entry.other,
+            failed: entry.failures > 0,
+            utp: entry.flags.has(PexFlags::UTP),
+            encryption: entry.flags.has(PexFlags::ENCRYPTION),
+            punch: false,
+        })
+    }
+
     /// Takes in an address; it may be dialled from now on. True when it is new. Refused are addresses that can't
     /// be dialled, our own, banned and filtered ones, and, when the book is full, ones no better than the worst in it. A known
     /// one gets the better of both sources; a sign of life ends its pause.
     pub fn add(&mut self, addr: SocketAddr, source: PeerSource, now: Instant) -> bool {
-        let addr = canonical_peer(addr);
+        let addr = self.at(addr);
         if !usable_peer(addr) || self.is_self(addr) || self.is_banned(addr) || self.is_filtered(addr) {
             return false;
         }
@@ -179,6 +295,8 @@ impl PeerBook {
             failures: 0,
             useful: false,
             failed_at: None,
+            flags: PexFlags::default(),
+            other: None,
             number,
         };
         if self.entries.len() >= MAX_KNOWN && !self.make_room(&entry) {
@@ -243,9 +361,22 @@ impl PeerBook {
         chosen
     }
 
+    /// An address is dialled out of turn; false when it isn't known, or is dialled or connected already.
+    pub fn begin(&mut self, addr: SocketAddr) -> bool {
+        let idle = self.entry(addr).filter(|entry| matches!(entry.state, State::Idle { .. }));
+        idle.map(|entry| entry.state = State::Dialing).is_some()
+    }
+
+    /// One that was chosen isn't dialled after all.
+    pub fn put_back(&mut self, addr: SocketAddr, now: Instant) {
+        if let Some(entry) = self.entry(addr) {
+            entry.state = State::Idle { not_before: now };
+        }
+    }
+
     /// A connection to this address stands: the handshake was right. Ignored for unknown addresses.
     pub fn connected(&mut self, addr: SocketAddr) {
-        if let Some(entry) = self.entries.get_mut(&canonical_peer(addr)) {
+        if let Some(entry) = self.entry(addr) {
             entry.state = State::Connected;
         }
     }
@@ -253,21 +384,38 @@ impl PeerBook {
     /// A dial failed, in connecting or in the handshake: a pause begins, twice as long at each failure. Ignored
     /// for unknown addresses and for those that are connected by another way.
     pub fn failed(&mut self, addr: SocketAddr, now: Instant) {
-        if let Some(entry) = self.entries.get_mut(&canonical_peer(addr))
+        let failures = self.entries.get(&self.at(addr)).map_or(0, |entry| entry.failures);
+        let factor = self.factor(addr, failures);
+        if let Some(entry) = self.entry(addr)
             && entry.state != State::Connected
         {
-            entry.fail(now);
+            entry.fail(now, factor);
+            self.shorten(addr, now);
         }
     }
 
     /// A connection ended. A peer that was `useful` is tried again soon; for another it counts as a failure.
     pub fn disconnected(&mut self, addr: SocketAddr, now: Instant, useful: bool) {
-        if let Some(entry) = self.entries.get_mut(&canonical_peer(addr)) {
+        let failures = self.entries.get(&self.at(addr)).map_or(0, |entry| entry.failures);
+        let factor = self.factor(addr, failures);
+        if let Some(entry) = self.entry(addr) {
             entry.useful |= useful;
             if useful {
                 entry.failures = 0;
             }
-            entry.fail(now);
+            entry.fail(now, factor);
+            self.shorten(addr, now);
+        }
+    }
+
+    /// Our address has changed: all pauses end, and for a moment those that begin are short, since connections break now
+    /// that are worth making anew.
+    pub fn moved(&mut self, now: Instant) {
+        self.moved = Some(now);
+        for entry in self.entries.values_mut() {
+            if let State::Idle { not_before } = &mut entry.state {
+                *not_before = now.min(*not_before);
+            }
         }
     }
 
@@ -338,7 +486,7 @@ impl PeerBook {
 
     /// Who named this address; `None` for unknown ones.
     pub fn source(&self, addr: SocketAddr) -> Option<PeerSource> {
-        self.entries.get(&canonical_peer(addr)).map(|e| e.source)
+        self.entries.get(&self.at(addr)).map(|e| e.source)
     }
 }
 
@@ -373,6 +521,80 @@ mod tests {
         assert!(book.add(addr("[::ffff:1.2.3.4]:5"), PeerSource::Tracker, now));
         assert!(!book.add(addr("1.2.3.4:5"), PeerSource::Tracker, now), "the same one");
         assert_eq!(book.next_dials(now, 0, 0, LIMITS), [addr("1.2.3.4:5")]);
+    }
+
+    #[test]
+    fn pauses_are_spread() {
+        let now = Instant::now();
+        let mut book = PeerBook::new(Arc::default()).with_jitter(7);
+        let pauses: HashSet<Duration> = (0..100)
+            .map(|n| {
+                book.add(nth(n), PeerSource::Tracker, now);
+                book.next_dials(now, 0, 0, LIMITS);
+                book.failed(nth(n), now);
+                let State::Idle { not_before } = book.entries[&nth(n)].state else { panic!("it waits") };
+                not_before - now
+            })
+            .collect();
+        assert!(pauses.len() > 50, "{}", pauses.len());
+        let (least, most) = (PEER_RETRY_FIRST.mul_f64(0.75), PEER_RETRY_FIRST.mul_f64(1.25));
+        assert!(pauses.iter().all(|pause| (least..=most).contains(pause)), "{pauses:?}");
+    }
+
+    #[test]
+    fn pauses_end_when_our_address_changes() {
+        let now = Instant::now();
+        let mut book = book(2, PeerSource::Tracker, now);
+        for _ in 0..5 {
+            book.failed(nth(0), now);
+        }
+        assert!(book.next_wakeup(now).unwrap() > 10 * S);
+        book.moved(now);
+        assert_eq!(book.next_dials(now, 0, 0, LIMITS).len(), 2);
+        book.failed(nth(0), now + S);
+        assert_eq!(book.next_wakeup(now + S), Some(MOVING_PAUSE));
+        book.failed(nth(1), now + MOVING);
+        let pauses = book.entries.values().map(|e| e.state).collect::<Vec<_>>();
+        assert!(pauses.contains(&State::Idle { not_before: now + MOVING + PEER_RETRY_FIRST }), "{pauses:?}");
+    }
+
+    #[test]
+    fn a_host_with_both_families_is_one_peer() {
+        let now = Instant::now();
+        let (v4, v6) = (addr("1.2.3.4:5"), addr("[2001:db8::1]:5"));
+        let mut book = PeerBook::new(Arc::default());
+        book.add_host(&[v4, v6, addr("1.2.3.9:5")], PeerSource::CommandLine, now);
+        // Whoever else names the one or the other names the same.
+        assert!(!book.add(v4, PeerSource::Pex, now));
+        assert_eq!(book.next_dials(now, 0, 0, LIMITS), [v6, addr("1.2.3.9:5")]);
+        assert_eq!(book.hints(v6), Hints { other: Some(v4), ..Hints::default() });
+        book.connected(v4);
+        book.failed(v6, now);
+        assert_eq!(book.next_wakeup(now), None, "it is connected");
+        book.disconnected(v4, now, true);
+        assert_eq!(book.next_dials(now + 20 * S, 0, 0, LIMITS), [v6]);
+        // Of one family each address is a peer.
+        let mut book = PeerBook::new(Arc::default());
+        book.add_host(&[v4, addr("1.2.3.5:5")], PeerSource::Magnet, now);
+        assert_eq!(book.len(), 2);
+        assert!(!book.hints(v4).failed);
+    }
+
+    #[test]
+    fn what_others_say_of_a_peer_is_kept() {
+        let now = Instant::now();
+        let mut book = PeerBook::new(Arc::default());
+        let flags = PexFlags::UTP.with(PexFlags::ENCRYPTION);
+        book.add(nth(1), PeerSource::Tracker, now);
+        book.add_told(PexPeer { addr: nth(1), flags }, now);
+        assert_eq!((book.flags(nth(1)), book.source(nth(1))), (flags, Some(PeerSource::Tracker)));
+        book.next_dials(now, 0, 0, LIMITS);
+        book.failed(nth(1), now);
+        assert_eq!(
+            book.hints(nth(1)),
+            Hints { failed: true, utp: true, encryption: true, ..Hints::default() }
+        );
+        assert_eq!(book.hints(nth(2)), Hints::default());
     }
 
     #[test]

@@ -45,8 +45,12 @@ pub(super) struct Peer {
     pub(super) sent: u64,
     pub(super) sent_before: u64,
     pub(super) sent_at_turn: u64,
-    /// It has, as far as we know, something that we lack.
+    /// Payload bytes a second it took over the last round.
+    pub(super) takes: u64,
+    /// It has, as far as we know, something that we lack; seen at once when it gets something, and each round when we do.
     pub(super) useful: bool,
+    /// It was told to go, and isn't counted any more.
+    pub(super) leaving: bool,
 }
 
 impl Peer {
@@ -77,10 +81,11 @@ impl Swarm {
             ut_metadata: Some(extension::OUR_UT_METADATA),
             ut_pex: self.pex().then_some(extension::OUR_UT_PEX),
             lt_donthave: Some(extension::OUR_LT_DONTHAVE),
+            ut_holepunch: self.punches().then_some(extension::OUR_UT_HOLEPUNCH),
             metadata_size: live.map(|l| l.info.raw.len() as u32).filter(|n| *n > 0),
             reqq: Some(REQUESTS_MAX as u32),
             client: Some(format!("torrentfs {}", env!("CARGO_PKG_VERSION"))),
-            port: self.settings.listen_port,
+            port: self.settings.listen_port.seen_by(peer.who.addr.ip()),
             your_ip: Some(peer.who.addr.ip()),
             encryption: self.settings.encryption == Policy::Require,
             upload_only: live.is_some_and(|l| l.table.complete_count() == l.table.len()),
@@ -90,14 +95,14 @@ impl Swarm {
 
     /// Whether the next tick is a round of the choker, which wants to know what peers took.
     pub fn round_is_due(&self, now: Instant) -> bool {
-        self.settings.upload && self.next_round.is_some_and(|at| at <= now)
+        self.serves && self.next_round.is_some_and(|at| at <= now)
     }
 
     /// A peer became interested: it is let in at once when there is a slot, else the next round decides. A round
     /// for each who asks would let one peer turn all the others out as often as it likes.
     pub(super) fn let_in(&mut self, key: PeerKey, now: Instant, fx: &mut Vec<Effect>) {
         let served = self.peers.values().filter(|p| !p.choking).count();
-        if self.live.is_none() || !self.settings.upload || served >= self.choker.slots() {
+        if self.live.is_none() || !self.serves || served >= self.choker.slots() {
             return;
         }
         if let Some(peer) = self.peers.get_mut(&key)
@@ -114,7 +119,7 @@ impl Swarm {
         let (Some(live), Some(peer)) = (&self.live, self.peers.get(&key)) else { return };
         let IpAddr::V4(ip) = peer.who.addr.ip() else { return };
         let poor = live.picker.load(key).is_some_and(|load| load.has().count() < fast::SIZE as u32);
-        if !self.settings.upload || !peer.who.fast || !poor {
+        if !self.serves || !peer.who.fast || !poor {
             return;
         }
         let mut set = fast::allowed_set(&self.settings.info_hash, ip, live.table.len(), fast::SIZE);
@@ -124,10 +129,22 @@ impl Swarm {
         }
     }
 
+    /// From now on peers may have blocks of us, or may not.
+    pub(super) fn serve(&mut self, on: bool, now: Instant, fx: &mut Vec<Effect>) {
+        self.serves = on && self.settings.upload;
+        if self.serves {
+            return self.choke_round(now, fx);
+        }
+        for (key, peer) in self.peers.iter_mut().filter(|(_, peer)| !peer.choking) {
+            peer.choke(true, now);
+            fx.push(Effect::Choke(*key, true));
+        }
+    }
+
     pub(super) fn choke_round(&mut self, now: Instant, fx: &mut Vec<Effect>) {
         self.next_round = Some(now + choker::ROUND);
         let live = match &mut self.live {
-            Some(live) if self.settings.upload => live,
+            Some(live) if self.serves => live,
             _ => return,
         };
         let past = self.last_round.replace(now).map_or(choker::ROUND, |at| now.saturating_duration_since(at));
@@ -135,11 +152,12 @@ impl Swarm {
         for (key, peer) in &mut self.peers {
             let gives = live.picker.peer(*key).filter(|p| !p.is_snubbed()).map_or(0, |p| p.rate(now));
             let took = peer.sent - std::mem::replace(&mut peer.sent_before, peer.sent);
+            peer.takes = (took as f64 / past.as_secs_f64().max(0.001)) as u64;
             if peer.wants_of_us() {
                 candidates.push(Candidate {
                     key: *key,
                     gives,
-                    takes: (took as f64 / past.as_secs_f64().max(0.001)) as u64,
+                    takes: peer.takes,
                     taken: peer.sent - peer.sent_at_turn,
                     since: peer.since,
                     let_in: peer.let_in,
@@ -163,21 +181,55 @@ impl Swarm {
         if !self.pex() {
             return;
         }
-        let flags = |p: &Peer| {
+        let flags = |key: &PeerKey, p: &Peer| {
             let said = p.extension.as_ref().is_some_and(|e| e.encryption);
             let prefers = said || p.who.cover != Cover::Plain;
             let flag = |on: bool, flag| if on { flag } else { PexFlags::default() };
-            let utp = flag(p.who.kind == Kind::Utp, PexFlags::UTP);
-            flag(!p.who.incoming, PexFlags::REACHABLE).with(flag(prefers, PexFlags::ENCRYPTION)).with(utp)
+            let told = p.listens.map_or_else(PexFlags::default, |addr| self.book.flags(addr));
+            let utp = p.who.kind == Kind::Utp || told.has(PexFlags::UTP);
+            let gives = p.extension.as_ref().is_some_and(|e| e.upload_only);
+            let has = self.live.as_ref().and_then(|l| Some((l.picker.load(*key)?.has(), l.table.len())));
+            let whole = has.is_some_and(|(has, pieces)| match has {
+                Has::All => true,
+                has => has.count() >= pieces,
+            });
+            [
+                (prefers, PexFlags::ENCRYPTION),
+                (gives || whole || p.early_seed, PexFlags::SEED),
+                (utp, PexFlags::UTP),
+                (p.extension.as_ref().is_some_and(|e| e.ut_holepunch.is_some()), PexFlags::HOLEPUNCH),
+                (!p.who.incoming, PexFlags::REACHABLE),
+            ]
+            .into_iter()
+            .fold(PexFlags::default(), |all, (on, one)| all.with(flag(on, one)))
         };
-        let known: Vec<PexPeer> =
-            self.peers.values().filter_map(|p| Some(PexPeer { addr: p.listens?, flags: flags(p) })).collect();
+        let known: Vec<PexPeer> = self
+            .peers
+            .iter()
+            .filter_map(|(key, p)| Some(PexPeer { addr: p.listens?, flags: flags(key, p) }))
+            .collect();
         for (key, peer) in &mut self.peers {
             let Some(id) = peer.extension.as_ref().and_then(|e| e.ut_pex) else { continue };
             let others = known.iter().filter(|o| Some(o.addr) != peer.listens).copied();
             if let Some(message) = peer.pex.next(others, now) {
                 fx.push(Effect::Extended(*key, id, message.encode()));
             }
+        }
+    }
+
+    /// Who has nothing any more that we lack is found: it would keep a slot for us in vain.
+    pub(super) fn look_who_is_useful(&mut self) {
+        let Some(live) = &self.live else { return };
+        let mut ours: Option<Vec<u8>> = None;
+        for (key, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.useful) {
+            peer.useful = match live.picker.load(*key).map(|load| load.has()) {
+                None | Some(Has::None) => false,
+                Some(Has::All) => live.table.complete_count() < live.table.len(),
+                Some(Has::Bits(theirs)) => {
+                    let ours = ours.get_or_insert_with(|| live.table.bitfield());
+                    theirs.iter().zip(ours.iter()).any(|(theirs, ours)| theirs & !ours != 0)
+                }
+            };
         }
     }
 

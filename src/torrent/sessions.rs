@@ -2,23 +2,27 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use tokio::sync::mpsc;
 
+use super::effects::Dial;
+use super::peers::Hints;
 use crate::discovery::dht::Dht;
 use crate::discovery::dht::id::Family;
+use crate::net::connections::Open;
 use crate::net::limit::Limits;
-use crate::net::transport::Link;
+use crate::net::transport::{Kind, Link, race};
 use crate::peer::PeerKey;
-use crate::peer::connect::{self, Past, Shaken, Ways};
+use crate::peer::connect::{self, ConnectError, Past, Shaken, Ways};
 use crate::peer::event::{Connected, Counters, KnownCell, PeerEvent};
 use crate::peer::mse::Line;
 use crate::peer::outbox::Outbox;
 use crate::peer::session::{self, Context, DhtPorts};
 use crate::peer::wire::{Handshake, Reserved};
 use crate::sync::tasks::TaskScope;
+use crate::sync::timeouts;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 /// What all sessions of a torrent have in common.
@@ -35,6 +39,8 @@ pub struct Sessions {
     /// The DHT isn't spoken of (BEP 27).
     private: Arc<AtomicBool>,
     next: AtomicU64,
+    /// How often our address has changed.
+    moved: AtomicU32,
 }
 
 impl Sessions {
@@ -60,6 +66,7 @@ impl Sessions {
             dht: None,
             private: Arc::default(),
             next: AtomicU64::new(1),
+            moved: AtomicU32::new(0),
         }
     }
 
@@ -78,13 +85,22 @@ impl Sessions {
         self.dht.as_ref().filter(|_| !self.private.load(Ordering::Relaxed))
     }
 
+    /// Our address has changed: from now on the end of our peer id is another one. Peers that haven't noticed yet that the
+    /// old connection is dead would refuse a second one of somebody whom they have.
+    pub fn moved(&self) {
+        self.moved.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// How we introduce ourselves.
     fn handshake(&self) -> Handshake {
         let reserved = match self.dht() {
             Some(_) => self.handshake.reserved.with_dht(),
             None => self.handshake.reserved,
         };
-        Handshake { reserved, ..self.handshake }
+        let mut peer_id = self.handshake.peer_id;
+        let moved = self.moved.load(Ordering::Relaxed).to_be_bytes();
+        peer_id.iter_mut().rev().zip(moved.into_iter().rev()).for_each(|(byte, moved)| *byte ^= moved);
+        Handshake { reserved, peer_id, ..self.handshake }
     }
 
     /// What is said of it with a peer.
@@ -122,19 +138,22 @@ impl Sessions {
     }
 
     /// Connects to a peer and runs its session. Returns at once; what comes of it is an event.
-    pub fn dial(self: &Arc<Self>, addr: SocketAddr) {
+    pub fn dial(self: &Arc<Self>, dial: Dial) {
         let this = self.clone();
+        let Dial { addr, hints, token } = dial;
         self.scope.spawn(&format!("peer {addr}"), async move {
-            let (policy, first) = {
-                let past = this.past.lock();
-                (past.policy(addr, this.ways.encryption), past.first(addr))
+            // Of a host with addresses of both families the second gets its turn when the first takes long (RFC 8305).
+            let dialled = match hints.other {
+                Some(other) => {
+                    let (first, second) = (this.connect(addr, hints), this.connect(other, hints));
+                    race(first, second, timeouts::PEER_FAMILY).await
+                }
+                None => this.connect(addr, hints).await,
             };
-            let dialled = connect::dial(addr, &this.ways, &this.handshake(), policy, first).await;
-            let came = dialled.as_ref().ok().map(|shaken| (shaken.line.cover(), shaken.stream.kind()));
-            this.past.lock().dialled(addr, came);
             match dialled {
-                Ok(shaken) => this.run(shaken, addr, false).await,
+                Ok((shaken, addr)) => this.run(shaken, addr, false, token.connected()).await,
                 Err(error) => {
+                    drop(token);
                     let reason = error.to_string();
                     let _ = this.events.send(PeerEvent::Unreachable { addr, reason }).await;
                 }
@@ -142,18 +161,42 @@ impl Sessions {
         });
     }
 
+    /// Connects to one address, in the way that is likeliest to work.
+    async fn connect(&self, addr: SocketAddr, hints: Hints) -> Result<(Shaken, SocketAddr), ConnectError> {
+        let (policy, first) = {
+            let past = self.past.lock();
+            // Who is said to prefer encryption isn't spared the try for having had none once.
+            let spare = !hints.encryption;
+            let policy = if spare { past.policy(addr, self.ways.encryption) } else { self.ways.encryption };
+            let utp = hints.punch || (hints.utp && hints.failed);
+            (policy, if utp { Kind::Utp } else { past.first(addr) })
+        };
+        let dialled = connect::dial(addr, &self.ways, &self.handshake(), policy, first).await;
+        let came = dialled.as_ref().ok().map(|shaken| (shaken.line.cover(), shaken.stream.kind()));
+        self.past.lock().dialled(addr, came);
+        dialled.map(|shaken| (shaken, addr))
+    }
+
     /// Answers a peer that connected to us and asked for this torrent, and runs its session.
-    pub fn accept(self: &Arc<Self>, mut stream: Link, mut line: Line, addr: SocketAddr, theirs: Handshake) {
+    pub fn accept(
+        self: &Arc<Self>,
+        mut stream: Link,
+        mut line: Line,
+        addr: SocketAddr,
+        theirs: Handshake,
+        token: Open,
+    ) {
         let this = self.clone();
         self.scope.spawn(&format!("peer {addr}"), async move {
             match connect::answer(&mut stream, &mut line, &this.handshake()).await {
-                Ok(()) => this.run(Shaken { stream, line, theirs }, addr, true).await,
+                Ok(()) => this.run(Shaken { stream, line, theirs }, addr, true, Some(token)).await,
                 Err(error) => tracing::debug!(peer = %addr, "an incoming connection failed: {error}"),
             }
         });
     }
 
-    async fn run(&self, shaken: Shaken, addr: SocketAddr, incoming: bool) {
+    /// Runs a session, which is counted for as long by the token.
+    async fn run(&self, shaken: Shaken, addr: SocketAddr, incoming: bool, _token: Option<Open>) {
         let Shaken { stream, line, theirs } = shaken;
         let key = self.new_key();
         let outbox = Arc::new(Outbox::default());
@@ -168,8 +211,13 @@ impl Sessions {
             cover: line.cover(),
             kind: stream.kind(),
         };
-        let connected =
-            PeerEvent::Connected { key, peer, outbox: outbox.clone(), counters: counters.clone() };
+        let connected = PeerEvent::Connected {
+            key,
+            peer,
+            local: stream.local(),
+            outbox: outbox.clone(),
+            counters: counters.clone(),
+        };
         if self.events.send(connected).await.is_err() {
             return;
         }

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use crate::discovery::PeerSource;
 use crate::metainfo::geometry::FileIndex;
+use crate::net::transport::Kind;
+use crate::peer::mse::Cover;
 use crate::webseed::{SeedState, SeedStatus};
 
 /// What a torrent is doing (the values of the xattr `user.torrentfs.state`).
@@ -110,6 +113,29 @@ pub struct Waiting {
     pub since: Instant,
 }
 
+/// A connected peer.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// The other end.
+    pub addr: SocketAddr,
+    /// What it says it is, if it says so: made harmless, and short.
+    pub client: Option<String>,
+    /// What the connection runs over.
+    pub kind: Kind,
+    /// How much of it is hidden.
+    pub cover: Cover,
+    /// Where its address came from, as far as that is still known; [`PeerSource::Incoming`] for who connected to us.
+    pub source: Option<PeerSource>,
+    /// Payload bytes per second received, as last measured.
+    pub rate_down: u64,
+    /// Payload bytes per second sent, over the choker's last round.
+    pub rate_up: u64,
+    /// Payload bytes received.
+    pub downloaded: u64,
+    /// Payload bytes sent.
+    pub uploaded: u64,
+}
+
 /// See the module's text.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
@@ -135,8 +161,12 @@ pub struct Status {
     pub encrypted: usize,
     /// How many of them are connected over uTP.
     pub utp: usize,
+    /// The first [`Status::CONNECTED_MAX`] of the connected, in the order in which they came.
+    pub connected: Vec<PeerStatus>,
     /// Connections being made.
     pub connecting: usize,
+    /// Why nothing is sent any more, when enough was given back.
+    pub seeded: Option<String>,
     /// Peers that sent bad data.
     pub banned: Vec<SocketAddr>,
     /// Reads that wait, longest first; at most [`Status::WAITING_MAX`] of them.
@@ -150,6 +180,8 @@ pub struct Status {
 impl Status {
     /// Waiting reads named in a status: thousands may wait.
     pub const WAITING_MAX: usize = 16;
+    /// Peers named in a status: more than a person looks at, and it is made four times a second.
+    pub const CONNECTED_MAX: usize = 64;
 }
 
 #[cfg(test)]

@@ -6,39 +6,42 @@
 //! ([`super::resolve`]); and the [`super::relations`] with peers.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::admission::Admission;
 use super::background::{Background, Prefetch};
 use super::blame::Blame;
 use super::choker::{self, Choker};
 use super::demands::Demands;
 use super::effects::{Blocked, Effect, Event};
+use super::goal::Goals;
 use super::load::{Has, PeerLoad};
 use super::memory::Memory;
-use super::peers::{DialLimits, PeerBook};
+use super::peers::{self, PeerBook};
 use super::picker::{DemandId, Picker};
+use super::punch::Punches;
 use super::reads::ReadError;
 use super::relations::Peer;
 use super::resolve::Resolve;
 use super::table::{PieceState, PieceTable};
 use super::verdicts::Sweep;
 use super::webseeds::Webseed;
-use crate::discovery::PeerSource;
 use crate::metainfo::geometry::{BlockRef, FileIndex, PieceIndex};
 use crate::metainfo::info::Info;
+use crate::net::connections::Connections;
 use crate::net::filter::Filter;
+use crate::net::mapping::port::OurPort;
 use crate::net::transport::Kind;
 use crate::peer::PeerKey;
 use crate::peer::buffer::PieceBuffer;
-use crate::peer::event::{Connected, Item};
+use crate::peer::event::Item;
 use crate::peer::extension::{self, ExtHandshake};
 use crate::peer::mse::{Cover, Policy};
-use crate::peer::pex::{PexMessage, PexState};
-use crate::peer::wire::Message;
+use crate::peer::pex::{PexFlags, PexMessage};
 use crate::storage::quota::Quota;
 
 /// How often what is late is looked at while anything is being fetched…
@@ -49,13 +52,13 @@ const LOOK_CLOSELY: Duration = Duration::from_millis(100);
 pub(super) const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// Stands for the whole torrent where a file is named: no torrent has so many.
 pub const EVERYTHING: FileIndex = FileIndex(u32::MAX);
-/// Pieces a peer may announce before we know how many there are; it would take metadata of over 20 MB to
-/// describe more.
-const EARLY_PIECES: u32 = 1 << 24;
+/// Pieces a peer may announce one by one before we know how many there are: more than torrents have. They take 128 KiB;
+/// without a bound nine bytes that name the last of all would take half a gigabyte.
+const EARLY_PIECES: u32 = 1 << 20;
 
 /// Peers that are gone and whose address is remembered, so that what they sent is blamed on them: as many as
 /// can have had a part in the pieces being made.
-const DEPARTED_MAX: usize = 512;
+pub(super) const DEPARTED_MAX: usize = 512;
 /// What doesn't change.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -64,17 +67,23 @@ pub struct Settings {
     /// Our peer id.
     pub peer_id: [u8; 20],
     /// The port where we take connections, if any.
-    pub listen_port: Option<u16>,
+    pub listen_port: OurPort,
     /// Most connected peers.
     pub max_peers: usize,
+    /// Those of all torrents.
+    pub connections: Connections,
     /// Since the last block of a piece that a read waits for; `None` waits for ever.
     pub read_timeout: Option<Duration>,
     /// Addresses whose peers are never spoken to.
     pub filter: Arc<Filter>,
     /// Whether peers may have blocks of us.
     pub upload: bool,
+    /// When enough was given back.
+    pub goals: Goals,
     /// Whether peers may introduce others.
     pub pex: bool,
+    /// Whether holes are punched: where there is uTP.
+    pub punch: bool,
     /// Whether connections to peers are encrypted.
     pub encryption: Policy,
     /// Whether all data on disk is hashed at the start, in the background. What is recorded as complete is
@@ -121,11 +130,15 @@ pub struct Swarm {
     pub(super) book: PeerBook,
     /// Peers that are gone, the oldest first.
     pub(super) departed: VecDeque<(PeerKey, SocketAddr)>,
-    dialing: usize,
+    pub(super) dialing: usize,
+    pub(super) admission: Admission,
+    pub(super) punching: Punches,
+    /// Our own addresses as others see them, as far as known.
+    pub(super) ours: Vec<IpAddr>,
     /// The book was changed by what a peer said: look whom to dial.
     look_at_book: bool,
     /// When a pause in the book ends.
-    next_dial: Option<Instant>,
+    pub(super) next_dial: Option<Instant>,
     pub(super) next_round: Option<Instant>,
     pub(super) last_round: Option<Instant>,
     pub(super) choker: Choker,
@@ -144,6 +157,8 @@ pub struct Swarm {
     pub(super) lost_syncs: u32,
     pub(super) banned: Vec<SocketAddr>,
     pub(super) finished: bool,
+    /// Peers may have blocks of us: not when they never may, and not when enough was given back.
+    pub(super) serves: bool,
     /// How often it was decided who is asked for what, and how often the invariants were checked: for tests.
     pub(super) scheduled: u64,
     pub(super) invariants_checked: u64,
@@ -158,9 +173,12 @@ impl Swarm {
             peers: BTreeMap::new(),
             webseeds: BTreeMap::new(),
             had_webseeds: false,
-            book: PeerBook::new(settings.filter.clone()),
+            book: PeerBook::new(settings.filter.clone()).with_jitter(seed(&settings.peer_id)),
             departed: VecDeque::new(),
             dialing: 0,
+            admission: Admission::default(),
+            punching: Punches::default(),
+            ours: Vec::new(),
             look_at_book: false,
             next_dial: None,
             next_round: None,
@@ -175,6 +193,7 @@ impl Swarm {
             lost_syncs: 0,
             banned: Vec::new(),
             finished: false,
+            serves: settings.upload,
             scheduled: 0,
             invariants_checked: 0,
             settings,
@@ -212,12 +231,17 @@ impl Swarm {
             Event::Unreachable { addr } => {
                 self.dialing = self.dialing.saturating_sub(1);
                 self.book.failed(addr, now);
+                self.ask_for_introduction(addr, now, &mut fx);
             }
             Event::Found(found) => {
-                for addr in found.addrs {
-                    self.book.add(addr, found.source, now);
+                if peers::named(found.source) {
+                    self.book.add_host(&found.addrs, found.source, now);
+                } else {
+                    found.addrs.iter().for_each(|addr| _ = self.book.add(*addr, found.source, now));
                 }
             }
+            Event::Ours(ours) => self.know_ours(ours),
+            Event::Moved { lost } => self.moved(lost, now, &mut fx),
             Event::Demands(demands) => self.demanded(demands, now, &mut fx),
             Event::Prefetch { files, on } => self.prefetch(&files, on, now, &mut fx),
             Event::Verified { piece, verdict, digests } => {
@@ -228,6 +252,7 @@ impl Swarm {
             Event::Lost(pieces) => self.lost(&pieces, now, &mut fx),
             Event::Synced => self.kept(),
             Event::Blocked(blocked) => self.blocked = blocked,
+            Event::Serve(on) => self.serve(on, now, &mut fx),
             Event::Tick => self.tick(now, &mut fx),
         }
         if std::mem::take(&mut self.look_at_book) {
@@ -305,102 +330,6 @@ impl Swarm {
         self.all_interests(now, fx);
     }
 
-    /// The torrent turned out to be private: its peers come from its trackers and the user alone (BEP 27).
-    fn leave_strangers(&mut self, fx: &mut Vec<Effect>) {
-        let stranger = |source| matches!(source, PeerSource::Dht | PeerSource::Pex | PeerSource::Lsd);
-        for (key, peer) in &self.peers {
-            if peer.listens.and_then(|addr| self.book.source(addr)).is_some_and(stranger) {
-                fx.push(Effect::Disconnect(*key, "the torrent is private, and no tracker named it".into()));
-            }
-        }
-        self.book.retain(|source| !stranger(source));
-    }
-
-    fn connected(&mut self, key: PeerKey, who: Connected, now: Instant, fx: &mut Vec<Effect>) {
-        if !who.incoming {
-            self.dialing = self.dialing.saturating_sub(1);
-        }
-        let known = self.peers.values().any(|p| p.who.addr == who.addr || p.who.peer_id == who.peer_id);
-        let refuse = if who.peer_id == self.settings.peer_id {
-            self.book.add_self(who.addr);
-            Some("it is ourselves")
-        } else if self.book.is_banned(who.addr) {
-            Some("it is banned")
-        } else if self.book.is_filtered(who.addr) {
-            Some("it is in --ip-filter")
-        } else if known {
-            Some("it is connected already")
-        } else if self.peers.len() >= self.settings.max_peers {
-            Some("there are enough peers")
-        } else {
-            None
-        };
-        if !who.incoming {
-            self.book.connected(who.addr);
-        }
-        let peer = Peer {
-            listens: (!who.incoming).then_some(who.addr),
-            early: Has::None,
-            early_seed: false,
-            extension: None,
-            pex: PexState::new(who.addr),
-            interested_in_us: false,
-            interested: false,
-            choking: true,
-            let_in: None,
-            since: now,
-            sent: 0,
-            sent_before: 0,
-            sent_at_turn: 0,
-            useful: false,
-            who,
-        };
-        if let Some(why) = refuse {
-            // It stays in the table until its session says that it is gone.
-            fx.push(Effect::Disconnect(key, why.into()));
-            self.peers.insert(key, peer);
-            return;
-        }
-        let have = self.live.as_ref().map_or(0, |l| l.table.complete_count());
-        let all = self.live.as_ref().is_some_and(|l| have == l.table.len());
-        if peer.who.fast && have == 0 {
-            fx.push(Effect::First(key, Message::HaveNone));
-        } else if peer.who.fast && all {
-            fx.push(Effect::First(key, Message::HaveAll));
-        } else if let Some(live) = self.live.as_ref().filter(|_| have > 0) {
-            fx.push(Effect::First(key, Message::Bitfield(live.table.bitfield().into())));
-        }
-        if peer.who.extensions {
-            fx.push(Effect::Extended(key, extension::HANDSHAKE_ID, self.hello(&peer)));
-        }
-        if let Some(live) = &mut self.live {
-            live.picker.add_peer(key, PeerLoad::new(now));
-        }
-        self.next_round.get_or_insert(now + choker::ROUND);
-        self.peers.insert(key, peer);
-    }
-
-    fn gone(&mut self, key: PeerKey, reason: &str, now: Instant, fx: &mut Vec<Effect>) {
-        let Some(peer) = self.peers.remove(&key) else { return self.webseed_gone(key, reason, fx) };
-        if self.departed.len() >= DEPARTED_MAX {
-            self.departed.pop_front();
-        }
-        self.departed.push_back((key, peer.who.addr));
-        let mut useful = peer.extension.is_some();
-        if let Some(live) = &mut self.live {
-            useful = live.picker.load(key).is_some_and(|p| p.delivered_total() > 0);
-            live.forget(key, fx);
-        }
-        self.resolve.remove_peer(key);
-        tracing::debug!(peer = %peer.who.addr, "gone: {reason}");
-        if let Some(addr) = peer.listens {
-            self.book.disconnected(addr, now, useful);
-        }
-        if self.resolve.is_wanted() {
-            self.resolve.ask(now, fx);
-        }
-    }
-
     fn said(&mut self, key: PeerKey, items: Vec<Item>, now: Instant, fx: &mut Vec<Effect>) {
         if self.webseeds.contains_key(&key) {
             return self.webseed_said(key, items, now, fx);
@@ -418,10 +347,10 @@ impl Swarm {
                     };
                     if live.picker.have(key, piece) {
                         live.background.have(piece);
+                        peer.useful |= !live.table.is_complete(piece);
+                        live.demands.peer_has(|p| p == piece);
+                        interests = true;
                     }
-                    peer.useful |= piece.0 < live.table.len() && !live.table.is_complete(piece);
-                    live.demands.peer_has(|p| p == piece);
-                    interests = true;
                 }
                 Item::Bitfield(bits) => {
                     let Some(live) = &mut self.live else {
@@ -531,7 +460,10 @@ impl Swarm {
                     Err(error) => return fx.push(Effect::Disconnect(key, error.to_string())),
                 };
                 if let (Some(port), None) = (theirs.port, peer.listens) {
-                    peer.listens = Some(SocketAddr::new(peer.who.addr.ip(), port));
+                    let listens = SocketAddr::new(peer.who.addr.ip(), port);
+                    peer.listens = Some(listens);
+                    // It is here already: it needn't be dialled.
+                    self.book.connected(listens);
                 }
                 if let Some(reqq) = theirs.reqq
                     && let Some(load) = self.live.as_mut().and_then(|l| l.picker.peer(key))
@@ -540,6 +472,9 @@ impl Swarm {
                 }
                 if let (Some(id), Some(size)) = (theirs.ut_metadata, theirs.metadata_size) {
                     self.resolve.add_peer(key, size, id);
+                }
+                if let Some(ip) = theirs.your_ip {
+                    fx.push(Effect::Seen { ip, by: peer.who.addr.ip() });
                 }
                 peer.extension = Some(theirs);
                 self.resolve.ask(now, fx);
@@ -554,20 +489,25 @@ impl Swarm {
                 let Some(piece) = extension::parse_dont_have(payload) else { return };
                 let Some(live) = &mut self.live else { return };
                 if let Some(load) = live.picker.peer(key).filter(|load| load.has().has(piece)) {
-                    live.background.count(load.has(), false);
+                    let seeder = matches!(load.has(), Has::All);
                     load.has_mut().remove(piece, live.table.len());
-                    live.background.count(load.has(), true);
+                    match seeder {
+                        true => live.background.count(load.has(), true),
+                        false => live.background.have_not(piece),
+                    }
                     self.interest(key, now, fx);
                 }
             }
-            extension::OUR_UT_PEX if pex => match PexMessage::decode(payload) {
+            extension::OUR_UT_HOLEPUNCH => self.punch(key, payload, now, fx),
+            extension::OUR_UT_PEX if pex && peer.pex.admit(now) => match PexMessage::decode(payload) {
                 Ok(message) => {
-                    if peer.pex.admit(now) {
-                        for added in message.added {
-                            self.book.add(added.addr, PeerSource::Pex, now);
+                    for added in message.added {
+                        if added.flags.has(PexFlags::HOLEPUNCH) {
+                            self.punching.told(added.addr, key);
                         }
-                        self.look_at_book = true;
+                        self.book.add_told(added, now);
                     }
+                    self.look_at_book = true;
                 }
                 Err(error) => fx.push(Effect::Disconnect(key, error.to_string())),
             },
@@ -616,23 +556,12 @@ impl Swarm {
             self.resolve.ask(now, fx);
         }
         if self.next_round.is_some_and(|at| at <= now) {
+            self.look_who_is_useful();
             self.choke_round(now, fx);
             self.exchange(now, fx);
+            self.make_way(now, fx);
         }
         self.all_interests(now, fx);
-    }
-
-    fn dial(&mut self, now: Instant, fx: &mut Vec<Effect>) {
-        self.next_dial = None;
-        if self.finished && self.live.is_some() {
-            return;
-        }
-        let limits = DialLimits { connected: self.settings.max_peers, ..DialLimits::default() };
-        for addr in self.book.next_dials(now, self.dialing, self.peers.len(), limits) {
-            self.dialing += 1;
-            fx.push(Effect::Dial(addr));
-        }
-        self.next_dial = self.book.next_wakeup(now).map(|pause| now + pause);
     }
 
     /// How often what is late is looked at.

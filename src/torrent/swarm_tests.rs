@@ -7,15 +7,18 @@ use std::collections::{BTreeSet, HashMap};
 use proptest::prelude::*;
 
 use super::*;
-use crate::discovery::FoundPeers;
+use crate::discovery::{FoundPeers, PeerSource};
 use crate::hash;
 use crate::metainfo::build::TorrentBuilder;
 use crate::metainfo::geometry::{BLOCK_LEN, BlockRef, FileIndex, Geometry};
 use crate::net::transport::Kind;
 use crate::peer::buffer::PieceBuffer;
+use crate::peer::event::Connected;
 use crate::peer::metadata::MetadataMessage;
 use crate::peer::mse::{Cover, Policy};
 use crate::peer::session::REQUESTS_MAX;
+use crate::peer::wire::Message;
+use crate::torrent::admission;
 use crate::torrent::blame::Digest;
 use crate::torrent::effects::{Looked, Verdict};
 use crate::torrent::inbox::Demand;
@@ -29,12 +32,15 @@ fn settings() -> Settings {
     Settings {
         info_hash: [1; 20],
         peer_id: *b"-TF0001-ourselves---",
-        listen_port: Some(6881),
+        listen_port: Some(6881).into(),
         max_peers: 80,
+        connections: Default::default(),
+        punch: true,
         encryption: Policy::Off,
         read_timeout: Some(300 * S),
         filter: Arc::default(),
         upload: true,
+        goals: crate::torrent::goal::Goals::default(),
         pex: true,
         check_all: false,
         prefetch: Prefetch::None,
@@ -758,6 +764,8 @@ mod properties;
 
 #[path = "swarm_effects_tests.rs"]
 mod effects_outside_locks;
+#[path = "swarm_greet_tests.rs"]
+mod greeting;
 
 #[path = "swarm_storage_tests.rs"]
 mod storage;

@@ -27,6 +27,7 @@ use crate::storage::combine::Write;
 use crate::storage::pool::{Class, Workers};
 use crate::storage::quota::Reservation;
 use crate::storage::resume;
+use crate::storage::tally::Tally;
 use crate::storage::verify::{Checked, check_piece};
 
 /// A torrent that can be read.
@@ -82,6 +83,8 @@ pub(super) enum Work {
     Mended,
     /// The metadata was kept for the next run, or could not be.
     Kept,
+    /// The sums were kept for the next run, or could not be.
+    Tallied,
 }
 
 /// Says something exactly once: what it is told to, or on being dropped what it was made with.
@@ -313,6 +316,20 @@ pub(super) fn keep_metadata(workers: &Workers, home: &Home, raw: Vec<u8>, to: &m
     });
     // Refused only when the program ends; then it is fetched again the next time.
     let _ = workers.submit(Class::Verify, job);
+}
+
+/// Keeps the sums for the next run. False when the workers have no room; nothing is said then.
+pub(super) fn tally(workers: &Workers, home: &Home, tally: Tally, to: &mpsc::Sender<Work>) -> bool {
+    let dir = home.dir.clone();
+    let answer_to = to.clone();
+    let job = Box::new(move |_: &mut _| {
+        let answer = Answer::new(&answer_to, Work::Tallied);
+        if let Err(error) = tally.keep(&dir) {
+            tracing::warn!("what was given back could not be kept for the next time: {error}");
+        }
+        answer.say(Work::Tallied);
+    });
+    workers.submit(Class::Verify, job).is_ok()
 }
 
 /// Syncs what was written. False when the workers have no room; nothing is said then.

@@ -134,6 +134,17 @@ impl Varied {
         self.content.truth.length
     }
 
+    /// Info-hash v1.
+    pub fn info_hash(&self) -> [u8; 20] {
+        self.content.info_hash
+    }
+
+    /// The info dictionary, as it stands in the `.torrent` file.
+    pub fn info(&self) -> Vec<u8> {
+        let file = std::fs::read(&self.torrent).expect("its own file");
+        file[b"d4:info".len()..file.len() - 1].to_vec()
+    }
+
     /// Panics unless `read` is what stands at `offset`.
     #[track_caller]
     pub fn check(&self, offset: u64, read: &[u8]) {

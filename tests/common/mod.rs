@@ -1,9 +1,9 @@
 //! What the end-to-end tests stand on: the real binary on a real mount, and peers to fetch from.
 //!
 //! Parts: [`Mount`] runs the binary; [`Seeder`], [`Leecher`] are libtorrent; [`ScriptedPeer`] is a peer that
-//! misbehaves as told; a [`Crowd`] is many honest ones, [`Takers`] are many who fetch; [`Tracker`] and the dead ones; [`Sample`] is
+//! misbehaves as told; a [`Flood`] is one that says the same without end; a [`Crowd`] is many honest ones, [`Takers`] are many who fetch; [`Tracker`] and the dead ones; [`Sample`] is
 //! deterministic content, [`Uniform`] and [`Varied`] content of any size; [`SmallDisk`] fills up soon;
-//! a [`Line`] is a local network of two hosts, [`transmission`] and [`aria2`] are clients on one; a [`Place`] is for a mount in the background, a [`Namespace`] for one that the machine doesn't see; [`Proc`] is any
+//! a [`Line`] is a local network of two hosts, a [`Home`] one with a router, [`transmission`] and [`aria2`] are clients on one; a [`Place`] is for a mount in the background, a [`Namespace`] for one that the machine doesn't see; [`Proc`] is any
 //! other process, [`Language`] readers of other runtimes; [`cpu`], [`memory`] are what one uses; [`Random`] is luck that
 //! can be repeated. Whatever a test starts ends with it, also when it panics: no process and no mount is left behind.
 //!
@@ -18,6 +18,7 @@ mod compiled;
 mod crowd;
 mod daemon;
 mod disk;
+mod hostile;
 mod mount;
 mod network;
 mod peers;
@@ -30,15 +31,20 @@ mod takers;
 mod tracker;
 mod usage;
 
-pub use clients::{aria2, transmission};
+pub use clients::{ARIA2, TRANSMISSION, aria2, tell_transmission, transmission, transmission_of};
 pub use command::{Ended, fetch, fetch_from, home, ran};
 pub use compiled::{Language, fnv};
 pub use crowd::{Crowd, Truth, Uniform, Varied};
 pub use daemon::{Namespace, Place, is_gone, mount_line};
 pub use disk::{SmallDisk, allocated, forget_pages};
+pub use hostile::{
+    Flood, Tale, Teller, Uses, be_let_in, connect, greet, handshake, is_closed, message, numbers, open_files,
+};
 pub use mount::{Mount, MountBuilder, STOP, is_mounted, program, torrentfs};
-pub use network::{Host, Line};
-pub use peers::{Leecher, Seeder, TorrentKind, magnet, make_torrent, python, script};
+pub use network::{Home, Homes, Host, Line};
+pub use peers::{
+    Leecher, Seeder, TorrentKind, command_on, lsd_listener, magnet, make_torrent, python, script,
+};
 pub use process::{Proc, Reader};
 pub use random::{Random, seed};
 pub use sample::{Made, Sample, bytes_at};

@@ -51,6 +51,7 @@ pub struct MountBuilder {
     dht: bool,
     lsd: bool,
     utp: bool,
+    port_mapping: bool,
     env: Vec<(&'static str, OsString)>,
     net: Option<PathBuf>,
 }
@@ -126,6 +127,12 @@ impl MountBuilder {
         self
     }
 
+    /// With ports that the router maps: for a mount on a [`Host`] alone.
+    pub fn port_mapping(mut self) -> Self {
+        self.port_mapping = true;
+        self
+    }
+
     /// With the DHT, and no way in: it begins a network, or goes on with the one that its cache folder knows.
     pub fn own_dht(mut self) -> Self {
         self.dht = true;
@@ -172,7 +179,10 @@ impl MountBuilder {
             command.stdin(Stdio::null());
         }
         command.envs(self.env);
-        command.args(["--listen", &self.listen, "--no-port-mapping"]);
+        command.args(["--listen", &self.listen]);
+        if !self.port_mapping {
+            command.arg("--no-port-mapping");
+        }
         if !self.dht {
             command.arg("--no-dht");
         }
@@ -244,6 +254,7 @@ impl Mount {
             dht: false,
             lsd: false,
             utp: false,
+            port_mapping: false,
             env: Vec::new(),
             net: None,
         }

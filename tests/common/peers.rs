@@ -47,10 +47,21 @@ fn command(name: &str) -> Command {
 }
 
 /// The same, on a host of a local network.
-pub(super) fn command_on(host: &Host, name: &str) -> Command {
+pub fn command_on(host: &Host, name: &str) -> Command {
     let mut command = host.command(python().expect("python with libtorrent; the test says that it needs it"));
     command.arg(script(name));
     command
+}
+
+/// Somebody on a host of a local network who tells what is announced there, and announces what it is told to
+/// (`tests/peers/lsd.py`).
+#[track_caller]
+pub fn lsd_listener(host: &Host) -> Proc {
+    let mut command = command_on(host, "lsd.py");
+    command.arg(host.ip.to_string());
+    let mut listener = Proc::spawn(command);
+    listener.line("ready", READY);
+    listener
 }
 
 /// Makes a `.torrent` file; returns its description.
@@ -176,14 +187,6 @@ impl Leecher {
         let mut command = command("leecher.py");
         command.arg(&sample.torrent).arg(save);
         command.args(["--no-utp", "--encrypt", "--enc-level", ways, "--peer", &peer.to_string()]);
-        Proc::spawn(command)
-    }
-
-    /// Downloads everything of a sample on a host of a local network, from whom it finds there by local service discovery.
-    pub fn on(host: &Host, sample: &Sample, save: &Path) -> Proc {
-        let mut command = command_on(host, "leecher.py");
-        command.arg(&sample.torrent).arg(save).args(["--no-utp", "--plain", "--lsd"]);
-        command.args(["--listen", &format!("{}:0", host.ip)]);
         Proc::spawn(command)
     }
 

@@ -67,12 +67,16 @@ pub enum Need {
     Libtorrent,
     /// transmission-daemon.
     Transmission,
+    /// What tells it of a magnet link.
+    TransmissionRemote,
     /// `aria2c`.
     Aria2,
     /// Network namespaces, with `ip` and root.
     Netns,
     /// Mount namespaces, with `unshare`, `nsenter` and root.
     Namespace,
+    /// `nft`, and a kernel that translates addresses with it.
+    Nft,
     /// `getfattr`.
     Attr,
     /// `file`.
@@ -108,9 +112,11 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::Transmission => {
             (!has_tool("transmission-daemon")).then(|| "no transmission-daemon (Debian: the same)".to_owned())
         }
+        Need::TransmissionRemote => tool_missing("transmission-remote", "transmission-cli"),
         Need::Aria2 => tool_missing("aria2c", "aria2"),
         Need::Netns => netns_missing(),
         Need::Namespace => namespace_missing(),
+        Need::Nft => tool_missing("nft", "nftables").or_else(nft_missing),
         Need::Attr => (!has_tool("getfattr")).then(|| "no getfattr (Debian: attr)".to_owned()),
         Need::File => (!has_tool("file")).then(|| "no file (Debian: the same)".to_owned()),
         Need::Ffmpeg => (!has_tool("ffprobe") || !has_tool("ffmpeg"))
@@ -165,6 +171,17 @@ fn netns_missing() -> Option<String> {
         (!works).then(|| "no network namespaces here (they need root and `ip`)".to_owned())
     })
     .clone()
+}
+
+fn nft_missing() -> Option<String> {
+    let mut command = Command::new("unshare");
+    command.args([
+        "--net",
+        "nft",
+        "table ip t { chain c { type nat hook postrouting priority 100; masquerade; }; }",
+    ]);
+    let works = command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+    (!works).then(|| "the kernel doesn't translate addresses here (nftables, NAT)".to_owned())
 }
 
 fn namespace_missing() -> Option<String> {

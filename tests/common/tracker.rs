@@ -1,11 +1,11 @@
-//! A tracker on loopback, over HTTP (BEP 3, 23, 7) and UDP (BEP 15) at once, and trackers that are dead.
+//! A tracker, on loopback where nothing else is said, over HTTP (BEP 3, 23, 7) and UDP (BEP 15) at once, and trackers that are dead.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks at whether to stop.
 const TICK: Duration = Duration::from_millis(5);
@@ -27,10 +27,16 @@ pub struct Announce {
     pub event: String,
     /// Over UDP, not HTTP.
     pub udp: bool,
+    /// Who announces.
+    pub from: IpAddr,
+    /// When.
+    pub at: Instant,
 }
 
 struct Shared {
-    peers: Vec<SocketAddr>,
+    peers: Mutex<Vec<SocketAddr>>,
+    /// Who announces is given to the others from then on.
+    introduces: bool,
     announces: Mutex<Vec<Announce>>,
     /// HTTP announces from now on aren't answered; their connections stay.
     silent: AtomicBool,
@@ -38,7 +44,7 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// The running tracker: gives everybody the same peers. Dropping it joins its threads.
+/// The running tracker. Dropping it joins its threads.
 pub struct Tracker {
     http: SocketAddr,
     udp: SocketAddr,
@@ -47,13 +53,28 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Listens on loopback.
+    /// Listens on loopback, and gives everybody the same peers.
     pub fn start(peers: &[SocketAddr]) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        Self::with(Ipv4Addr::LOCALHOST, peers, false)
+    }
+
+    /// The same, and who announces (at the address that it comes from) is given to those who come later.
+    pub fn of_swarm(peers: &[SocketAddr]) -> Self {
+        Self::with(Ipv4Addr::LOCALHOST, peers, true)
+    }
+
+    /// Listens at an address.
+    pub fn at(ip: Ipv4Addr, peers: &[SocketAddr]) -> Self {
+        Self::with(ip, peers, false)
+    }
+
+    fn with(ip: Ipv4Addr, peers: &[SocketAddr], introduces: bool) -> Self {
+        let listener = TcpListener::bind((ip, 0)).expect("a port");
+        let socket = UdpSocket::bind((ip, 0)).expect("a port");
         let (http, udp) = (listener.local_addr().expect("bound"), socket.local_addr().expect("bound"));
         let shared = Arc::new(Shared {
-            peers: peers.to_vec(),
+            peers: Mutex::new(peers.to_vec()),
+            introduces,
             announces: Mutex::default(),
             silent: AtomicBool::new(false),
             unanswered: Mutex::default(),
@@ -88,6 +109,24 @@ impl Tracker {
     }
 }
 
+impl Shared {
+    /// Takes an announce down; returns the peers to be named in the answer.
+    fn announced(&self, announce: Announce) -> Vec<SocketAddr> {
+        let addr = SocketAddr::new(announce.from, announce.port);
+        let gone = announce.event == "stopped";
+        self.announces.lock().expect("announces").push(announce);
+        let mut peers = self.peers.lock().expect("peers");
+        if self.introduces {
+            peers.retain(|peer| *peer != addr);
+        }
+        let others = peers.clone();
+        if self.introduces && !gone {
+            peers.push(addr);
+        }
+        others
+    }
+}
+
 impl Drop for Tracker {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
@@ -101,13 +140,13 @@ fn serve_http(listener: &TcpListener, shared: &Shared) {
     listener.set_nonblocking(true).expect("non-blocking");
     while !shared.stop.load(Ordering::Relaxed) {
         match listener.accept() {
-            Ok((stream, _)) => drop(answer_http(stream, shared)),
+            Ok((stream, from)) => drop(answer_http(stream, from.ip(), shared)),
             Err(_) => std::thread::sleep(TICK),
         }
     }
 }
 
-fn answer_http(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
+fn answer_http(mut stream: TcpStream, from: IpAddr, shared: &Shared) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut request = Vec::new();
@@ -124,17 +163,19 @@ fn answer_http(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     let value = |name: &str| {
         query.split('&').find_map(|part| part.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default()
     };
-    shared.announces.lock().expect("announces").push(Announce {
+    let peers = shared.announced(Announce {
         info_hash: hex(&percent_decoded(value("info_hash"))),
         port: value("port").parse().unwrap_or(0),
         event: value("event").to_owned(),
         udp: false,
+        from,
+        at: Instant::now(),
     });
     if shared.silent.load(Ordering::Relaxed) {
         shared.unanswered.lock().expect("connections").push(stream);
         return Ok(());
     }
-    let (four, six): (Vec<_>, Vec<_>) = shared.peers.iter().partition(|peer| peer.is_ipv4());
+    let (four, six): (Vec<_>, Vec<_>) = peers.iter().partition(|peer| peer.is_ipv4());
     let mut body = format!("d8:intervali{INTERVAL}e").into_bytes();
     for (key, peers) in [("5:peers", four), ("6:peers6", six)] {
         let compact: Vec<u8> = peers.into_iter().flat_map(compact).collect();
@@ -152,14 +193,14 @@ fn serve_udp(socket: &UdpSocket, shared: &Shared) {
     let mut buffer = [0; 2048];
     while !shared.stop.load(Ordering::Relaxed) {
         let Ok((got, from)) = socket.recv_from(&mut buffer) else { continue };
-        if let Some(answer) = answer_udp(&buffer[..got], shared) {
+        if let Some(answer) = answer_udp(&buffer[..got], from.ip(), shared) {
             let _ = socket.send_to(&answer, from);
         }
     }
 }
 
 /// One request of BEP 15: connect (action 0) or announce (action 1).
-fn answer_udp(request: &[u8], shared: &Shared) -> Option<Vec<u8>> {
+fn answer_udp(request: &[u8], from: IpAddr, shared: &Shared) -> Option<Vec<u8>> {
     let long = u64::from_be_bytes(*request.first_chunk()?);
     let action = u32::from_be_bytes(*request.get(8..)?.first_chunk()?);
     let transaction = request.get(12..16)?;
@@ -174,16 +215,18 @@ fn answer_udp(request: &[u8], shared: &Shared) -> Option<Vec<u8>> {
                 3 => "stopped",
                 _ => "",
             };
-            shared.announces.lock().expect("announces").push(Announce {
+            let peers = shared.announced(Announce {
                 info_hash: hex(&request[16..36]),
                 port: u16::from_be_bytes([request[96], request[97]]),
                 event: event.to_owned(),
                 udp: true,
+                from,
+                at: Instant::now(),
             });
-            for number in [INTERVAL, 0, shared.peers.len() as u32] {
+            for number in [INTERVAL, 0, peers.len() as u32] {
                 answer.extend_from_slice(&number.to_be_bytes());
             }
-            answer.extend(shared.peers.iter().filter(|peer| peer.is_ipv4()).flat_map(compact));
+            answer.extend(peers.iter().filter(|peer| peer.is_ipv4()).flat_map(compact));
         }
         _ => return None,
     }
@@ -289,5 +332,22 @@ mod tests {
         let announces = tracker.announces();
         assert_eq!(announces[0].info_hash, "ab7a".repeat(10));
         assert_eq!((announces[1].event.as_str(), announces[1].udp), ("started", true));
+    }
+
+    #[test]
+    fn the_tracker_of_a_swarm_introduces_those_who_came_before() {
+        let seed: SocketAddr = "127.0.0.9:6881".parse().expect("an address");
+        let tracker = Tracker::of_swarm(&[seed]);
+        let announce = |event: &str, port: u16| {
+            let (event, from) = (event.to_owned(), Ipv4Addr::LOCALHOST.into());
+            let (info_hash, at) = (String::new(), Instant::now());
+            tracker.shared.announced(Announce { info_hash, port, event, udp: false, from, at })
+        };
+        let [first, second] = [1, 2].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        assert_eq!(announce("started", 1), [seed]);
+        assert_eq!(announce("started", 2), [seed, first]);
+        assert_eq!(announce("completed", 1), [seed, second]);
+        assert_eq!(announce("stopped", 2), [seed, first]);
+        assert_eq!(announce("", 1), [seed]);
     }
 }

@@ -92,7 +92,7 @@ fn help_and_version() {
 }
 
 #[test]
-fn switches_for_what_is_not_there_yet_are_accepted() {
+fn what_is_off_already_can_be_switched_off() {
     needs!(Fuse, Libtorrent);
     let sample = Sample::small();
     let switches = ["--no-pex", "--no-port-mapping", "--no-trackers"];

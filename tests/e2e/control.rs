@@ -306,8 +306,8 @@ fn on_a_terminal_it_is_redrawn_in_place_with_bars() {
     });
     let said = watched.output();
     assert!(said.contains("[--------------------]"), "{said}");
-    // Five lines, drawn over each time.
-    assert!(said.matches("\u{1b}[5A\r").count() >= 2, "{said:?}");
+    // Seven lines, drawn over each time.
+    assert!(said.matches("\u{1b}[7A\r").count() >= 2, "{said:?}");
     mount.stop();
     assert!(watched.success(MINUTE).contains("the mount has ended"));
 }

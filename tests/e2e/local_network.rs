@@ -1,13 +1,10 @@
-//! Local service discovery (BEP 14), between two hosts that know nothing else of each other: with other people's clients in
-//! both directions, and never for private torrents.
+//! Local service discovery (BEP 14), between two hosts that know nothing else of each other, and never for private torrents.
+//! With other people's clients: see [`crate::interop`].
 
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::{
-    Host, Leecher, Line, Mount, MountBuilder, Proc, Sample, Seeder, aria2, magnet, python, ran, script,
-    transmission, wait_until,
-};
+use crate::common::{Host, Line, Mount, MountBuilder, Sample, Seeder, lsd_listener as listener, magnet, ran};
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -26,58 +23,8 @@ fn fill(line: &Line, sample: &Sample, cache: &Path) {
     mount.stop();
 }
 
-/// Somebody who tells what is announced on a host's side of the line.
-fn listener(host: &Host) -> Proc {
-    let mut command = host.command(python().expect("python"));
-    command.arg(script("lsd.py")).arg(host.ip.to_string());
-    let mut listener = Proc::spawn(command);
-    listener.line("ready", MINUTE);
-    listener
-}
-
 fn hash(sample: &Sample) -> &str {
     sample.v1.as_deref().expect("v1")
-}
-
-/// Starts a client on the far host, waits until it has announced itself, and then starts a mount that has everything: its
-/// own announce is the one that the client hears. An answer may take a minute, for it is never said more often.
-fn fetching(
-    line: &Line,
-    sample: &Sample,
-    mount: MountBuilder,
-    client: impl FnOnce() -> Proc,
-) -> (Proc, Mount) {
-    let mut listener = listener(&line.near);
-    let client = client();
-    listener.line(&format!("heard {}", hash(sample)), MINUTE);
-    (client, mount.start())
-}
-
-/// How many of the mount's peers are connected, and how many of those with encryption.
-fn peers(mount: &Mount) -> (u64, u64) {
-    let status = ran(["status", &mount.point().display().to_string(), "--json"]).json();
-    let number = |name: &str| status["torrents"][0][name].as_u64().expect("a number");
-    (number("peers"), number("encrypted"))
-}
-
-#[test]
-fn a_mount_and_libtorrent_find_each_other() {
-    needs!(Fuse, Libtorrent, Netns);
-    let sample = Sample::small();
-    let line = Line::new();
-    let kept = tempfile::tempdir().expect("a folder");
-    let mount = on(&line.near, &sample).cache(kept.path()).start();
-    let seeder = Seeder::on(&line.far, &sample, &["--lsd", "--no-utp"]);
-    mount.check_sums(&sample);
-    drop(seeder);
-    mount.stop();
-    let save = tempfile::tempdir().expect("a folder");
-    let mount = on(&line.near, &sample).cache(kept.path());
-    let (mut leecher, mount) =
-        fetching(&line, &sample, mount, || Leecher::on(&line.far, &sample, save.path()));
-    leecher.success(MINUTE * 2);
-    sample.check_in(save.path());
-    mount.stop();
 }
 
 #[test]
@@ -112,67 +59,6 @@ fn two_mounts_find_each_other_by_link_local_addresses() {
     second.check_sums(&sample);
     second.stop();
     first.stop();
-}
-
-#[test]
-fn a_mount_and_aria2_find_each_other_with_and_without_encryption() {
-    needs!(Fuse, Libtorrent, Netns, Aria2);
-    let sample = Sample::small();
-    for (theirs, ours, encrypted) in [
-        (&[][..], "off", 0),
-        (&["--bt-require-crypto=true", "--bt-min-crypto-level=arc4"], "prefer", 1),
-        (&["--bt-require-crypto=true", "--bt-min-crypto-level=arc4"], "require", 1),
-        (&["--bt-require-crypto=true", "--bt-min-crypto-level=plain"], "prefer", 1),
-    ] {
-        let line = Line::new();
-        let args: Vec<_> = theirs.iter().copied().chain(["--bt-enable-lpd=true"]).collect();
-        let [kept, data, save] = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
-        // Before the seeder: it answers whoever comes, and looks for nobody itself.
-        let mount = on(&line.near, &sample).cache(kept.path()).args(&["--encryption", ours]).start();
-        let (mut seeder, _) = aria2(&line.far, &sample, Some(&sample.data), data.path(), &args);
-        mount.check_sums(&sample);
-        assert_eq!(peers(&mount), (1, encrypted), "{theirs:?} with {ours}");
-        assert!(seeder.is_running(), "{}", seeder.output());
-        drop(seeder);
-        mount.stop();
-        let mount = on(&line.near, &sample).cache(kept.path()).args(&["--encryption", ours]);
-        let client = || aria2(&line.far, &sample, None, save.path(), &args).0;
-        let (mut downloader, mount) = fetching(&line, &sample, mount, client);
-        downloader.success(MINUTE * 2);
-        sample.check_in(&save.path().join("data"));
-        mount.stop();
-    }
-}
-
-#[test]
-fn a_mount_and_transmission_find_each_other_with_and_without_encryption() {
-    needs!(Fuse, Libtorrent, Netns, Transmission);
-    let sample = Sample::small();
-    for (theirs, ours, encrypted) in [
-        ("--encryption-tolerated", "off", 0),
-        ("--encryption-required", "prefer", 1),
-        ("--encryption-required", "require", 1),
-    ] {
-        let line = Line::new();
-        let args = ["--lpd", theirs];
-        let [kept, data, save] = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
-        let mount = on(&line.near, &sample).cache(kept.path()).args(&["--encryption", ours]).start();
-        let (mut seeder, _) = transmission(&line.far, &sample, Some(&sample.data), data.path(), &args);
-        mount.check_sums(&sample);
-        assert_eq!(peers(&mount), (1, encrypted), "{theirs} with {ours}");
-        assert!(seeder.is_running(), "{}", seeder.output());
-        drop(seeder);
-        mount.stop();
-        let mount = on(&line.near, &sample).cache(kept.path()).args(&["--encryption", ours]);
-        let client = || transmission(&line.far, &sample, None, save.path(), &args).0;
-        let (mut downloader, mount) = fetching(&line, &sample, mount, client);
-        let (saved, source) = (save.path().join("data").join(&sample.name), sample.source());
-        wait_until("transmission to have all", MINUTE * 2, || {
-            assert!(downloader.is_running(), "{}", downloader.output());
-            saved.is_file() && std::fs::read(&saved).ok() == std::fs::read(&source).ok()
-        });
-        mount.stop();
-    }
 }
 
 #[test]

@@ -180,7 +180,7 @@ macro_rules! targets {
 }
 
 targets! {
-    bencode metainfo magnet wire handshake extension metadata metadata_assembly pex tracker_http tracker_udp webseed
+    bencode metainfo magnet wire handshake extension metadata metadata_assembly pex holepunch tracker_http tracker_udp webseed
     resume control control_answer mse mse_opening lsd filter krpc dht_saved
-    dht_node utp_packet utp_port
+    dht_node utp_packet utp_port router_packets router_http router socks5 http_proxy proxy_url
 }

@@ -14,6 +14,8 @@ use torrentfs::discovery::dht::saved::Saved;
 use torrentfs::discovery::lsd::message as lsd_message;
 use torrentfs::metainfo::bencode::Encoder;
 use torrentfs::metainfo::geometry::PieceIndex;
+use torrentfs::net::mapping::ssdp;
+use torrentfs::net::proxy::{Target as ProxyTarget, socks5};
 use torrentfs::net::utp::packet::{Packet, Sack, Type};
 use torrentfs::net::utp::seq::Seq;
 use torrentfs::peer::extension::ExtHandshake;
@@ -64,6 +66,11 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
             ("one", vec![0, 40, 128]),
             ("liar_and_honest", vec![16, 17, 40, 41, 104, 112, 104, 112, 104, 112, 40, 41, 128, 128, 128]),
             ("gone", vec![24, 40, 96, 32, 25, 41, 33]),
+        ]),
+        "holepunch" => named(vec![
+            ("v4", vec![0, 0, 1, 2, 3, 4, 0x1a, 0xe1, 0, 0, 0, 0]),
+            ("v6", [&[2, 1][..], &[0xfe; 16], &[0x1a, 0xe1, 0, 0, 0, 2]].concat()),
+            ("short", vec![1, 0, 1, 2, 3, 4, 0x1a, 0xe1]),
         ]),
         "pex" => named(vec![("both", pex().encode().to_vec()), ("none", PexMessage::default().encode().to_vec())]),
         "tracker_http" => named(vec![
@@ -125,8 +132,96 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
             let record = |(_, packet): (&str, Vec<u8>)| [&[3, 1, packet.len() as u8][..], &packet].concat();
             named(vec![("each", utp().into_iter().flat_map(record).collect())])
         }
+        other => named(network(other)),
+    }
+}
+
+/// Those of `network`.
+fn network(target: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let record = |how: u8, said: &[u8]| [&[how, said.len() as u8][..], said].concat();
+    match target {
+        "router_packets" => vec![
+            ("natpmp_address", natpmp_address()),
+            ("natpmp_map", natpmp_map(2)),
+            ("natpmp_version", vec![0, 128, 0, 1, 0, 0, 0, 9]),
+            ("pcp_map", pcp_map()),
+            ("pcp_announce", [&[2, 128, 0, 0][..], &[0; 20]].concat()),
+            ("ssdp", found()),
+        ],
+        "router_http" => vec![
+            ("length", answered(&format!("Content-Length: {}\r\n\r\n", DESCRIPTION.len()), DESCRIPTION)),
+            ("chunked", answered("Transfer-Encoding: chunked\r\n\r\n", "3\r\n<a>\r\n4\r\n</a>\r\n0\r\n\r\n")),
+            ("address", answered("\r\n", ADDRESS)),
+            ("fault", answered("\r\n", FAULT)),
+        ],
+        "router" => vec![
+            (
+                "natpmp",
+                [record(0, &natpmp_address()), record(0, &natpmp_map(2)), record(0, &natpmp_map(1))].concat(),
+            ),
+            ("pcp", [record(0, &pcp_map()), record(1, &pcp_map())].concat()),
+            (
+                "upnp",
+                [
+                    record(7, b""),
+                    record(2, &found()),
+                    record(3, DESCRIPTION.as_bytes()),
+                    record(3, ADDRESS.as_bytes()),
+                    record(67, FAULT.as_bytes()),
+                ]
+                .concat(),
+            ),
+        ],
+        "socks5" => vec![
+            ("address", vec![0, 5, 0, 5, 0, 0, 1, 127, 0, 0, 1, 0, 80]),
+            ("password", vec![1, 5, 2, 1, 0, 5, 0, 0, 1, 127, 0, 0, 1, 0, 80]),
+            ("name", [&[2, 5, 0, 5, 0, 0, 3, 4][..], b"host", &[0, 80]].concat()),
+            ("refused", vec![0, 5, 0, 5, 5, 0, 1, 0, 0, 0, 0, 0, 0]),
+            ("packet", socks5::wrap(&ProxyTarget::of("1.2.3.4", 80), b"payload").unwrap_or_default()),
+        ],
+        "http_proxy" => vec![
+            ("good", b"HTTP/1.1 200 Connection established\r\nA: b\r\n\r\n\x13BitTorrent protocol".to_vec()),
+            ("password", b"HTTP/1.0 407 Who are you?\nX: y\n\n".to_vec()),
+            ("refused", b"HTTP/1.1 502 Bad Gateway\r\n\r\n".to_vec()),
+        ],
+        "proxy_url" => vec![
+            ("socks5", b"socks5://me:p%40ss@proxy.example:1080/".to_vec()),
+            ("http", b"http://[2001:db8::1]:3128".to_vec()),
+        ],
         _ => Vec::new(),
     }
+}
+
+const DESCRIPTION: &str = "<root><serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType><service>\
+    <serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType><controlURL>/c</controlURL></service></root>";
+const ADDRESS: &str = "<Envelope><NewExternalIPAddress>9.9.9.9</NewExternalIPAddress>\
+    <NewConnectionStatus>Connected</NewConnectionStatus></Envelope>";
+const FAULT: &str =
+    "<Envelope><errorCode>718</errorCode><errorDescription>taken</errorDescription></Envelope>";
+
+fn answered(head: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\n{head}{body}").into_bytes()
+}
+
+fn found() -> Vec<u8> {
+    let st = ssdp::TARGETS[0];
+    format!("HTTP/1.1 200 OK\r\nST: {st}\r\nLOCATION: http://192.168.1.1:5000/root.xml\r\n\r\n").into_bytes()
+}
+
+fn natpmp_address() -> Vec<u8> {
+    [&[0, 128, 0, 0][..], &100_u32.to_be_bytes(), &[9, 9, 9, 9]].concat()
+}
+
+fn natpmp_map(operation: u8) -> Vec<u8> {
+    let ports = [&6881_u16.to_be_bytes()[..], &6881_u16.to_be_bytes()].concat();
+    [&[0, 128 + operation, 0, 0][..], &100_u32.to_be_bytes(), &ports, &7200_u32.to_be_bytes()].concat()
+}
+
+fn pcp_map() -> Vec<u8> {
+    let head = [&[2, 129, 0, 0][..], &7200_u32.to_be_bytes(), &100_u32.to_be_bytes(), &[0; 12]].concat();
+    let ports = [&[6, 0, 0, 0][..], &6881_u16.to_be_bytes(), &6881_u16.to_be_bytes()].concat();
+    [&head[..], b"abcdefghijkl", &ports, &std::net::Ipv4Addr::new(9, 9, 9, 9).to_ipv6_mapped().octets()]
+        .concat()
 }
 
 /// A packet of each type, as who dials sends them.
@@ -251,6 +346,7 @@ fn blocks() -> Vec<u8> {
 fn ext_handshake() -> ExtHandshake {
     ExtHandshake {
         ut_metadata: Some(1),
+        ut_holepunch: None,
         ut_pex: Some(2),
         lt_donthave: Some(3),
         metadata_size: Some(31_235),

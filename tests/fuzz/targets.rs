@@ -4,6 +4,9 @@
 //! read, written and read again is the same, and that nothing grows beyond its bounds. `tests/fuzz/main.rs` runs them
 //! over their corpus and over what chance makes of it; `tests/fuzz/libfuzzer` hands them to libFuzzer.
 
+#[path = "network.rs"]
+mod network;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -26,6 +29,7 @@ use torrentfs::net::filter::Filter;
 use torrentfs::net::utp::mux::{self as utp, Mux};
 use torrentfs::net::utp::packet::Packet;
 use torrentfs::peer::extension::{self, ExtHandshake, MAX_METADATA};
+use torrentfs::peer::holepunch::Holepunch;
 use torrentfs::peer::metadata::{MetadataAssembly, MetadataMessage, Received};
 use torrentfs::peer::mse::{self, Initiator, Pads, Policy, Progress, Responder};
 use torrentfs::peer::pex::{self, PexMessage};
@@ -47,6 +51,7 @@ pub const TARGETS: &[Target] = &[
     ("metadata", metadata),
     ("metadata_assembly", metadata_assembly),
     ("pex", pex),
+    ("holepunch", holepunch),
     ("tracker_http", tracker_http),
     ("tracker_udp", tracker_udp),
     ("webseed", webseed),
@@ -62,6 +67,12 @@ pub const TARGETS: &[Target] = &[
     ("dht_node", dht_node),
     ("utp_packet", utp_packet),
     ("utp_port", utp_port),
+    ("router_packets", network::router_packets),
+    ("router_http", network::router_http),
+    ("router", network::router),
+    ("socks5", network::socks5),
+    ("http_proxy", network::http_proxy),
+    ("proxy_url", network::proxy_url),
 ];
 
 fn bencode(input: &[u8]) {
@@ -261,6 +272,13 @@ fn metadata_assembly(input: &[u8]) {
         let (have, of) = assembly.progress().unwrap_or_default();
         assert!(have <= of);
     }
+}
+
+fn holepunch(input: &[u8]) {
+    let Some(message) = Holepunch::decode(input) else { return };
+    let bytes = message.encode();
+    assert!(bytes.len() <= 24);
+    assert_eq!(Holepunch::decode(&bytes), Some(message));
 }
 
 fn pex(input: &[u8]) {

@@ -20,6 +20,7 @@ use torrentfs::peer::event::{Connected, Item};
 use torrentfs::peer::mse::{Cover, Policy};
 use torrentfs::torrent::background::Prefetch;
 use torrentfs::torrent::effects::{Effect, Event, Verdict};
+use torrentfs::torrent::goal::Goals;
 use torrentfs::torrent::inbox::Demand;
 use torrentfs::torrent::memory::Memory;
 use torrentfs::torrent::picker::Assignment;
@@ -31,6 +32,8 @@ use crate::{RATE, SCALES, Scale};
 const PIECE: u32 = 256 * 1024;
 /// Blocks of one batch: what a socket read of 256 KiB brings.
 const BATCH: usize = 8;
+/// Messages of one batch that are no blocks, at most.
+const HAVES: usize = 1024;
 /// Pieces that reads wait for: 64 MiB, enough to keep each of 80 peers busy.
 const WAITED: u32 = 256;
 
@@ -71,11 +74,14 @@ impl World {
         let settings = Settings {
             info_hash: [1; 20],
             peer_id: *b"-TF0001-ourselves---",
-            listen_port: None,
+            listen_port: None.into(),
             max_peers: 200,
+            connections: Default::default(),
+            punch: true,
             read_timeout: None,
             filter: Arc::default(),
             upload: true,
+            goals: Goals::default(),
             pex: false,
             encryption: Policy::Off,
             check_all: false,
@@ -183,4 +189,34 @@ fn seeder_joins(bencher: Bencher, scale: Scale) {
         world.carry_out();
     };
     bencher.with_inputs(restore).bench_local_values(|()| world.borrow_mut().join(scale.peers));
+}
+
+/// A peer that had nothing says of each piece, one by one and in no order, that it has it: as many messages as there are
+/// pieces, in the batches in which a session hands them on.
+#[divan::bench(args = SCALES, sample_size = 1)]
+fn all_pieces_by_haves(bencher: Bencher, scale: Scale) {
+    let world = RefCell::new(World::new(scale));
+    let key = PeerKey(scale.peers);
+    let joins = || {
+        let mut world = world.borrow_mut();
+        world.carry_out();
+        world.leave(scale.peers);
+        world.apply(Event::Connected { key, peer: peer(scale.peers) });
+        world.apply(Event::Said { key, items: vec![Item::HaveNone] });
+        world.carry_out();
+        let pieces: Vec<_> =
+            (0..scale.pieces).map(|n| Item::Have(PieceIndex((n * 379) % scale.pieces))).collect();
+        let mut batches = Vec::new();
+        let mut pieces = pieces.into_iter().peekable();
+        while pieces.peek().is_some() {
+            batches.push(pieces.by_ref().take(HAVES).collect::<Vec<_>>());
+        }
+        batches
+    };
+    bencher.with_inputs(joins).bench_local_values(|batches| {
+        let mut world = world.borrow_mut();
+        for items in batches {
+            world.apply(Event::Said { key, items });
+        }
+    });
 }

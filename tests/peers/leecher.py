@@ -3,7 +3,8 @@
 "done SECONDS CPU_SECONDS" and ends. Ends as well when its stdin closes, or at its limit (exit 1).
 
     leecher.py TORRENT_OR_MAGNET SAVE_DIR --peer ADDR:PORT... [--lsd] [--listen ADDR:PORT] [--limit SECONDS] [--no-utp]
-               [--no-tcp] [--plain | --encrypt] [--enc-level WAYS] [--dht-node ADDR:PORT]
+               [--no-tcp] [--plain | --encrypt] [--enc-level WAYS] [--dht-node ADDR:PORT] [--download-limit BYTES_PER_S]
+               [--agent NAME]
 
 With --plain it doesn't try encryption first, which costs a minute at a peer that has none. With --encrypt it takes and
 makes encrypted connections only; --enc-level says what it takes after the handshake: plain, rc4 or both.
@@ -51,12 +52,15 @@ def main():
     parser.add_argument("--encrypt", action="store_true")
     parser.add_argument("--enc-level", choices=ENC_LEVELS, default="both")
     parser.add_argument("--dht-node")
+    parser.add_argument("--download-limit", type=int, default=0)
+    parser.add_argument("--agent", default="torrentfs-test-leecher")
     args = parser.parse_args()
     threading.Thread(target=watch_stdin, daemon=True).start()
 
     session = lt.session(
         {
             "listen_interfaces": args.listen,
+            "user_agent": args.agent,
             "enable_upnp": False,
             "enable_natpmp": False,
             "enable_lsd": args.lsd,
@@ -83,7 +87,7 @@ def main():
     )
     if args.dht_node:
         host, port = args.dht_node.rsplit(":", 1)
-        session.add_dht_node((host, int(port)))
+        session.add_dht_node((host.strip("[]"), int(port)))
     if args.source.startswith("magnet:"):
         params = lt.parse_magnet_uri(args.source)
     else:
@@ -95,6 +99,9 @@ def main():
 
     start = time.monotonic()
     handle = session.add_torrent(params)
+    if args.download_limit:
+        # On the torrent: the session-wide limits skip local peers.
+        handle.set_download_limit(args.download_limit)
     for peer in args.peer:
         connect(handle, peer)
     again = start + 2
@@ -104,7 +111,7 @@ def main():
             status = handle.status()
             print(f"failed: {status.progress:.3f} after {args.limit} s, {status.num_peers} peers", flush=True)
             os._exit(1)
-        if now > again and handle.status().num_peers == 0:
+        if now > again and handle.status().num_peers < max(1, len(args.peer)):
             again = now + 2
             if args.dht_node:
                 handle.force_dht_announce()

@@ -2,10 +2,11 @@
 closes, so that it is never left behind.
 
     seeder.py TORRENT DATA_DIR [--listen ADDR:PORT] [--upload-limit BYTES_PER_S] [--no-utp] [--no-tcp]
-              [--encrypt] [--enc-level WAYS] [--dht-nodes N] [--lsd] [--verify] [--send-buffer BYTES] [--metadata-only]
+              [--encrypt] [--enc-level WAYS] [--dht-nodes N | --dht-node ADDR:PORT] [--lsd] [--verify] [--send-buffer BYTES] [--metadata-only]
 
 With --dht-nodes a private DHT of N nodes comes up on loopback, the seeder announces itself there, and the line
-becomes "ready PORT dht PORT": the second is a node to bootstrap from.
+becomes "ready PORT dht PORT": the second is a node to bootstrap from. With --dht-node it announces itself in the DHT that
+it enters by this node.
 With --encrypt it takes and makes encrypted connections only; --enc-level says what it takes after the handshake: plain,
 rc4 or both.
 With --lsd it announces itself in the local network.
@@ -58,19 +59,32 @@ def settings(listen, args, dht):
     if args.enc_level:
         found["allowed_enc_level"] = ENC_LEVELS[args.enc_level]
     if dht:
-        # A DHT of many nodes on one address, which libtorrent takes for an attack unless told otherwise.
-        for name in (
-            "dht_restrict_routing_ips",
-            "dht_restrict_search_ips",
-            "dht_prefer_verified_node_ids",
-            "dht_enforce_node_id",
-            "dht_ignore_dark_internet",
-            "dht_extended_routing_table",
-        ):
-            found[name] = False
-        found["dht_announce_interval"] = 10
-        found["dht_upload_rate_limit"] = 1_000_000
-        found["dht_block_ratelimit"] = 10_000
+        found.update(dht_settings(listen))
+    return found
+
+
+def dht_settings(listen):
+    """Of a node in a private DHT, and nothing else."""
+    found = {
+        "listen_interfaces": listen,
+        "enable_upnp": False,
+        "enable_natpmp": False,
+        "enable_dht": True,
+        "dht_bootstrap_nodes": "",
+        "dht_announce_interval": 10,
+        "dht_upload_rate_limit": 1_000_000,
+        "dht_block_ratelimit": 10_000,
+    }
+    # A DHT of many nodes on one address, which libtorrent takes for an attack unless told otherwise.
+    for name in (
+        "dht_restrict_routing_ips",
+        "dht_restrict_search_ips",
+        "dht_prefer_verified_node_ids",
+        "dht_enforce_node_id",
+        "dht_ignore_dark_internet",
+        "dht_extended_routing_table",
+    ):
+        found[name] = False
     return found
 
 
@@ -107,6 +121,7 @@ def main():
     parser.add_argument("--encrypt", action="store_true")
     parser.add_argument("--enc-level", choices=ENC_LEVELS)
     parser.add_argument("--dht-nodes", type=int, default=0)
+    parser.add_argument("--dht-node")
     parser.add_argument("--lsd", action="store_true")
     parser.add_argument("--verify", action="store_true", help="hash the data first, instead of trusting it")
     parser.add_argument("--send-buffer", type=int, default=0, help="the kernel's buffer of each connection, in bytes")
@@ -114,7 +129,7 @@ def main():
     args = parser.parse_args()
 
     nodes = private_dht(args) if args.dht_nodes else []
-    session = lt.session(settings(args.listen, args, bool(nodes)))
+    session = lt.session(settings(args.listen, args, bool(nodes or args.dht_node)))
 
     params = lt.add_torrent_params()
     params.ti = lt.torrent_info(args.torrent)
@@ -139,6 +154,11 @@ def main():
         settle("seeding", 120, lambda: handle.status().is_seeding)
 
     line = f"ready {session.listen_port()}"
+    if args.dht_node:
+        host, port = args.dht_node.rsplit(":", 1)
+        session.add_dht_node((host.strip("[]"), int(port)))
+        settle("the seeder's DHT", DHT_LIMIT, lambda: session.status().dht_nodes >= 1)
+        handle.force_dht_announce()
     if nodes:
         for node in nodes[:3]:
             session.add_dht_node(("127.0.0.1", node.listen_port()))

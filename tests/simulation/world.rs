@@ -177,11 +177,14 @@ fn settings() -> Settings {
     Settings {
         info_hash: [1; 20],
         peer_id: *b"-TF0001-ourselves---",
-        listen_port: Some(6881),
+        listen_port: Some(6881).into(),
         max_peers: 80,
+        connections: Default::default(),
+        punch: true,
         read_timeout: Some(Duration::from_secs(300)),
         filter: Arc::default(),
         upload: true,
+        goals: torrentfs::torrent::goal::Goals::default(),
         pex: true,
         encryption: Policy::Off,
         check_all: false,
@@ -361,8 +364,9 @@ impl World {
                     self.agenda.put(self.now, Happening::Gone(n, key));
                 }
             }
-            Effect::Dial(addr) => {
-                if let Some(n) = self.peers.iter().position(|p| p.addr == addr) {
+            Effect::Seen { .. } => {}
+            Effect::Dial(dial) => {
+                if let Some(n) = self.peers.iter().position(|p| p.addr == dial.addr) {
                     // A round trip for the connection, another for the handshakes.
                     let takes = self.peers[n].link.spec.delay * 4;
                     self.agenda.put(self.now + takes, Happening::Dialed(n));

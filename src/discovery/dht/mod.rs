@@ -46,12 +46,13 @@ use tokio::time::{Instant, sleep_until};
 use super::{Announce, Following, FoundPeers, PeerDiscovery, PeerSource};
 use crate::net::filter::Filter;
 use crate::net::hosts::Reach;
+use crate::net::mapping::port::OurPort;
 use crate::net::udp::{For, SharedUdp};
 use crate::sync::tasks::TaskScope;
 use entries::Wanted;
 use id::Family;
 use inlet::Inlet;
-use run::{ANSWERS, Command, Running};
+use run::{ANSWERS, Command, Port, Running};
 
 /// The first search that is repeated because it found nobody; doubled each time.
 const SEARCH_FIRST: Duration = Duration::from_secs(5);
@@ -78,6 +79,8 @@ pub struct DhtOptions {
     /// Peers reach us at the very port that our packets come from, so nodes may take that for ours: a router may have
     /// changed it.
     pub implied: bool,
+    /// Where the internet reaches us, if that may be another port than the one in [`Announce`].
+    pub port: OurPort,
     /// Answer others' questions from the start. Otherwise the node does so once it has seen for a while that
     /// it can be reached from outside. For networks of one's own.
     pub serve: bool,
@@ -128,6 +131,7 @@ pub struct Dht {
     wanted: mpsc::Sender<Wanted>,
     /// The addresses it is bound to, by [`Family::index`].
     addrs: [Option<SocketAddr>; 2],
+    port: OurPort,
 }
 
 impl Dht {
@@ -142,6 +146,7 @@ impl Dht {
     ) -> Self {
         let shared = Arc::new(Shared { status: watch::Sender::new(DhtStatus::Starting) });
         let scope = scope.child("dht");
+        let port = options.port.clone();
         let (inlet, mail) = Inlet::new(options.filter.clone());
         udp.give(For::Dht, Arc::new(inlet));
         let addrs = Family::BOTH.map(|family| udp.local_addr(family == Family::V6));
@@ -162,7 +167,7 @@ impl Dht {
             let _at_the_end = ended;
             running.run(udp, mail).await;
         });
-        Self { scope, shared, commands, wanted, addrs }
+        Self { scope, shared, commands, wanted, addrs, port }
     }
 
     /// How it is doing.
@@ -213,10 +218,11 @@ impl PeerDiscovery for Dht {
         let (following, wanted) = Following::new();
         let node = self.commands.clone();
         let stopped = self.scope.token().clone();
+        let port = self.port.clone();
         scope.spawn("dht search", async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
-                () = follow(node, announce, found, wanted) => {}
+                () = follow(node, announce, port, found, wanted) => {}
             }
         });
         following
@@ -236,15 +242,17 @@ impl Drop for Ended {
 async fn follow(
     node: mpsc::Sender<Command>,
     announce: Announce,
+    mut our: OurPort,
     found: mpsc::Sender<FoundPeers>,
     mut wanted: watch::Receiver<bool>,
 ) {
     let mut empty = 0;
     loop {
         let searched = Instant::now();
+        let port = port_of(announce, &our);
         let count = tokio::select! {
             () = gone(&mut wanted, &found) => return,
-            count = search(&node, announce, &found) => count,
+            count = search(&node, announce, port, &found) => count,
         };
         let Some(count) = count else { return };
         tracing::debug!(peers = count, "searched the DHT");
@@ -253,11 +261,19 @@ async fn follow(
             let next = searched + pause(*wanted.borrow_and_update(), empty);
             tokio::select! {
                 () = sleep_until(next) => break,
+                // Who heard the one before sends peers to where nobody is.
+                () = our.changed() => if port_of(announce, &our) != port { break },
                 changed = wanted.changed() => if changed.is_err() { return },
                 () = found.closed() => return,
             }
         }
     }
+}
+
+/// The port that is announced, if any.
+fn port_of(announce: Announce, our: &OurPort) -> Option<Port> {
+    let number = our.outside().unwrap_or(announce.port);
+    (announce.port != 0).then_some(Port { number, mapped: our.is_mapped() })
 }
 
 /// Waits until nobody follows any more.
@@ -286,10 +302,10 @@ fn pause(wanted: bool, empty: u32) -> Duration {
 async fn search(
     node: &mpsc::Sender<Command>,
     announce: Announce,
+    port: Option<Port>,
     found: &mpsc::Sender<FoundPeers>,
 ) -> Option<usize> {
     let (answers, mut come) = mpsc::channel(ANSWERS);
-    let port = (announce.port != 0).then_some(announce.port);
     node.send(Command::Search { hash: announce.info_hash, port, found: answers }).await.ok()?;
     let mut seen = HashSet::new();
     while let Some(mut addrs) = come.recv().await {

@@ -25,6 +25,15 @@ const AT_ONCE: usize = 64;
 /// Answers of one search that wait to be taken: more than it can bring, with both families.
 pub const ANSWERS: usize = 2 * super::lookup::ASKED;
 
+/// A port that is announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// Its number.
+    pub number: u16,
+    /// The router maps it, so it is the one that counts, whatever port our packets come from.
+    pub mapped: bool,
+}
+
 /// What others want of the node.
 #[derive(Debug)]
 pub enum Command {
@@ -33,7 +42,7 @@ pub enum Command {
         /// The info-hash.
         hash: [u8; LEN],
         /// The port to announce, if any.
-        port: Option<u16>,
+        port: Option<Port>,
         /// Where the peers go.
         found: mpsc::Sender<Vec<SocketAddr>>,
     },
@@ -150,7 +159,8 @@ impl Turns {
         let out = &mut self.out;
         match command {
             Command::Search { hash, port, found } => {
-                let announce = port.map(|port| AnnounceAs { port, implied });
+                let announce =
+                    port.map(|port| AnnounceAs { port: port.number, implied: implied && !port.mapped });
                 let search = self.node.search(hash, announce, now, out);
                 self.searches.insert(search, found);
             }

@@ -9,7 +9,7 @@
 //! A public torrent announces to all trackers of all tiers at once: waiting for dead ones in order costs minutes,
 //! and a reader waits. A private one keeps to the order (BEP 12), since its tracker counts.
 //!
-//! Not here: scraping, UDP through a proxy, WebTorrent trackers.
+//! Not here: scraping, WebTorrent trackers.
 
 pub mod http;
 pub mod message;
@@ -32,6 +32,7 @@ use self::tiers::TierOrder;
 use self::transport::Tracker;
 use super::{Announce, FoundPeers, ProgressFn};
 use crate::net::hosts::{Clients, Reach};
+use crate::net::mapping::port::OurPort;
 use crate::net::sockets::Sockets;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts::{TRACKER_HTTP, TRACKER_STOPPED};
@@ -60,6 +61,8 @@ pub fn http_clients(sockets: &Sockets) -> Arc<Clients> {
 pub struct TrackerOptions {
     /// From [`http_clients`]; UDP trackers are spoken to through sockets like theirs.
     pub http: Arc<Clients>,
+    /// Where the internet reaches us, if that may be another port than the one in [`Announce`].
+    pub port: OurPort,
     /// The torrent is private (BEP 27): tiers strictly in order, one tracker at a time, none added.
     pub private: bool,
     /// Peers to ask for; trackers give 50 unasked, and 200 at most.
@@ -74,7 +77,14 @@ impl TrackerOptions {
     /// For a public torrent, asking for 100 peers: what 80 connections need, some of them being dead. Trackers of the
     /// internet only.
     pub fn new(http: Arc<Clients>) -> Self {
-        Self { http, private: false, num_want: 100, reach: Reach::Public, named: Vec::new() }
+        Self {
+            http,
+            port: OurPort::default(),
+            private: false,
+            num_want: 100,
+            reach: Reach::Public,
+            named: Vec::new(),
+        }
     }
 }
 
@@ -131,6 +141,8 @@ struct Control {
     wanted: bool,
     completed: bool,
     stopping: bool,
+    /// How often our address has changed.
+    moved: u32,
     /// Trackers that may be in the local network after all, by their places in the status.
     widened: Arc<BTreeSet<usize>>,
 }
@@ -221,6 +233,11 @@ impl Trackers {
         self.control.send_modify(|control| control.completed = true);
     }
 
+    /// Our address has changed: they are told at once, whatever they said about when. Cheap; doesn't wait.
+    pub fn moved(&self) {
+        self.control.send_modify(|control| control.moved = control.moved.wrapping_add(1));
+    }
+
     /// Says whether more peers are wanted now: then trackers are asked as soon as they allow. Cheap; doesn't wait.
     pub fn want_peers(&self, wanted: bool) {
         self.control.send_if_modified(|now| std::mem::replace(&mut now.wanted, wanted) != wanted);
@@ -295,12 +312,18 @@ impl Trackers {
             return;
         }
         let control = self.control.subscribe();
-        let completed_told = control.borrow().completed;
+        let (completed_told, moved) = {
+            let now = control.borrow();
+            (now.completed, now.moved)
+        };
         let group = Group {
             members,
             order,
             schedule: Schedule::new(now().into_std()),
             completed_told,
+            told_port: None,
+            port: self.shared.options.port.clone(),
+            moved,
             shared: self.shared.clone(),
             control,
             _active: Active::new(self.active.clone()),
@@ -347,6 +370,11 @@ struct Group {
     schedule: Schedule,
     /// `completed` was told, or is from before this group.
     completed_told: bool,
+    /// The port that was announced last.
+    told_port: Option<u16>,
+    port: OurPort,
+    /// How often our address had changed when it was last told.
+    moved: u32,
     shared: Arc<Shared>,
     control: watch::Receiver<Control>,
     _active: Active,
@@ -365,8 +393,12 @@ impl Group {
             if control.stopping {
                 return self.say_stopped().await;
             }
+            if std::mem::replace(&mut self.moved, control.moved) != control.moved {
+                self.schedule.hurry(now().into_std());
+            }
             let event = control.completed && !self.completed_told;
-            let due = self.schedule.due(control.wanted, event);
+            let moved = self.told_port.is_some_and(|told| told != self.shared.port());
+            let due = self.schedule.due(control.wanted, event || moved);
             self.show_next(due);
             if due.is_some_and(|due| due <= now().into_std()) {
                 let mut watched = self.control.clone();
@@ -389,6 +421,7 @@ impl Group {
             tokio::select! {
                 biased;
                 changed = self.control.changed() => if changed.is_err() { return },
+                () = self.port.changed() => {}
                 () = sleep => {}
             }
             let now = now();
@@ -423,6 +456,7 @@ impl Group {
             match member.tracker.announce(&ask, &self.shared.found).await {
                 Ok(answer) => {
                     self.completed_told |= event == Event::Completed;
+                    self.told_port = Some(ask.announce.port);
                     self.shared.note_answer(member, &answer);
                     self.order.worked(place);
                     self.schedule.succeeded(now().into_std(), answer.interval, answer.min_interval);
@@ -471,7 +505,14 @@ impl Group {
 impl Shared {
     fn ask(&self, event: Event) -> Ask {
         let num_want = if event == Event::Stopped { 0 } else { self.options.num_want };
-        Ask { announce: self.announce, progress: (self.progress)(), event, num_want }
+        let announce = Announce { port: self.port(), ..self.announce };
+        Ask { announce, progress: (self.progress)(), event, num_want }
+    }
+
+    /// The port that is announced.
+    fn port(&self) -> u16 {
+        // Trackers refuse 0 of those who can't be reached; at 1 nobody is.
+        self.options.port.outside().unwrap_or(self.announce.port).max(1)
     }
 
     fn note(&self, slot: usize, change: impl FnOnce(&mut TrackerStatus)) {

@@ -62,6 +62,15 @@ impl Schedule {
         }
     }
 
+    /// Something is to be told at once. Who wants us no more isn't told.
+    pub fn hurry(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Waiting { earliest, regular, .. } => (*earliest, *regular) = (now, now),
+            State::Failing { until } => *until = now,
+            State::New(_) | State::Never => {}
+        }
+    }
+
     /// Notes an answer that came now, with the intervals that it named.
     pub fn succeeded(&mut self, now: Instant, interval: Option<Duration>, min_interval: Option<Duration>) {
         let was_early = matches!(self.state, State::Waiting { regular, .. } if now < regular);

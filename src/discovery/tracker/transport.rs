@@ -3,11 +3,13 @@
 //! [`Tracker::announce`] does one announce, with all its tries, and sends the peers on as soon as they are
 //! here. It is the same for all events: a tracker that hasn't heard of us hears `started`, whatever was asked.
 //! UDP announces to both address families when the host has both, each with its own socket, connection id and
-//! registration. Dropping the future at any await leaves the tracker usable.
+//! registration. Through a proxy there is one way, and the proxy knows by which family. Dropping the future at any await
+//! leaves the tracker usable.
 //!
 //! Not here: when to announce (`schedule`), bytes (`http`, `udp`).
 
 use std::error::Error as _;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +24,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::message::{Answer, Ask, Event, TrackerError};
 use super::{TrackerOptions, http, udp};
 use crate::discovery::{FoundPeers, PeerSource};
-use crate::net::hosts::{self, Clients, LookupError, Reach};
+use crate::net::hosts::{self, Clients, LookupError, PrivateHost, Reach};
+use crate::net::proxy::{Association, ProxyKind, Target};
 use crate::net::sockets::Sockets;
 use crate::sync::timeouts::{
     TRACKER_HTTP, TRACKER_UDP_CONNECTION, TRACKER_UDP_FIRST, TRACKER_UDP_OTHER, TRACKER_UDP_TRIES,
@@ -70,17 +73,23 @@ struct Family {
     /// In a row; picks the host's next address.
     failures: usize,
     /// Where it knows us.
-    registered: Option<SocketAddr>,
+    registered: Option<Target>,
     endpoint: Option<Endpoint>,
 }
 
 /// An open socket to a tracker. It is connected, so that the kernel drops what others send, and kept while its
 /// connection id is good, since some trackers bind the id to our port.
 struct Endpoint {
-    remote: SocketAddr,
-    socket: UdpSocket,
+    remote: Target,
+    line: Line,
     /// The id and its last moment.
     connection: Option<(u64, Instant)>,
+}
+
+/// How packets go there.
+enum Line {
+    Direct(UdpSocket),
+    Proxied(Association),
 }
 
 impl Tracker {
@@ -135,7 +144,7 @@ impl Tracker {
     pub fn registered(&self) -> bool {
         match &self.transport {
             Transport::Http(tracker) => tracker.registered,
-            Transport::Udp(tracker) => tracker.v4.registered.or(tracker.v6.registered).is_some(),
+            Transport::Udp(tracker) => tracker.v4.registered.is_some() || tracker.v6.registered.is_some(),
         }
     }
 
@@ -258,19 +267,26 @@ impl UdpTracker {
         found: &mpsc::Sender<FoundPeers>,
     ) -> Result<Answer, TrackerError> {
         let Self { sockets, host, port, reach, url_data, v4, v6 } = self;
-        // At the end only those who know us are told, and no time is lost with names.
-        let known = [v4.registered, v6.registered].into_iter().flatten().collect();
-        let addrs = if ask.event == Event::Stopped { known } else { resolve(host, *port, *reach).await? };
-        if !addrs.iter().any(|addr| sockets.allows(addr.ip())) && !addrs.is_empty() {
-            return Err(TrackerError::Network(hosts::NOT_FROM_OURS.into()));
-        }
-        let addrs = addrs.into_iter().filter(|addr| sockets.allows(addr.ip()));
-        let (addrs4, addrs6): (Vec<_>, Vec<_>) = addrs.partition(SocketAddr::is_ipv4);
+        let (targets4, targets6) = if let Some(proxy) = sockets.proxy() {
+            (vec![through(proxy.proxy().kind, host, *port, *reach)?], Vec::new())
+        } else {
+            // At the end only those who know us are told, and no time is lost with names.
+            let known = [&v4.registered, &v6.registered].into_iter().flatten().cloned().collect();
+            let found = match ask.event {
+                Event::Stopped => known,
+                _ => resolve(host, *port, *reach).await?.into_iter().map(Target::Addr).collect::<Vec<_>>(),
+            };
+            let ours = |target: &Target| target.ip().is_some_and(|ip| sockets.allows(ip));
+            if !found.iter().any(ours) && !found.is_empty() {
+                return Err(TrackerError::Network(hosts::NOT_FROM_OURS.into()));
+            }
+            found.into_iter().filter(ours).partition(|target| target.ip().is_some_and(|ip| ip.is_ipv4()))
+        };
 
         let mut running = FuturesUnordered::new();
-        for (family, addrs) in [(v4, addrs4), (v6, addrs6)] {
-            if !addrs.is_empty() {
-                running.push(family.announce(sockets, addrs, ask, url_data));
+        for (family, targets) in [(v4, targets4), (v6, targets6)] {
+            if !targets.is_empty() {
+                running.push(family.announce(sockets, targets, ask, url_data));
             }
         }
         let mut best: Option<Answer> = None;
@@ -307,6 +323,18 @@ fn merge(first: Answer, second: Answer) -> Answer {
     }
 }
 
+/// A tracker as a proxy is told of it. By address it must be within reach; a name is the proxy's to look up.
+fn through(kind: ProxyKind, host: &str, port: u16, reach: Reach) -> Result<Target, TrackerError> {
+    if kind == ProxyKind::Http {
+        return Err(TrackerError::Network("an HTTP proxy carries no packets".into()));
+    }
+    let target = Target::of(host, port);
+    match target.ip() {
+        Some(ip) if !reach.allows(ip) => Err(PrivateHost::new(host).into()),
+        _ => Ok(target),
+    }
+}
+
 async fn resolve(host: &str, port: u16, reach: Reach) -> Result<Vec<SocketAddr>, TrackerError> {
     hosts::lookup(host, port, reach).await.map_err(|error| match error {
         LookupError::Private(private) => private.into(),
@@ -320,23 +348,23 @@ impl Family {
         self.endpoint.as_ref()?.connection.map(|(_, until)| until)
     }
 
-    /// Announces where it knows us, if that is still one of `addrs`; after a failure, at the next of them.
+    /// Announces where it knows us, if that is still one of `targets`; after a failure, at the next of them.
     async fn announce(
         &mut self,
         sockets: &Sockets,
-        addrs: Vec<SocketAddr>,
+        targets: Vec<Target>,
         ask: &Ask,
         url_data: &str,
     ) -> Result<Answer, TrackerError> {
-        let turn = self.failures % addrs.len().max(1);
-        let known = self.registered.filter(|known| self.failures == 0 && addrs.contains(known));
-        let Some(remote) = known.or(addrs.get(turn).copied()) else {
+        let turn = self.failures % targets.len().max(1);
+        let known = self.registered.as_ref().filter(|known| self.failures == 0 && targets.contains(known));
+        let Some(remote) = known.or(targets.get(turn)).cloned() else {
             return Err(TrackerError::Network("no address to reach it at".into()));
         };
-        let ask = Ask { event: event_for(self.registered == Some(remote), ask.event), ..*ask };
+        let ask = Ask { event: event_for(self.registered.as_ref() == Some(&remote), ask.event), ..*ask };
         let opened = match self.endpoint.take() {
             Some(endpoint) if endpoint.remote == remote => Ok(endpoint),
-            _ => Endpoint::open(sockets, remote).await,
+            _ => Endpoint::open(sockets, remote.clone()).await,
         };
         let result = match opened {
             Ok(mut endpoint) => {
@@ -358,9 +386,35 @@ impl Family {
 }
 
 impl Endpoint {
-    async fn open(sockets: &Sockets, remote: SocketAddr) -> Result<Self, TrackerError> {
-        let socket = sockets.udp_to(remote).await.map_err(io_error)?;
-        Ok(Self { remote, socket, connection: None })
+    async fn open(sockets: &Sockets, remote: Target) -> Result<Self, TrackerError> {
+        let line = match (sockets.proxy(), &remote) {
+            (Some(proxy), _) => {
+                let opened = proxy.associate().await;
+                Line::Proxied(opened.map_err(|error| TrackerError::Network(error.to_string()))?)
+            }
+            (None, Target::Addr(addr)) => Line::Direct(sockets.udp_to(*addr).await.map_err(io_error)?),
+            (None, Target::Name(..)) => return Err(TrackerError::Network("its name isn't looked up".into())),
+        };
+        Ok(Self { remote, line, connection: None })
+    }
+
+    async fn send(&self, packet: &[u8]) -> io::Result<()> {
+        match &self.line {
+            Line::Direct(socket) => socket.send(packet).await.map(|_| ()),
+            Line::Proxied(association) => association.send(&self.remote, packet).await,
+        }
+    }
+
+    /// The next packet, and whether it came over IPv6, as who sent it says: of a name that isn't known before.
+    async fn recv(&mut self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+        let is_v6 = |target: &Target| target.ip().is_some_and(|ip| ip.is_ipv6());
+        match &mut self.line {
+            Line::Direct(socket) => Ok((socket.recv(buffer).await?, is_v6(&self.remote))),
+            Line::Proxied(association) => {
+                let (len, from) = association.recv(buffer).await?;
+                Ok((len, is_v6(&from)))
+            }
+        }
     }
 
     /// Connects unless a connection id is still good, and announces; asks again after 3 s, 6 s, and so on.
@@ -405,20 +459,20 @@ impl Endpoint {
 
     /// Sends a packet and waits for the one with its transaction id, until `deadline`.
     async fn ask(
-        &self,
+        &mut self,
         packet: &[u8],
         transaction: u32,
         deadline: Instant,
     ) -> Result<Option<udp::Reply>, TrackerError> {
-        self.socket.send(packet).await.map_err(io_error)?;
+        self.send(packet).await.map_err(io_error)?;
         let mut buffer = vec![0; udp::MAX_ANSWER];
         loop {
-            let Ok(received) = timeout_at(deadline, self.socket.recv(&mut buffer)).await else {
+            let Ok(received) = timeout_at(deadline, self.recv(&mut buffer)).await else {
                 return Ok(None);
             };
-            let len = received.map_err(io_error)?;
+            let (len, is_v6) = received.map_err(io_error)?;
             let packet = buffer.get(..len).unwrap_or_default();
-            match udp::parse_reply(packet, self.remote.is_ipv6()) {
+            match udp::parse_reply(packet, is_v6) {
                 Some((id, reply)) if id == transaction => return Ok(Some(reply)),
                 // Late, or forged.
                 _ => {}
@@ -427,6 +481,6 @@ impl Endpoint {
     }
 }
 
-fn io_error(error: std::io::Error) -> TrackerError {
+fn io_error(error: io::Error) -> TrackerError {
     TrackerError::Network(error.to_string())
 }

@@ -88,6 +88,35 @@ async fn bytes_go_both_ways_over_either_family() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_flushed_shares_no_packet_with_what_follows() {
+    const SYN: [u8; 20] = [0x41, 0, 0x12, 0x34, 0, 0, 0, 1, 0, 0, 0, 0, 0, 16, 0, 0, 0, 1, 0, 0];
+    let mut ours = port();
+    let theirs = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    theirs.send_to(&SYN, ours.addr).await.unwrap();
+    let mut packet = [0; 2000];
+    soon(theirs.recv_from(&mut packet)).await.unwrap();
+    assert_eq!(packet[0], 0x21, "the answer");
+    // Nobody is let in who hasn't seen the answer: its number less one is what has come.
+    let seen = u16::from_be_bytes([packet[16], packet[17]]).wrapping_sub(1).to_be_bytes();
+    let ack = [0x21, 0, 0x12, 0x35, 0, 0, 0, 2, 0, 0, 0, 0, 0, 16, 0, 0, 0, 2, seen[0], seen[1]];
+    theirs.send_to(&ack, ours.addr).await.unwrap();
+    let mut stream = soon(ours.incoming.accept()).await.unwrap();
+    for part in [&b"one"[..], b"two", b"three"] {
+        stream.write_all(part).await.unwrap();
+        soon(stream.flush()).await.unwrap();
+    }
+    let mut said = Vec::new();
+    while said.len() < 3 {
+        let (len, _) = soon(theirs.recv_from(&mut packet)).await.unwrap();
+        // Data; once each.
+        if packet[0] == 0x01 && !said.contains(&packet[20..len].to_vec()) {
+            said.push(packet[20..len].to_vec());
+        }
+    }
+    assert_eq!(said, [&b"one"[..], b"two", b"three"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_streams_at_once() {
     let (a, mut b) = (port(), port());
     let scope = TaskScope::root();

@@ -247,9 +247,18 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(n))
     }
 
-    /// What was written is on its way by itself.
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// What was written is on its way by itself. This waits until it has been put into packets: what is written later goes
+    /// in others.
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.pipe.inner.lock();
+        if let Some(kind) = inner.ended {
+            return Poll::Ready(Err(kind.into()));
+        }
+        if inner.outbound.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        remember(&mut inner.writer, cx);
+        Poll::Pending
     }
 
     /// Nothing more will be written; doesn't wait until it has arrived.

@@ -107,7 +107,11 @@ async fn connect(addr: SocketAddr, ways: &Ways, first: Kind) -> Result<Link, Con
             None => tcp.await,
         }
     };
-    Ok(timeout(timeouts::PEER_CONNECT, connect).await.map_err(|_| ConnectError::TimedOut)??)
+    let limit = match ways.sockets.proxy() {
+        Some(_) => timeouts::PROXY_CONNECT + timeouts::PROXY_ANSWER,
+        None => timeouts::PEER_CONNECT,
+    };
+    Ok(timeout(limit, connect).await.map_err(|_| ConnectError::TimedOut)??)
 }
 
 /// Reads the handshake of a peer that has ours.
@@ -151,7 +155,9 @@ where
     timeout(timeouts::PEER_HANDSHAKE, greet).await.map_err(|_| ConnectError::TimedOut)?
 }
 
-/// Answers with our handshake, once it is known that we have the torrent. Bounded in time.
+/// Answers with our handshake, once it is known that we have the torrent. Bounded in time. Over uTP it is a packet of its
+/// own: of what lies behind a handshake in the same one transmission 3.00 takes no notice until more comes, and it would
+/// never want what it doesn't know that we have.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -161,7 +167,10 @@ where
 {
     let mut bytes = ours.encode();
     line.seal(&mut bytes);
-    let write = stream.write_all(&bytes);
+    let write = async {
+        stream.write_all(&bytes).await?;
+        stream.flush().await
+    };
     timeout(timeouts::PEER_HANDSHAKE, write).await.map_err(|_| ConnectError::TimedOut)??;
     Ok(())
 }

@@ -20,15 +20,20 @@ use crate::control::message::{
     Who,
 };
 use crate::control::named::{self, Candidate};
-use crate::control::status::{Cache, Metadata, Status, Torrent as TorrentStatus, Tracker, Waiting, Webseed};
+use crate::control::status::{
+    Cache, Dht, Mapped, Metadata, Network, Off, Peer, Status, Torrent as TorrentStatus, Tracker, Waiting,
+    Webseed,
+};
+use crate::discovery::dht::DhtStatus;
 use crate::discovery::tracker::{TrackerState, TrackerStatus};
 use crate::metainfo::Source;
 use crate::metainfo::geometry::FileIndex;
 use crate::metainfo::info::FileKind;
+use crate::net::proxy::Dialer;
 use crate::run::report::Reporter;
 use crate::run::signals::Signals;
 use crate::sync::timeouts;
-use crate::torrent::status::seed_word;
+use crate::torrent::status::{PeerStatus, seed_word};
 use crate::torrent::swarm::EVERYTHING;
 use crate::torrent::{Command, Torrent};
 use crate::webseed::{SeedState, SeedStatus};
@@ -98,6 +103,7 @@ impl Mounted {
             port: self.client.port(),
             encryption: self.client.encryption().as_str().into(),
             utp: self.client.has_utp(),
+            network: network(&self.client),
             cache: Cache {
                 dir: self.client.cache().path().to_string_lossy().into_owned(),
                 kept,
@@ -307,6 +313,35 @@ fn files_below(subtree: &Subtree, node: u32) -> Vec<FileIndex> {
     found
 }
 
+fn network(client: &Client) -> Network {
+    let mapping = client.mapping();
+    let unmapped = mapping.as_ref().and_then(|status| match &status.trouble {
+        Some(trouble) => Some(trouble.clone()),
+        None if !status.mappings.is_empty() => None,
+        None if status.direct => Some("this machine's own address is one of the internet".to_owned()),
+        None => Some("the router hasn't answered yet".to_owned()),
+    });
+    let mapped = mapping.into_iter().flat_map(|status| status.mappings).map(|mapping| Mapped {
+        protocol: mapping.protocol.name().into(),
+        by: mapping.method.name().into(),
+        internal: mapping.internal,
+        external: mapping.external,
+        address: mapping.address.map(|address| address.to_string()),
+    });
+    let off = client.parts().off().iter();
+    let proxy = client.sockets().proxy();
+    Network {
+        port_outside: client.port_outside(),
+        dht: client.dht().map(dht),
+        lsd: client.has_lsd(),
+        mapped: mapped.collect(),
+        unmapped,
+        proxy: proxy.map(|proxy| proxy.proxy().to_string()),
+        proxy_trouble: proxy.and_then(Dialer::trouble),
+        off: off.map(|(part, why)| Off { part: part.name().into(), why: (*why).into() }).collect(),
+    }
+}
+
 fn torrent_status(shown: Shown) -> TorrentStatus {
     let Shown { name, torrent, .. } = shown;
     let torrent = &*torrent;
@@ -334,6 +369,8 @@ fn torrent_status(shown: Shown) -> TorrentStatus {
         peers: status.peers as u64,
         encrypted: status.encrypted as u64,
         utp: status.utp as u64,
+        seeded: status.seeded.clone(),
+        connected: status.connected.iter().map(peer).collect(),
         connecting: status.connecting as u64,
         banned: status.banned.len() as u64,
         trackers: torrent.trackers().into_iter().map(tracker).collect(),
@@ -341,6 +378,34 @@ fn torrent_status(shown: Shown) -> TorrentStatus {
         waiting: waiting.collect(),
         waiting_count: status.waiting_count as u64,
         error: status.error.clone(),
+    }
+}
+
+fn dht(dht: DhtStatus) -> Dht {
+    match dht {
+        DhtStatus::Starting => Dht { state: "starting".into(), ..Dht::default() },
+        DhtStatus::Running { nodes, nodes6, read_only } => Dht {
+            state: "running".into(),
+            nodes: nodes as u64,
+            nodes6: nodes6 as u64,
+            read_only,
+            reason: None,
+        },
+        DhtStatus::Failed(why) => Dht { state: "failed".into(), reason: Some(why), ..Dht::default() },
+    }
+}
+
+fn peer(peer: &PeerStatus) -> Peer {
+    Peer {
+        address: peer.addr.to_string(),
+        client: peer.client.clone(),
+        transport: peer.kind.as_str().into(),
+        encryption: peer.cover.as_str().into(),
+        source: peer.source.map(|source| source.as_str().into()),
+        rate_down: peer.rate_down,
+        rate_up: peer.rate_up,
+        downloaded: peer.downloaded,
+        uploaded: peer.uploaded,
     }
 }
 

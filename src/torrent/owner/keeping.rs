@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{DIRTY_AGE, DIRTY_MAX, Owner};
+use super::{Owner, seeding};
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
 use crate::peer::buffer::PieceBuffer;
 use crate::storage::StorageError;
@@ -20,8 +20,6 @@ use crate::torrent::reads::ReadError;
 use crate::torrent::records::{Records, Step};
 use crate::torrent::work;
 
-/// After a while without a record the next one comes sooner: who fetches little now and then loses little.
-const DIRTY_SOON: Duration = Duration::from_secs(1);
 /// How soon a record is tried again that could not be written, and giving back what could not be given back.
 pub(super) const RECORD_PAUSE: Duration = Duration::from_secs(2);
 /// How often room is tried to be given back; then what takes it goes on taking it.
@@ -217,6 +215,11 @@ impl Owner {
             return;
         }
         self.persisted.push(done);
+        if self.seeding.is_some() {
+            let now = Instant::now();
+            self.publish(now);
+            self.keep_tally(now);
+        }
         if let Some(records) = &mut self.records {
             records.want(last);
         }
@@ -234,25 +237,15 @@ impl Owner {
         }
     }
 
-    /// When what was written is to be recorded, if anything was.
-    pub(super) fn record_due(&self) -> Option<Instant> {
-        let since = self.dirty_since?;
-        let soon = self.last_record.map_or(since, |last| last + DIRTY_AGE).max(since + DIRTY_SOON);
-        Some(soon.min(since + DIRTY_AGE))
-    }
-
     pub(super) fn record_if_due(&mut self, now: Instant) {
-        let old = self.record_due().is_some_and(|at| now >= at);
         let again = self.record_failed.is_some_and(|at| now.saturating_duration_since(at) >= RECORD_PAUSE);
         if let Some(records) = &mut self.records {
             if again {
                 self.record_failed = None;
                 records.retry();
             }
-            if old || self.dirty >= DIRTY_MAX {
-                self.dirty = 0;
-                self.dirty_since = None;
-                self.last_record = Some(now);
+            if self.unrecorded.is_due(now) {
+                self.unrecorded.take(now);
                 records.want(false);
             } else if !again {
                 return;
@@ -272,7 +265,7 @@ impl Owner {
                     let last = records.is_closed();
                     if !work::sync(&shared, last, &self.work) {
                         records.refused();
-                        self.dirty_since.get_or_insert_with(Instant::now);
+                        self.unrecorded.refused(Instant::now());
                     }
                 }
                 Step::Record(record) => {
@@ -285,7 +278,7 @@ impl Owner {
                 Step::Discard(pieces) => discard.extend(pieces),
             }
         }
-        let settled = records.is_settled();
+        let settled = records.is_settled() && !self.seeding.as_ref().is_some_and(seeding::Seeding::is_kept);
         self.discard(discard);
         if settled {
             for waiting in self.persisted.drain(..) {

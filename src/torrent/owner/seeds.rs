@@ -207,7 +207,7 @@ impl Owner {
         let Some(planted) = self.seeds.find(key) else { return };
         let url = planted.health.url().to_owned();
         tracing::debug!(torrent = %self.torrent.name(), "the webseed {url} takes part");
-        self.links.insert(key, Link { outbox, counters });
+        self.links.insert(key, Link { outbox, counters, ends: None });
         self.apply(Event::Webseed { key, url });
     }
 
