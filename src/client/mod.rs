@@ -259,6 +259,8 @@ impl Client {
                 utp::Socket::start(&scope, udp.clone(), utp::Limits::default(), options.filter.clone())
             })
             .unzip();
+        let watch = Watch::new(sockets.clone());
+        let ours = Ours::new(watch.known());
         let loopback = options.listen_addr.is_some_and(|addr| addr.is_loopback());
         let udp = listener.udp().filter(|_| parts.runs(Part::Dht));
         let dht = udp.map(|udp| {
@@ -272,6 +274,7 @@ impl Client {
                     .or(udp.local_addr(true))
                     .is_some_and(|at| at.port() == listener.port()),
                 port: port.clone(),
+                ours: ours.clone(),
                 serve: loopback,
                 filter: options.filter.clone(),
             };
@@ -293,7 +296,6 @@ impl Client {
         }
         let lsd = parts.runs(Part::Lsd).then(|| Lsd::start(&scope, sockets.clone()));
         let utp = utp.map(|utp| utp as Arc<dyn Transport>);
-        let watch = Watch::new(sockets.clone());
         let ways = Ways { sockets, utp, encryption: options.encryption };
         let client = Arc::new(Self {
             env: Environment {
@@ -304,7 +306,7 @@ impl Client {
                 hub,
                 dht,
                 lsd,
-                ours: Ours::new(watch.known()),
+                ours,
                 changed: Arc::new(Notify::new()),
                 limits: (RateLimit::new(options.download_limit), RateLimit::new(options.upload_limit)),
                 spare_local: options.unlimited_local_peers,

@@ -1,6 +1,6 @@
 //! Our own addresses, for all torrents: those of this machine, and those that others see us at.
 //!
-//! Peers say at which address they see us (BEP 10's `yourip`); when enough of them agree ([`Votes`]), it is believed. Known
+//! Peers say at which address they see us (BEP 10's `yourip`), and so do nodes of the DHT (BEP 42's `ip`); when enough of them agree ([`Votes`]), it is believed. Known
 //! addresses aren't dialled, and stand for us where a connection's priority is reckoned (BEP 40).
 
 use std::net::IpAddr;
@@ -13,16 +13,17 @@ use torrentfs_fs::lock::{Rank, RankedMutex};
 use super::external::Votes;
 use super::hosts::is_private;
 
-/// What is known of our addresses; a clone is a handle on the same.
-#[derive(Clone)]
+/// What is known of our addresses; a clone is a handle on the same. By default nothing is.
+#[derive(Debug, Clone, Default)]
 pub struct Ours(Arc<Inner>);
 
+#[derive(Debug)]
 struct Inner {
     state: RankedMutex<State>,
     known: watch::Sender<Vec<IpAddr>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     votes: Votes,
     /// Of this machine.
@@ -33,6 +34,15 @@ impl State {
     /// What others see comes first.
     fn known(&self) -> Vec<IpAddr> {
         self.votes.believed().chain(self.here.iter().copied()).collect()
+    }
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            state: RankedMutex::new(Rank::Leaf, "our addresses", State::default()),
+            known: watch::Sender::default(),
+        }
     }
 }
 
@@ -54,7 +64,7 @@ impl Ours {
             state.votes.saw(ip, by, now).map(|_| state.known())
         };
         if let Some(known) = known {
-            tracing::info!("peers see us at {ip}");
+            tracing::info!("others see us at {ip}");
             self.0.known.send_replace(known);
         }
     }

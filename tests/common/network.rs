@@ -128,6 +128,17 @@ impl Line {
         self
     }
 
+    /// More IPv6 addresses for the near one, each as if in a network of its own.
+    #[track_caller]
+    pub fn neighbourhoods(&self, count: u16) -> Vec<Ipv6Addr> {
+        let addrs: Vec<_> =
+            (1..=count).map(|n| Ipv6Addr::new(0x2001, 0xdb8, 0xe00 + n, 0, 0, 0, 0, 1)).collect();
+        for addr in &addrs {
+            ip(&["-n", &self.near.name, "addr", "replace", &format!("{addr}/128"), "dev", DEVICE, "nodad"]);
+        }
+        addrs
+    }
+
     /// Waits until both may use their link-local addresses.
     #[track_caller]
     pub fn wait_link_local(&self) {

@@ -1,7 +1,9 @@
 """A private DHT of libtorrent nodes for the tests. Prints "ready PORT" when they know each other: where one of them listens.
 Ends when its stdin closes.
 
-    dht.py ADDRESS [--nodes N]
+    dht.py ADDRESS... [--nodes N]
+
+The nodes have the addresses in turn: who walks through the network may ask only one of each neighbourhood.
 
 Commands on stdin: "announced" waits until somebody has announced a torrent, and prints "announced".
 """
@@ -23,16 +25,15 @@ ANNOUNCE_LIMIT = 240
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("address")
+    parser.add_argument("addresses", metavar="ADDRESS", nargs="+")
     parser.add_argument("--nodes", type=int, default=4)
     args = parser.parse_args()
-    address = args.address
-    listen = f"[{address}]:0" if ":" in address else f"{address}:0"
-    nodes = [lt.session(dht_settings(listen)) for _ in range(args.nodes)]
+    addresses = [args.addresses[number % len(args.addresses)] for number in range(args.nodes)]
+    nodes = [lt.session(dht_settings(f"[{at}]:0" if ":" in at else f"{at}:0")) for at in addresses]
     for node in nodes:
         settle("listening", 10, lambda: node.listen_port() != 0)
     for node in nodes[1:]:
-        node.add_dht_node((address, nodes[0].listen_port()))
+        node.add_dht_node((addresses[0], nodes[0].listen_port()))
     for node in nodes:
         settle("the private DHT", DHT_LIMIT, lambda: node.status().dht_nodes >= max(1, args.nodes // 2))
     print(f"ready {nodes[0].listen_port()}", flush=True)

@@ -119,6 +119,11 @@ impl Family {
         if addr.is_ipv4() { Family::V4 } else { Family::V6 }
     }
 
+    /// That of an address without a port; IPv4 within IPv6 is IPv4.
+    pub fn of_ip(ip: IpAddr) -> Self {
+        if ip.to_canonical().is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
     /// Its place in [`Family::BOTH`].
     pub fn index(self) -> usize {
         match self {

@@ -1,7 +1,7 @@
 //! The mainline DHT (BEP 5, 32, 42, 43): a node of our own, behind [`PeerDiscovery`].
 //!
 //! **Parts.** Pure, with `now` as an argument: [`krpc`] (messages), [`id`] (names and addresses), [`table`] (whom we know),
-//! [`lookup`] (one walk), [`store`] (what others leave with us), [`votes`] (where others see us), [`standing`] (whether we
+//! [`lookup`] (one walk), [`store`] (what others leave with us), [`standing`] (whether we
 //! take part), [`quota`] (how much is answered), [`saved`] (what is kept), and [`node`], which puts them together. Impure:
 //! [`run`] (the one task that owns the node), [`inlet`] (what comes for it), [`entries`] (names that are looked up). [`Dht`] is the handle;
 //! each followed info-hash has a task that searches and announces, and [`pause`] decides how often.
@@ -32,7 +32,6 @@ pub mod saved;
 pub mod standing;
 pub mod store;
 pub mod table;
-pub mod votes;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -47,6 +46,7 @@ use super::{Announce, Following, FoundPeers, PeerDiscovery, PeerSource};
 use crate::net::filter::Filter;
 use crate::net::hosts::Reach;
 use crate::net::mapping::port::OurPort;
+use crate::net::ours::Ours;
 use crate::net::udp::{For, SharedUdp};
 use crate::sync::tasks::TaskScope;
 use entries::Wanted;
@@ -81,6 +81,8 @@ pub struct DhtOptions {
     pub implied: bool,
     /// Where the internet reaches us, if that may be another port than the one in [`Announce`].
     pub port: OurPort,
+    /// What is known of our addresses: nodes tell of them, and who is found there is ourselves.
+    pub ours: Ours,
     /// Answer others' questions from the start. Otherwise the node does so once it has seen for a while that
     /// it can be reached from outside. For networks of one's own.
     pub serve: bool,
@@ -132,6 +134,7 @@ pub struct Dht {
     /// The addresses it is bound to, by [`Family::index`].
     addrs: [Option<SocketAddr>; 2],
     port: OurPort,
+    ours: Ours,
 }
 
 impl Dht {
@@ -146,7 +149,7 @@ impl Dht {
     ) -> Self {
         let shared = Arc::new(Shared { status: watch::Sender::new(DhtStatus::Starting) });
         let scope = scope.child("dht");
-        let port = options.port.clone();
+        let (port, ours) = (options.port.clone(), options.ours.clone());
         let (inlet, mail) = Inlet::new(options.filter.clone());
         udp.give(For::Dht, Arc::new(inlet));
         let addrs = Family::BOTH.map(|family| udp.local_addr(family == Family::V6));
@@ -167,7 +170,7 @@ impl Dht {
             let _at_the_end = ended;
             running.run(udp, mail).await;
         });
-        Self { scope, shared, commands, wanted, addrs, port }
+        Self { scope, shared, commands, wanted, addrs, port, ours }
     }
 
     /// How it is doing.
@@ -218,11 +221,11 @@ impl PeerDiscovery for Dht {
         let (following, wanted) = Following::new();
         let node = self.commands.clone();
         let stopped = self.scope.token().clone();
-        let port = self.port.clone();
+        let (port, ours) = (self.port.clone(), self.ours.clone());
         scope.spawn("dht search", async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
-                () = follow(node, announce, port, found, wanted) => {}
+                () = follow(node, announce, (port, ours), found, wanted) => {}
             }
         });
         following
@@ -242,7 +245,7 @@ impl Drop for Ended {
 async fn follow(
     node: mpsc::Sender<Command>,
     announce: Announce,
-    mut our: OurPort,
+    (mut our, ours): (OurPort, Ours),
     found: mpsc::Sender<FoundPeers>,
     mut wanted: watch::Receiver<bool>,
 ) {
@@ -252,7 +255,7 @@ async fn follow(
         let port = port_of(announce, &our);
         let count = tokio::select! {
             () = gone(&mut wanted, &found) => return,
-            count = search(&node, announce, port, &found) => count,
+            count = search(&node, announce, (port, &ours), &found) => count,
         };
         let Some(count) = count else { return };
         tracing::debug!(peers = count, "searched the DHT");
@@ -297,19 +300,25 @@ fn pause(wanted: bool, empty: u32) -> Duration {
     factor.and_then(|factor| SEARCH_FIRST.checked_mul(factor)).map_or(longest, |wait| wait.min(longest))
 }
 
-/// One search; what it finds is sent on at once. How many different addresses that were; `None` when the node, or whoever
-/// takes them, has ended. It ends with the node's search, which is bounded.
+/// One search; what it finds is sent on at once. How many different addresses that were, without our own; `None` when the
+/// node, or whoever takes them, has ended. It ends with the node's search, which is bounded.
 async fn search(
     node: &mpsc::Sender<Command>,
     announce: Announce,
-    port: Option<Port>,
+    (port, ours): (Option<Port>, &Ours),
     found: &mpsc::Sender<FoundPeers>,
 ) -> Option<usize> {
+    let known = ours.known();
+    // Nodes give back what we announced, before the router's mapping, too.
+    let ourselves = |addr: &SocketAddr| {
+        let is_port = addr.port() == announce.port || port.is_some_and(|port| port.number == addr.port());
+        is_port && known.borrow().contains(&addr.ip().to_canonical())
+    };
     let (answers, mut come) = mpsc::channel(ANSWERS);
     node.send(Command::Search { hash: announce.info_hash, port, found: answers }).await.ok()?;
     let mut seen = HashSet::new();
     while let Some(mut addrs) = come.recv().await {
-        addrs.retain(|addr| seen.len() < MAX_FOUND && seen.insert(*addr));
+        addrs.retain(|addr| !ourselves(addr) && seen.len() < MAX_FOUND && seen.insert(*addr));
         // Full: we wait, and answers with us; the channel has room for all of one search.
         if !addrs.is_empty() {
             found.send(FoundPeers { source: PeerSource::Dht, addrs }).await.ok()?;

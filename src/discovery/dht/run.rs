@@ -213,6 +213,10 @@ impl Turns {
             tracing::debug!(asked = done.asked, announced = done.announced, "searched the DHT");
             self.searches.remove(&done.search);
         }
+        let now = Instant::now().into_std();
+        for (said, by) in self.out.seen.drain(..) {
+            running.options.ours.saw(said, by, now);
+        }
         if std::mem::take(&mut self.out.enter) {
             // Full: it is being looked up already.
             let _ = running.wanted.try_send(Wanted::Entries);

@@ -180,6 +180,32 @@ async fn announced_among_theirs_found_by_us_and_by_them() {
 }
 
 #[tokio::test]
+async fn who_finds_only_himself_has_found_nobody() {
+    let testnet = testnet(10).await;
+    let root = TaskScope::root();
+    let dht = loopback(&root, &testnet.bootstrap);
+    let hash = [9; 20];
+    let port = Port { number: 45_558, mapped: false };
+    let (found, mut peers) = mpsc::channel(4);
+    let search = async |announced: u16, ours: &Ours| {
+        let searched = search(&dht.commands, announce(hash, announced), (Some(port), ours), &found);
+        timeout(LONG, searched).await.unwrap().unwrap()
+    };
+    let nobody = Ours::default();
+    search(45_558, &nobody).await;
+    assert_eq!(found_by_theirs(&testnet.nodes[0].clone().as_async(), hash).await.len(), 1);
+    // It is found, until we know that this is ourselves; whether it is our port or the one that the router shows for it.
+    assert_eq!(search(45_558, &nobody).await, 1);
+    assert_eq!(peers.recv().await.unwrap().addrs, ["127.0.0.1:45558".parse().unwrap()]);
+    let ourselves = Ours::new(vec!["127.0.0.1".parse().unwrap()]);
+    assert_eq!(search(45_558, &ourselves).await, 0);
+    assert_eq!(search(1, &ourselves).await, 0);
+    assert!(peers.try_recv().is_err());
+    root.cancel();
+    assert!(root.join(LONG).await.is_empty());
+}
+
+#[tokio::test]
 async fn theirs_announce_and_search_among_ours() {
     let root = TaskScope::root();
     let (nodes, entries) = ours(&root, 8, ONLY4).await;

@@ -79,17 +79,21 @@ impl Field {
 
     /// A private DHT of others, on the near host.
     fn dht(&mut self) -> Option<Proc> {
+        if !self.way.is_dht() {
+            return None;
+        }
         // With fewer than nine nodes transmission takes it for none.
-        let nodes = if self.client == Client::Transmission { "16" } else { "4" };
-        self.way.is_dht().then(|| {
-            let (dht, port) = Self::ready(
-                &self.line.near,
-                "dht.py",
-                &[self.ours.ip().to_string(), "--nodes".into(), nodes.into()],
-            );
-            self.node = Some((self.ours.ip(), port).into());
-            dht
-        })
+        let nodes: u16 = if self.client == Client::Transmission { 16 } else { 4 };
+        let addrs: Vec<IpAddr> = match self.way.is_ipv6() {
+            // Of one neighbourhood we ask one node, which may not be one that the client has told.
+            true => self.line.neighbourhoods(nodes).into_iter().map(IpAddr::from).collect(),
+            false => vec![self.ours.ip()],
+        };
+        let mut args: Vec<_> = addrs.iter().map(IpAddr::to_string).collect();
+        args.extend(["--nodes".into(), nodes.to_string()]);
+        let (dht, port) = Self::ready(&self.line.near, "dht.py", &args);
+        self.node = addrs.first().map(|ip| (*ip, port).into());
+        Some(dht)
     }
 
     /// Somebody connects to both and introduces them, and has next to nothing to give.

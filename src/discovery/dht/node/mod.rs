@@ -23,7 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::draw::Draw;
-use super::id::{Contact, Family, LEN, NodeId, may_name};
+use super::id::{Contact, Family, LEN, NodeId, is_public, may_name};
 use super::krpc::{self, KrpcError, Message, Query, Reply, Tid, Want};
 use super::lookup::Lookup;
 use super::quota::Quota;
@@ -32,7 +32,7 @@ use super::saved::{self, Saved};
 use super::standing::Standing;
 use super::store::{Peers, Tokens};
 use super::table::{K, Placed, Table};
-use super::votes::Votes;
+use crate::net::external::Votes;
 
 /// After this a question no longer holds up its walk; most answers take a tenth.
 const SLOW: Duration = Duration::from_secs(2);
@@ -110,6 +110,8 @@ pub struct Out {
     pub found: Vec<(SearchId, Vec<SocketAddr>)>,
     /// Searches that are over.
     pub done: Vec<Done>,
+    /// Who said that we are where: the address, and his own.
+    pub seen: Vec<(IpAddr, IpAddr)>,
     /// Too few nodes answer: [`Node::enter`] is to be called with entries, if there are any.
     pub enter: bool,
 }
@@ -350,7 +352,7 @@ impl Node {
         let half = self.halves[family.index()].as_ref()?;
         let (nodes, good) = half.table.count(now);
         let read_only = half.standing.is_read_only();
-        Some(HalfStatus { nodes, good, read_only, external: half.votes.elected() })
+        Some(HalfStatus { nodes, good, read_only, external: half.votes.believed().next() })
     }
 
     /// Torrents and peers that others left with us.
@@ -435,6 +437,10 @@ impl Node {
     fn seen_at(&mut self, at: usize, said: IpAddr, by: IpAddr, now: Instant, out: &mut Out) {
         let rest = self.draw.bytes();
         let Some(half) = self.half(at) else { return };
+        if !is_public(said) || Family::of_ip(said) != half.family {
+            return;
+        }
+        out.seen.push((said, by));
         let Some(ip) = half.votes.saw(said, by, now) else { return };
         if half.table.own().fits(ip) {
             return;

@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use super::*;
 use crate::discovery::dht::krpc::{PACKET_MAX, Token, decode, encode};
+use crate::net::ours::Ours;
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -46,6 +47,7 @@ struct Player {
     found: Vec<(SearchId, SocketAddr)>,
     done: Vec<Done>,
     enters: usize,
+    ours: Ours,
 }
 
 /// When it arrives, a number that makes it different, from where to where, and what.
@@ -135,6 +137,7 @@ impl World {
             found: Vec::new(),
             done: Vec::new(),
             enters: 0,
+            ours: Ours::default(),
         });
         index
     }
@@ -154,6 +157,7 @@ impl World {
         self.due.remove(&(before, index));
         self.due.insert((player.node.due(), index));
         player.done.append(&mut out.done);
+        out.seen.iter().for_each(|(said, by)| player.ours.saw(*said, *by, self.now));
         for (search, addrs) in out.found {
             player.found.extend(addrs.into_iter().map(|addr| (search, addr)));
         }
@@ -318,6 +322,8 @@ fn every_announce_is_found_in_a_network_of_three_hundred() {
     let fits =
         world.players.iter().filter(|player| player.node.id(Family::V4).unwrap().fits(player.addrs[0].ip()));
     assert_eq!(fits.count(), 300, "each has learned its address and has a name that fits");
+    let told = world.players.iter().filter(|player| *player.ours.known().borrow() == [player.addrs[0].ip()]);
+    assert_eq!(told.count(), 300, "each tells its address");
     let (found, asked) = world.announce_and_find(60, |_| true);
     eprintln!("{found} of 60 found, {asked} asked on the mean");
     assert_eq!(found, 60);
