@@ -45,6 +45,15 @@ impl Host {
         ip(&["-n", &self.name, "addr", "add", &format!("{to}/24"), "dev", DEVICE]);
     }
 
+    /// One more address of the same network, which ends with this number.
+    #[track_caller]
+    pub fn also(&self, last: u8) -> Ipv4Addr {
+        let [a, b, c, _] = self.ip.octets();
+        let more = Ipv4Addr::new(a, b, c, last);
+        ip(&["-n", &self.name, "addr", "add", &format!("{more}/24"), "dev", DEVICE]);
+        more
+    }
+
     /// A command that runs there.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         // It executes the program in its own place, so the process id is the program's.

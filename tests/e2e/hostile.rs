@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Behaviour, Crowd, Flood, Mount, MountBuilder, Peak, Sample, ScriptedPeer, Seeder, Tale, Teller, Tracker,
-    Uses, Varied, be_let_in, bytes_at, connect, greet, handshake, is_closed, message, numbers, open_files,
-    ran, wait_until,
+    Behaviour, Crowd, Flood, Line, Mount, MountBuilder, Peak, Sample, ScriptedPeer, Seeder, Tale, Teller,
+    Tracker, Uses, Varied, be_let_in, bytes_at, connect, greet, handshake, is_closed, message, numbers,
+    open_files, ran, wait_until,
 };
 use crate::needs;
 use crate::no_peer::free_port;
@@ -389,6 +389,30 @@ fn a_thousand_connections_of_one_address_are_few() {
     wait_until("them to be gone", MINUTE, || peers(&mount) == 1);
     be_let_in(&mut greet(from(3), at, &torrent.info_hash()).expect("it is answered"));
     wait_until("the files to be closed", MINUTE, || Uses::of(mount.pid()).files <= before.files + 8);
+    mount.stop();
+}
+
+/// On loopback an address says nothing of who it is: so on hosts of their own.
+#[test]
+fn while_one_address_says_nothing_a_thousand_times_another_is_let_in() {
+    needs!(Fuse, Libtorrent, Netns);
+    const MANY: usize = 1000;
+    many_files();
+    let torrent = Varied::new("besieged.bin", 4, PIECE);
+    let line = Line::new();
+    let other = line.far.also(77);
+    let at = SocketAddr::from((line.near.ip, 7000));
+    let mount = Mount::of(&torrent.torrent).inside(&line.near).listen(at.to_string()).start();
+    let still = line.far.within(|| {
+        let mut silent: Vec<_> =
+            (0..MANY).map(|_| connect(line.far.ip, at, false).expect("a socket")).collect();
+        be_let_in(&mut greet(other, at, &torrent.info_hash()).expect("it is answered"));
+        // Those that are being heard still are: it wasn't let in because they had given up.
+        silent.retain_mut(|stream| !is_closed(stream));
+        silent.len()
+    });
+    eprintln!("{still} of {MANY} are still heard");
+    assert!((1..MANY / 2).contains(&still), "{still}");
     mount.stop();
 }
 

@@ -41,6 +41,7 @@ mod goals;
 mod harness;
 mod hostile;
 mod inspect;
+mod interface;
 mod interop;
 mod kinds;
 mod large;

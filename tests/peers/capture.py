@@ -1,5 +1,5 @@
 """Sees every packet that leaves this network namespace, on whatever interface, loopback included. Prints "ready", and "sent
-PROTOCOL ADDRESS:PORT" for each place to which one goes, once. A line on stdin is answered by "all COUNT", when all packets
+PROTOCOL ADDRESS:PORT" for each place to which one goes, once; with "--interfaces" it adds " by INTERFACE". A line on stdin is answered by "all COUNT", when all packets
 that had gone by then were looked at. Ends when its stdin closes.
 
 What hosts say to be found in their network (ARP, neighbour discovery) isn't counted.
@@ -36,16 +36,17 @@ def main():
     ear.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 20)
     ear.setblocking(False)
     print("ready", flush=True)
-    seen, count = set(), 0
+    seen, count, tell = set(), 0, "--interfaces" in sys.argv
     while True:
         ready = select.select([ear, sys.stdin], [], [])[0]
         try:
             while True:
-                packet, (_, kind, way, _, _) = ear.recvfrom(65536)
+                packet, (interface, kind, way, _, _) = ear.recvfrom(65536)
                 to = where(kind, packet) if way == OUTGOING else None
                 if to is None:
                     continue
                 count += 1
+                to += f" by {interface}" if tell else ""
                 if to not in seen:
                     seen.add(to)
                     print(f"sent {to}", flush=True)
