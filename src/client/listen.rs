@@ -3,8 +3,9 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -157,7 +158,8 @@ async fn greet(
     };
     let Some(client) = client.upgrade() else { return };
     if let Some(torrent) = client.find(theirs.info_hash) {
-        match client.connections.accept() {
+        let eager = torrent.eager.load(Ordering::Relaxed);
+        match client.connections.accept(eager, Instant::now()) {
             Some(open) => torrent.sessions.accept(stream, line, canonical_peer(addr), theirs, open),
             None => tracing::debug!(peer = %addr, "there are enough connections"),
         }

@@ -8,7 +8,8 @@
 //! Flow: a torrent takes a token for each dial it decides on, which becomes that of the connection once there is one; the
 //! listener takes one for each who comes, and another when it is known for which torrent. Nobody waits here: who gets none
 //! tries again later. A torrent that is *eager*, since somebody reads of it or its metadata isn't known, may use what others
-//! leave; and when it finds all taken, the others are asked to give some up ([`Connections::pressed`]).
+//! leave; and when it finds all taken, the others are asked to give some up ([`Connections::pressed`]). Who isn't eager dials
+//! a little less than it takes of those who come: some can't be dialled.
 //!
 //! Not here: how many connections one torrent may have, and which of them stay (`torrent::admission`).
 
@@ -70,15 +71,13 @@ impl Counts {
     }
 
     /// How many dials may begin now.
-    pub fn may_dial(&mut self, eager: bool, now: Instant) -> usize {
+    fn may_dial(&mut self, eager: bool, now: Instant) -> usize {
         if let Some(past) = self.filled.replace(now).map(|at| now.saturating_duration_since(at)) {
             let most = f64::from(DIALS_PER_SECOND);
             self.dials = (self.dials + past.as_secs_f64() * most).min(most);
         }
-        let room = self.room(eager);
-        if eager && room == 0 {
-            self.pressed = Some(now);
-        }
+        let for_who_comes = if eager { 0 } else { self.max / SPARED };
+        let room = self.room(eager).saturating_sub(for_who_comes);
         let spared = if eager { 0 } else { HALF_OPEN_MAX / SPARED };
         let half_open = (HALF_OPEN_MAX - spared).saturating_sub(self.half_open);
         let spared = if eager { 0 } else { DIALS_PER_SECOND as usize / SPARED };
@@ -91,14 +90,26 @@ impl Counts {
         if may {
             self.half_open += 1;
             self.dials -= 1.0;
+        } else if eager {
+            self.press(now);
         }
         may
     }
 
-    fn accept(&mut self) -> bool {
-        let may = self.room(false) > 0;
+    fn accept(&mut self, eager: bool, now: Instant) -> bool {
+        let may = self.room(eager) > 0;
         self.open += usize::from(may);
+        if eager && !may {
+            self.press(now);
+        }
         may
+    }
+
+    /// An eager torrent could use another connection.
+    fn press(&mut self, now: Instant) {
+        if self.room(true) == 0 {
+            self.pressed = Some(now);
+        }
     }
 
     fn greet(&mut self, ip: IpAddr) -> bool {
@@ -157,9 +168,9 @@ impl Connections {
         may.then(|| Dialing(Some(self.clone())))
     }
 
-    /// Somebody who came is taken; `None` when there are enough.
-    pub fn accept(&self) -> Option<Open> {
-        let may = self.0.lock().accept();
+    /// Somebody who came to a torrent is taken; `None` when there are enough.
+    pub fn accept(&self, eager: bool, now: Instant) -> Option<Open> {
+        let may = self.0.lock().accept(eager, now);
         may.then(|| Open(self.clone()))
     }
 
@@ -167,6 +178,11 @@ impl Connections {
     pub fn greet(&self, ip: IpAddr) -> Option<Greeting> {
         let may = self.0.lock().greet(ip);
         may.then(|| Greeting(self.clone(), ip))
+    }
+
+    /// An eager torrent knows somebody to dial, and may not: if all connections are taken, others are to give some up.
+    pub fn press(&self, now: Instant) {
+        self.0.lock().press(now);
     }
 
     /// Whether an eager torrent has lately found all connections taken: who has some to spare gives one up.
@@ -267,12 +283,26 @@ mod tests {
     fn connections_are_bounded_however_they_came() {
         let now = Instant::now();
         let connections = Connections::new(16);
-        let mut open: Vec<Open> = std::iter::from_fn(|| connections.accept()).collect();
-        assert_eq!(open.len(), 14);
-        assert!(connections.dial(false, now).is_none() && !connections.pressed(now));
-        let dials: Vec<Dialing> = std::iter::from_fn(|| connections.dial(true, now)).collect();
-        assert_eq!((dials.len(), connections.count()), (2, (14, 2)));
-        assert!(connections.pressed(now) && !connections.pressed(now + PRESSED));
+        let mut dials: Vec<Dialing> = std::iter::from_fn(|| connections.dial(false, now)).collect();
+        assert_eq!(dials.len(), 12, "some are for who comes");
+        let mut open: Vec<Open> = std::iter::from_fn(|| connections.accept(false, now)).collect();
+        assert_eq!(open.len(), 2);
+        connections.press(now);
+        assert!(!connections.pressed(now), "there is room for who is in a hurry");
+        // However it comes.
+        dials.extend(connections.dial(true, now));
+        open.extend(connections.accept(true, now));
+        assert_eq!(connections.count(), (3, 13));
+        for by_dial in [true, false] {
+            let later = now + if by_dial { Duration::ZERO } else { PRESSED };
+            assert!(!connections.pressed(later));
+            let none = if by_dial {
+                connections.dial(true, later).is_none()
+            } else {
+                connections.accept(true, later).is_none()
+            };
+            assert!(none && connections.pressed(later) && !connections.pressed(later + PRESSED));
+        }
         open.extend(dials.into_iter().filter_map(Dialing::connected));
         assert_eq!(connections.count(), (16, 0));
         drop(open);
@@ -303,7 +333,7 @@ mod tests {
                 now += Duration::from_millis(ms);
                 match step {
                     0 | 1 => dials.extend(connections.dial(eager, now)),
-                    2 => open.extend(connections.accept()),
+                    2 => open.extend(connections.accept(eager, now)),
                     3 => open.extend(dials.pop().and_then(Dialing::connected)),
                     _ => {
                         if eager { dials.pop(); } else { open.pop(); }

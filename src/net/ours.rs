@@ -59,24 +59,25 @@ impl Ours {
         if is_private(by.to_canonical()) {
             return;
         }
-        let known = {
+        let news = {
             let mut state = self.0.state.lock();
-            state.votes.saw(ip, by, now).map(|_| state.known())
+            let news = state.votes.saw(ip, by, now);
+            if news.is_some() {
+                // Before anybody else can learn more: nothing older comes behind it. It wakes, and waits for nobody.
+                self.0.known.send_replace(state.known());
+            }
+            news
         };
-        if let Some(known) = known {
+        if news.is_some() {
             tracing::info!("others see us at {ip}");
-            self.0.known.send_replace(known);
         }
     }
 
     /// The addresses of this machine have changed: what others saw is out of date.
     pub fn moved(&self, here: Vec<IpAddr>) {
-        let known = {
-            let mut state = self.0.state.lock();
-            *state = State { here, ..State::default() };
-            state.known()
-        };
-        self.0.known.send_replace(known);
+        let mut state = self.0.state.lock();
+        *state = State { here, ..State::default() };
+        self.0.known.send_replace(state.known());
     }
 
     /// What is known now, and to be told when that changes.

@@ -168,6 +168,12 @@ impl Sockets {
         Ok(socket)
     }
 
+    /// The address of ours from which packets go there, as the routes are now, if there is one. Nothing is sent.
+    pub async fn route(&self, to: SocketAddr) -> Option<IpAddr> {
+        let socket = self.udp_to(to).await.ok()?;
+        Some(socket.local_addr().ok()?.ip().to_canonical())
+    }
+
     /// Has the sockets of an HTTP client made likewise. It is the resolver of the client that leaves out what isn't
     /// [allowed](Self::allows): the client itself would go there from any address.
     ///
@@ -413,6 +419,18 @@ mod tests {
             assert!(allowed.into_iter().all(|addr| sockets.lends(ip(addr))), "{source:?}");
             assert!(!not.into_iter().any(|addr| sockets.lends(ip(addr))), "{source:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_routes_tell_where_packets_come_from() {
+        let any = Sockets::default();
+        for to in ["127.0.0.9:1", "[::ffff:127.0.0.9]:1"] {
+            assert_eq!(any.route(to.parse().unwrap()).await, Some(ip("127.0.0.1")));
+        }
+        assert_eq!(
+            Sockets::new(None, Some(ip("127.0.0.2"))).route("127.0.0.9:1".parse().unwrap()).await,
+            Some(ip("127.0.0.2"))
+        );
     }
 
     #[test]

@@ -55,7 +55,8 @@ impl Link {
         }
     }
 
-    /// The address of ours that it is bound to. Over uTP nobody knows: the socket is all connections'.
+    /// The address of ours that it is bound to. Over uTP it is the route that tells ([`Sockets::route`]): the socket is all
+    /// connections'.
     pub fn local(&self) -> Option<IpAddr> {
         match self {
             Self::Tcp(stream) => Some(stream.local_addr().ok()?.ip().to_canonical()),

@@ -43,6 +43,7 @@ struct Inner {
     hurried: Vec<BlockRequest>,
     haves: Vec<PieceIndex>,
     allowed: Vec<PieceIndex>,
+    allow_nothing: bool,
     dont_haves: Vec<(u8, PieceIndex)>,
     extended: VecDeque<(u8, Bytes)>,
     distrusted: Vec<FileIndex>,
@@ -65,6 +66,8 @@ pub struct Outgoing {
     pub hurried: Vec<BlockRequest>,
     /// Pieces that it may ask for although we choke it, which the messages tell it.
     pub allowed: Vec<PieceIndex>,
+    /// It may not ask any more for those that it was told of before.
+    pub allow_nothing: bool,
     /// Whether we choke the peer, where that changed.
     pub choke: Option<bool>,
     /// Files of which it sent bytes that were wrong.
@@ -141,6 +144,13 @@ impl Outbox {
     pub fn allow(&self, pieces: Vec<PieceIndex>) {
         self.change(|i| i.allowed.extend(pieces));
     }
+    /// It may ask for nothing any more while we choke it. It isn't told: it gets refusals (BEP 6).
+    pub fn allow_nothing(&self) {
+        self.change(|i| {
+            i.allowed.clear();
+            i.allow_nothing = true;
+        });
+    }
     /// We have a piece no longer; `id` is the peer's number for `lt_donthave` (BEP 54).
     pub fn dont_have(&self, id: u8, piece: PieceIndex) {
         self.change(|i| {
@@ -208,6 +218,7 @@ impl Outbox {
         out.messages.extend(inner.dont_haves.drain(..).map(dont_have));
         out.messages.extend(inner.haves.drain(..).map(Message::Have));
         out.allowed = std::mem::take(&mut inner.allowed);
+        out.allow_nothing = std::mem::take(&mut inner.allow_nothing);
         out.messages.extend(out.allowed.iter().copied().map(Message::AllowedFast));
         if let Some(interested) = inner.interested.take() {
             out.messages.push(if interested { Message::Interested } else { Message::NotInterested });

@@ -382,6 +382,10 @@ impl Session {
         for message in outgoing.messages {
             message.encode(&mut self.out);
         }
+        if outgoing.allow_nothing {
+            self.allowance = 0;
+            self.allowed.clear();
+        }
         if let Some(known) = self.ctx.known.get() {
             // Each block once, and once more for one that was lost: a choked peer isn't served without end.
             let blocks: u32 = outgoing.allowed.iter().map(|piece| known.geometry.blocks_in(*piece)).sum();
@@ -1124,6 +1128,21 @@ mod tests {
         assert_eq!(rig.next().await, Message::Unchoke);
         rig.send(&[Message::Request(request(2, 0))]).await;
         assert!(matches!(rig.next().await, Message::Piece { .. }));
+    }
+
+    #[tokio::test]
+    async fn what_a_choked_peer_was_allowed_may_be_taken_back() {
+        let mut rig = rig(true, 1 << 20, 16);
+        rig.outbox.allow(vec![PieceIndex(2)]);
+        assert_eq!(rig.next().await, Message::AllowedFast(PieceIndex(2)));
+        rig.send(&[Message::Request(request(2, 0))]).await;
+        assert!(matches!(rig.next().await, Message::Piece { .. }));
+        rig.outbox.allow_nothing();
+        // What is told behind it is heard behind it.
+        rig.outbox.have(&[PieceIndex(3)]);
+        assert_eq!(rig.next().await, Message::Have(PieceIndex(3)));
+        rig.send(&[Message::Request(request(2, 0))]).await;
+        assert_eq!(rig.next().await, Message::Reject(request(2, 0)));
     }
 
     #[tokio::test]

@@ -178,6 +178,8 @@ pub enum Effect {
     Cancel(PeerKey, BlockRef),
     /// A peer may ask for these pieces although we choke it (BEP 6).
     AllowFast(PeerKey, Vec<PieceIndex>),
+    /// A choked peer may ask for nothing any more, whatever it was told.
+    AllowNothing(PeerKey),
     /// A read waits now for what a webseed was asked for before.
     Hurry(PeerKey, BlockRef),
     /// Tell a peer whether we are interested.

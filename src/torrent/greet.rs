@@ -13,7 +13,7 @@ use super::peers::{self, DialLimits, Hints};
 use super::priority::canonical;
 use super::relations::Peer;
 use super::swarm::{DEPARTED_MAX, Swarm};
-use crate::discovery::PeerSource;
+use crate::discovery::{PeerSource, canonical_peer};
 use crate::net::hosts::is_private;
 use crate::peer::PeerKey;
 use crate::peer::event::Connected;
@@ -43,6 +43,7 @@ impl Swarm {
     pub(super) fn connected(&mut self, key: PeerKey, who: Connected, now: Instant, fx: &mut Vec<Effect>) {
         if !who.incoming {
             self.dialing = self.dialing.saturating_sub(1);
+            self.punching.ended(who.addr);
         }
         let refuse = self.refusal(&who, now, fx);
         if !who.incoming {
@@ -234,21 +235,34 @@ impl Swarm {
         }
         self.dialing += begun;
         self.next_dial = self.book.next_wakeup(now).map(|pause| now + pause);
-        if begun >= room && self.dialing < own.dials && self.dialing + connected < own.connected {
+        let more = self.dialing < own.dials && self.dialing + connected < own.connected;
+        if begun >= room && more && self.book.is_ready(now) {
+            if eager {
+                self.settings.connections.press(now);
+            }
             // Nobody tells when there is room in the program again.
             let again = now + if eager { AGAIN_SOON } else { AGAIN };
             self.next_dial = Some(self.next_dial.map_or(again, |at| at.min(again)));
         }
     }
 
-    /// Somebody dials us at this moment and is dialled too, so that the routers of both let the other through.
+    /// Somebody dials us at this moment and is dialled too, so that the routers of both let the other through. It is the word
+    /// of a stranger: where there is no room now it isn't waited for.
     pub(super) fn dial_now(&mut self, addr: SocketAddr, now: Instant, fx: &mut Vec<Effect>) {
-        self.book.add(addr, PeerSource::Pex, now);
-        if self.residents().count() >= self.settings.max_peers || !self.book.begin(addr) {
+        let (addr, eager) = (canonical_peer(addr), self.is_eager());
+        let enough = self.residents().count() >= self.settings.max_peers
+            || self.dialing >= DialLimits::default().dials
+            || self.settings.connections.may_dial(eager, now) == 0;
+        if enough || !self.punching.may_dial() {
             return;
         }
-        match self.settings.connections.dial(true, now) {
+        self.book.add(addr, PeerSource::Pex, now);
+        if !self.book.begin(addr) {
+            return;
+        }
+        match self.settings.connections.dial(eager, now) {
             Some(token) => {
+                self.punching.dialled(addr);
                 self.dialing += 1;
                 let hints = Hints { punch: true, ..self.book.hints(addr) };
                 fx.push(Effect::Dial(Dial { addr, hints, token }));
@@ -260,8 +274,10 @@ impl Swarm {
     /// Our addresses are known.
     pub(super) fn know_ours(&mut self, ours: Vec<IpAddr>) {
         let port = &self.settings.listen_port;
-        for (ip, port) in ours.iter().flat_map(|ip| [(ip, port.inside()), (ip, port.outside())]) {
-            if let Some(port) = port {
+        for ip in &ours {
+            // Behind a router that maps our port, the same number outside may be our neighbour's.
+            let inside = port.inside().filter(|_| is_private(*ip) || !port.is_mapped());
+            for port in inside.into_iter().chain(port.outside()) {
                 self.book.add_self(SocketAddr::new(*ip, port));
             }
         }

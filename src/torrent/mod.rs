@@ -166,6 +166,9 @@ pub struct Torrent {
     trackers: RankedMutex<Option<TrackersView>>,
     /// Somebody named it, on the command line or to the running program; not only a file in a watched folder.
     pub(crate) named: AtomicBool,
+    /// Somebody waits for what its peers have, so who comes is taken when others' aren't any more. Told by its owner, a
+    /// moment late.
+    pub(crate) eager: AtomicBool,
     /// All its tasks.
     pub(crate) scope: TaskScope,
     /// Bytes that are charged for what is kept of it, until it is live.

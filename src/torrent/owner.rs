@@ -257,6 +257,7 @@ pub fn start(scope: TaskScope, plan: Plan, env: Environment) -> Arc<Torrent> {
         webseeds: RankedMutex::new(Rank::Leaf, "webseeds of a torrent", Vec::new()),
         trackers: RankedMutex::new(Rank::Leaf, "trackers of a torrent", None),
         named: AtomicBool::new(false),
+        eager: AtomicBool::new(true),
         scope: scope.clone(),
         charged: plan.charged,
     });
@@ -381,7 +382,7 @@ impl Owner {
     fn next_chore(&self, now: Instant) -> Duration {
         let again = self.record_failed.map(|at| at + keeping::RECORD_PAUSE);
         let persist = self.unrecorded.due().into_iter().chain(again).chain(self.stubborn.again).min();
-        let goal = self.seeding.as_ref().and_then(seeding::Seeding::next);
+        let goal = self.seeding.as_ref().and_then(|seeding| seeding.next(now));
         let persist = persist.map(|at| at.saturating_duration_since(now)).into_iter().chain(goal).min();
         let publish = if self.stale { publishing::PUBLISH } else { Duration::from_secs(60) };
         let backlog = if self.backlog.is_empty() { publish } else { BACKLOG };
@@ -451,6 +452,7 @@ impl Owner {
             Effect::Interested(peer, yes) => self.tell(peer, |o| o.interested(yes)),
             Effect::Choke(peer, yes) => self.tell(peer, |o| o.choke(yes)),
             Effect::AllowFast(peer, pieces) => self.tell(peer, |o| o.allow(pieces)),
+            Effect::AllowNothing(peer) => self.tell(peer, |o| o.allow_nothing()),
             Effect::First(peer, message) => self.tell(peer, |o| o.first(message)),
             Effect::Extended(peer, id, payload) => self.tell(peer, |o| o.extended(id, payload)),
             Effect::Distrust(peer, file) => self.tell(peer, |o| o.distrust(file)),

@@ -361,6 +361,11 @@ impl PeerBook {
         chosen
     }
 
+    /// Whether somebody may be dialled now, if there is room.
+    pub fn is_ready(&self, now: Instant) -> bool {
+        self.entries.values().any(|e| matches!(e.state, State::Idle { not_before } if not_before <= now))
+    }
+
     /// An address is dialled out of turn; false when it isn't known, or is dialled or connected already.
     pub fn begin(&mut self, addr: SocketAddr) -> bool {
         let idle = self.entry(addr).filter(|entry| matches!(entry.state, State::Idle { .. }));

@@ -4,7 +4,7 @@
 //! All of it serves strangers, so all of it is bounded: who is asked, how often, and that nobody can have us send anything
 //! to where he couldn't himself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -22,12 +22,17 @@ const AGAIN: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Addresses of which it is remembered who told of them, and when they were tried.
 const KEPT: usize = 512;
+/// Dials under way on the word of others.
+const DIALS: usize = 4;
 
 /// What is remembered.
 #[derive(Debug, Default)]
 pub struct Punches {
-    /// Who told of an address, last.
-    told: HashMap<SocketAddr, PeerKey>,
+    /// Who told of an address, last, and the how manieth word it was.
+    told: HashMap<SocketAddr, (PeerKey, u64)>,
+    words: u64,
+    /// Dials under way on the word of others.
+    dials: HashSet<SocketAddr>,
     /// When an introduction was asked for.
     tried: HashMap<SocketAddr, Instant>,
     /// When a peer last had something of us: that we introduce it, and that we dial on its word.
@@ -37,20 +42,39 @@ pub struct Punches {
 impl Punches {
     /// A peer is connected to who is at this address.
     pub fn told(&mut self, addr: SocketAddr, by: PeerKey) {
-        if self.told.len() < KEPT || self.told.contains_key(&addr) {
-            self.told.insert(addr, by);
+        self.words += 1;
+        self.told.insert(addr, (by, self.words));
+        if self.told.len() > KEPT
+            && let Some(oldest) = self.told.iter().min_by_key(|(_, (_, word))| *word).map(|(addr, _)| *addr)
+        {
+            self.told.remove(&oldest);
         }
+    }
+
+    /// Whether one more may be dialled on the word of others: who names places where nobody is keeps only few dials busy.
+    pub fn may_dial(&self) -> bool {
+        self.dials.len() < DIALS
+    }
+
+    /// An address is dialled on the word of others.
+    pub fn dialled(&mut self, addr: SocketAddr) {
+        self.dials.insert(addr);
+    }
+
+    /// A dial has ended.
+    pub fn ended(&mut self, addr: SocketAddr) {
+        self.dials.remove(&addr);
     }
 
     /// A peer is gone.
     pub fn gone(&mut self, key: PeerKey) {
-        self.told.retain(|_, by| *by != key);
+        self.told.retain(|_, (by, _)| *by != key);
         self.served.retain(|(by, _), _| *by != key);
     }
 
     /// An address couldn't be reached: who may introduce us, unless it was tried not long ago.
     pub fn failed(&mut self, addr: SocketAddr, now: Instant) -> Option<PeerKey> {
-        let by = self.told.get(&addr).copied()?;
+        let (by, _) = *self.told.get(&addr)?;
         self.tried.retain(|_, at| now.saturating_duration_since(*at) < AGAIN);
         if self.tried.contains_key(&addr) || self.tried.len() >= KEPT {
             return None;
@@ -217,6 +241,26 @@ mod tests {
             punches.told(SocketAddr::from(([1, 2, (n >> 8) as u8, n as u8], 1)), PeerKey(3));
         }
         assert_eq!(punches.told.len(), KEPT);
+        let last = SocketAddr::from(([1, 2, 7, 207], 1));
+        assert_eq!(
+            (punches.failed(one, now + 2 * AGAIN), punches.failed(last, now)),
+            (None, Some(PeerKey(3)))
+        );
+    }
+
+    #[test]
+    fn few_dials_are_begun_on_the_word_of_others() {
+        let mut punches = Punches::default();
+        let addrs = (1..=DIALS as u8).map(|n| SocketAddr::from(([1, 1, 1, n], 1))).collect::<Vec<_>>();
+        for addr in &addrs {
+            assert!(punches.may_dial());
+            punches.dialled(*addr);
+        }
+        assert!(!punches.may_dial());
+        punches.ended(at("2.2.2.2:2"));
+        assert!(!punches.may_dial());
+        punches.ended(addrs[0]);
+        assert!(punches.may_dial());
     }
 
     #[test]

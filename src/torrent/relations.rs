@@ -133,11 +133,19 @@ impl Swarm {
     pub(super) fn serve(&mut self, on: bool, now: Instant, fx: &mut Vec<Effect>) {
         self.serves = on && self.settings.upload;
         if self.serves {
-            return self.choke_round(now, fx);
+            // The other things that are done each round keep their time.
+            let next = self.next_round;
+            self.choke_round(now, fx);
+            self.next_round = next.or(self.next_round);
+            return;
         }
-        for (key, peer) in self.peers.iter_mut().filter(|(_, peer)| !peer.choking) {
-            peer.choke(true, now);
-            fx.push(Effect::Choke(*key, true));
+        for (key, peer) in &mut self.peers {
+            peer.takes = 0;
+            fx.push(Effect::AllowNothing(*key));
+            if !peer.choking {
+                peer.choke(true, now);
+                fx.push(Effect::Choke(*key, true));
+            }
         }
     }
 

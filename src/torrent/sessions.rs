@@ -211,13 +211,12 @@ impl Sessions {
             cover: line.cover(),
             kind: stream.kind(),
         };
-        let connected = PeerEvent::Connected {
-            key,
-            peer,
-            local: stream.local(),
-            outbox: outbox.clone(),
-            counters: counters.clone(),
+        let local = match stream.local() {
+            None => self.ways.sockets.route(addr).await,
+            local => local,
         };
+        let connected =
+            PeerEvent::Connected { key, peer, local, outbox: outbox.clone(), counters: counters.clone() };
         if self.events.send(connected).await.is_err() {
             return;
         }

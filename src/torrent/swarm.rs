@@ -230,6 +230,7 @@ impl Swarm {
             }
             Event::Unreachable { addr } => {
                 self.dialing = self.dialing.saturating_sub(1);
+                self.punching.ended(addr);
                 self.book.failed(addr, now);
                 self.ask_for_introduction(addr, now, &mut fx);
             }

@@ -2,7 +2,12 @@
 
 use std::net::IpAddr;
 
+use tokio::sync::watch;
+
 use super::*;
+use crate::net::connections::Connections;
+use crate::net::mapping::port::OurPort;
+use crate::net::mapping::{Mapping, Method, Protocol, Status};
 use crate::peer::holepunch::{self, Holepunch};
 use crate::peer::pex::{PexFlags, PexPeer};
 
@@ -217,6 +222,90 @@ fn two_are_introduced_by_a_third() {
     target.now += 2 * S;
     target.say(1, vec![said(to("192.168.0.1:80".parse().unwrap()))]);
     assert_eq!(target.count(|e| matches!(e, Effect::Dial(_))), 0);
+}
+
+/// Addresses where nobody is keep few dials busy, and none where there is no room.
+#[test]
+fn strangers_have_us_dial_little() {
+    let takes = || ExtHandshake { ut_holepunch: Some(9), ..ExtHandshake::default() }.encode();
+    let says = |world: &mut World, from: u64, to: &str| {
+        let connect = Holepunch { kind: holepunch::Kind::Connect, addr: to.parse().unwrap() };
+        world.say(from, vec![Item::Extended(extension::OUR_UT_HOLEPUNCH, connect.encode())]);
+    };
+    let mut world = World::live(2);
+    for n in 1..=9 {
+        comes(&mut world, n, &format!("3.3.{n}.3:3"), id(n), true);
+        world.say(n, vec![Item::Extended(0, takes())]);
+    }
+    world.take();
+    for n in 1..=9 {
+        says(&mut world, n, &format!("[::ffff:4.4.4.{n}]:4"));
+    }
+    let dials = |world: &mut World| {
+        let dials = world.take().into_iter().filter_map(|effect| match effect {
+            Effect::Dial(dial) => Some(dial.addr.to_string()),
+            _ => None,
+        });
+        dials.collect::<Vec<_>>()
+    };
+    assert_eq!(dials(&mut world), ["4.4.4.1:4", "4.4.4.2:4", "4.4.4.3:4", "4.4.4.4:4"]);
+    world.apply(Event::Unreachable { addr: "4.4.4.2:4".parse().unwrap() });
+    world.now += 2 * S;
+    says(&mut world, 1, "4.4.4.4:5");
+    says(&mut world, 2, "4.4.4.4:6");
+    assert_eq!(dials(&mut world), ["4.4.4.4:5"]);
+
+    let mut world = World::resolving(2, Settings { connections: Connections::new(1), ..settings() });
+    world.go_live();
+    let _taken = world.swarm.settings.connections.accept(true, world.now);
+    comes(&mut world, 1, "3.3.3.3:3", id(1), true);
+    world.say(1, vec![Item::Extended(0, takes())]);
+    says(&mut world, 1, "4.4.4.4:4");
+    assert!(dials(&mut world).is_empty() && !world.swarm.settings.connections.pressed(world.now));
+}
+
+#[test]
+fn room_in_the_program_is_looked_for_only_when_somebody_would_be_dialled() {
+    let connections = Connections::new(1);
+    let mut world = World::resolving(2, Settings { connections: connections.clone(), ..settings() });
+    let _taken = connections.accept(true, world.now);
+    world.tick(S);
+    assert!(world.swarm.next_dial.is_none() && !connections.pressed(world.now));
+    world.apply(Event::Found(FoundPeers { source: PeerSource::Dht, addrs: vec![addr(7)] }));
+    assert!(
+        world.swarm.next_dial.is_some() && connections.pressed(world.now),
+        "nobody knows the metadata yet"
+    );
+    // One that nobody reads waits, too, and has no place made.
+    let connections = Connections::new(1);
+    let mut world = World::resolving(2, Settings { connections: connections.clone(), ..settings() });
+    world.go_live();
+    let _taken = connections.accept(true, world.now);
+    world.apply(Event::Found(FoundPeers { source: PeerSource::Dht, addrs: vec![addr(7)] }));
+    assert!(world.swarm.next_dial.is_some() && !connections.pressed(world.now));
+}
+
+#[test]
+fn behind_a_router_that_maps_our_port_a_neighbours_is_not_ours() {
+    let status = |mappings| watch::channel(Status { mappings, ..Status::default() }).1;
+    let mapped = Mapping {
+        method: Method::Pcp,
+        protocol: Protocol::Tcp,
+        internal: 6881,
+        external: 7001,
+        address: Some([9, 9, 9, 9].into()),
+    };
+    for (mappings, ours) in [
+        (vec![], [("9.9.9.9:6881", true), ("9.9.9.9:7001", false), ("192.168.0.2:6881", true)]),
+        (vec![mapped], [("9.9.9.9:6881", false), ("9.9.9.9:7001", true), ("192.168.0.2:6881", true)]),
+    ] {
+        let listen_port = OurPort::mapped(Some(6881), status(mappings));
+        let mut world = World::resolving(2, Settings { listen_port, ..settings() });
+        world.apply(Event::Ours(["9.9.9.9", "192.168.0.2"].map(|ip| ip.parse().unwrap()).into()));
+        for (addr, is_ours) in ours {
+            assert_eq!(world.swarm.book.is_self(addr.parse().unwrap()), is_ours, "{addr}");
+        }
+    }
 }
 
 #[test]

@@ -94,14 +94,18 @@ fn nobody_is_let_in_when_enough_was_given_back() {
     world.take();
     world.apply(Event::Serve(false));
     assert_eq!(world.count(|e| matches!(e, Effect::Choke(_, true))), 3);
+    assert_eq!(world.count(|e| matches!(e, Effect::AllowNothing(_))), 3);
     world.take();
     world.connect(4, true);
     world.say(4, vec![Item::Interested(true), Item::HaveNone]);
     world.tick(11 * S);
     assert_eq!(world.count(|e| matches!(e, Effect::Choke(..) | Effect::AllowFast(..))), 0);
     // More was received, and more is to be given back.
+    let round = world.swarm.next_round;
+    world.now += S;
     world.apply(Event::Serve(true));
     assert_eq!(world.count(|e| matches!(e, Effect::Choke(_, false))), 4);
+    assert_eq!(world.swarm.next_round, round, "what else is done each round keeps its time");
     let mut world = World::resolving(2, Settings { upload: false, ..settings() });
     world.go_live();
     world.connect(1, true);

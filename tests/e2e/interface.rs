@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpStream};
-use std::process::Command;
 use std::time::Duration;
 
 use crate::common::{Line, Mount, MountBuilder, Proc, Sample, Seeder, Tracker, command_on, wait_until};
@@ -28,15 +27,7 @@ fn every_socket_keeps_to_the_interface_that_is_named() {
     needs!(Fuse, Libtorrent, Netns);
     let line = Line::new();
     let (near, far) = (&line.near, &line.far);
-    let ip = |args: &[&str]| {
-        let made = Command::new("ip").args(["-n", &near.name]).args(args).output().expect("ip runs");
-        assert!(made.status.success(), "ip {args:?}: {made:?}");
-    };
-    ip(&["link", "add", OTHER, "type", "veth", "peer", "name", "nowhere0"]);
-    ip(&["link", "set", "nowhere0", "up"]);
-    // Nobody is asked who has an address there, so packets do leave.
-    ip(&["link", "set", OTHER, "up", "arp", "off"]);
-    ip(&["addr", "add", "10.214.0.1/24", "dev", OTHER]);
+    near.lead_nowhere(OTHER, Ipv4Addr::new(10, 214, 0, 1));
 
     let sample = Sample::small();
     let seeder = Seeder::on(far, &sample, &["--no-utp"]);

@@ -66,7 +66,8 @@ fn what_is_dropped_into_the_folder_is_mounted_and_what_is_taken_away_goes() {
     // Replaced by another torrent.
     std::fs::remove_file(folder.path("tree.torrent")).expect("removed");
     wait_names(&mount, &["small.bin"], SHOWS);
-    assert_eq!(errno(&mount.path("tree")), Some(libc::ENOENT));
+    // The kernel is told to forget the name right behind that.
+    wait_until("the name to be forgotten", SHOWS, || errno(&mount.path("tree")) == Some(libc::ENOENT));
     let mut byte = [0];
     std::os::unix::fs::FileExt::read_exact_at(&open, &mut byte, small.total - 1).expect("it reads on");
     drop(open);

@@ -406,6 +406,7 @@ impl World {
             | Effect::Extended(..)
             | Effect::Have(..)
             | Effect::AllowFast(..)
+            | Effect::AllowNothing(..)
             | Effect::DontHave(..)
             | Effect::Finished => {}
         }

@@ -39,9 +39,15 @@ pub enum HttpError {
 }
 
 impl HttpError {
-    /// Whether it is about the target; otherwise it is about the proxy itself.
+    /// Whether it is about the target; otherwise it is about the proxy itself, though it may be by rules that let others
+    /// pass ([`HttpError::is_by_rule`]).
     pub fn is_of_target(&self) -> bool {
-        matches!(self, Self::Refused { status: 404 | 410 | 500 | 502..=504, .. })
+        matches!(self, Self::BadName | Self::Refused { status: 404 | 410 | 500 | 502..=504, .. })
+    }
+
+    /// Whether rules of the proxy forbid it, as many do for all ports but 443.
+    pub fn is_by_rule(&self) -> bool {
+        matches!(self, Self::Refused { status: 403 | 405, .. })
     }
 }
 

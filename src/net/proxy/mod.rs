@@ -19,6 +19,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -267,15 +268,15 @@ pub enum ProxyError {
 
 impl ProxyError {
     /// Whether it is about the target, or may be; otherwise it is about the proxy itself, and nothing else will work
-    /// either.
-    pub fn is_of_target(&self) -> bool {
+    /// either. That depends on what the proxy has shown by then.
+    fn is_of_target(&self, shown: Shown) -> bool {
         match self {
-            Self::NoAnswer => true,
-            // Many say this, or nothing, of whatever it was that they failed at.
-            Self::Lost(_) | Self::Socks5(Socks5Error::Refused(Refusal::General)) => true,
+            // Many say nothing of whatever it was that they failed at. But who never spoke may be no proxy at all.
+            Self::NoAnswer | Self::Lost(_) => shown.speaks,
+            Self::Socks5(Socks5Error::Refused(Refusal::General) | Socks5Error::TooLong) => true,
+            Self::Socks5(Socks5Error::Refused(Refusal::Rules)) => shown.serves,
             Self::Socks5(Socks5Error::Refused(refusal)) => refusal.is_of_target(),
-            Self::Http(error) => error.is_of_target() || *error == HttpError::BadName,
-            Self::Socks5(Socks5Error::TooLong) => true,
+            Self::Http(error) => error.is_of_target() || error.is_by_rule() && shown.serves,
             Self::Resolve(_)
             | Self::Unreachable(_)
             | Self::NoConnection
@@ -283,6 +284,15 @@ impl ProxyError {
             | Self::Socks5(_) => false,
         }
     }
+}
+
+/// What a proxy has shown of itself so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Shown {
+    /// It speaks our protocol.
+    speaks: bool,
+    /// It has done what it was asked for, once at least.
+    serves: bool,
 }
 
 /// Connects through a proxy. A clone is a handle on the same one.
@@ -302,6 +312,8 @@ struct Inner {
     sockets: Sockets,
     /// Where the proxy is; empty until it was looked up, and after it wasn't reached there.
     places: watch::Sender<Vec<SocketAddr>>,
+    speaks: AtomicBool,
+    serves: AtomicBool,
     /// What is wrong with the proxy itself.
     trouble: watch::Sender<Option<String>>,
 }
@@ -311,7 +323,8 @@ impl Dialer {
     pub fn new(proxy: Proxy, sockets: Sockets) -> Self {
         let (places, _) = watch::channel(Vec::new());
         let (trouble, _) = watch::channel(None);
-        Self { inner: Arc::new(Inner { proxy, sockets, places, trouble }) }
+        let [speaks, serves] = [false; 2].map(AtomicBool::new);
+        Self { inner: Arc::new(Inner { proxy, sockets, places, speaks, serves, trouble }) }
     }
 
     /// The proxy.
@@ -346,14 +359,15 @@ impl Dialer {
     }
 
     async fn connect_once(&self, to: &Target) -> Result<TcpStream, ProxyError> {
-        let proxy = &self.inner.proxy;
+        let Inner { proxy, speaks, .. } = &*self.inner;
         let (mut stream, _) = self.reach().await?;
         let ask = async {
             match proxy.kind {
                 ProxyKind::Socks5 => {
-                    socks5(&mut stream, Command::Connect, to, proxy.auth.as_ref()).await.map(|_| ())
+                    let asked = (Command::Connect, to);
+                    socks5(&mut stream, asked, proxy.auth.as_ref(), speaks).await.map(|_| ())
                 }
-                ProxyKind::Http => http_connect(&mut stream, to, proxy.auth.as_ref()).await,
+                ProxyKind::Http => http_connect(&mut stream, to, proxy.auth.as_ref(), speaks).await,
             }
         };
         timeout(PROXY_ANSWER, ask).await.map_err(|_| ProxyError::NoAnswer)??;
@@ -361,14 +375,14 @@ impl Dialer {
     }
 
     async fn associate_once(&self) -> Result<Association, ProxyError> {
-        let Inner { proxy, sockets, .. } = &*self.inner;
+        let Inner { proxy, sockets, speaks, .. } = &*self.inner;
         if proxy.kind == ProxyKind::Http {
             return Err(ProxyError::NoPackets);
         }
         let (mut stream, place) = self.reach().await?;
         // Where our packets will come from isn't known to us, behind a router, and needn't be to the proxy.
         let any = Target::Addr(SocketAddr::from(([0, 0, 0, 0], 0)));
-        let ask = socks5(&mut stream, Command::Associate, &any, proxy.auth.as_ref());
+        let ask = socks5(&mut stream, (Command::Associate, &any), proxy.auth.as_ref(), speaks);
         let bound = timeout(PROXY_ANSWER, ask).await.map_err(|_| ProxyError::NoAnswer)??;
         Association::new(sockets, stream, udp::relay(&bound, place)).await.map_err(ProxyError::Unreachable)
     }
@@ -385,32 +399,38 @@ impl Dialer {
             known
         };
         let mut error = ProxyError::Unreachable(io::Error::other("it has no address"));
-        let tries = async {
-            for place in known {
-                match sockets.connect_directly(place).await {
-                    Ok(stream) => return Some((stream, place)),
-                    Err(why) => error = ProxyError::Unreachable(why),
+        // Of each its share: one that is silent takes it from no other.
+        let share = PROXY_CONNECT / u32::try_from(known.len()).unwrap_or(u32::MAX).max(1);
+        for place in &known {
+            match timeout(share, sockets.connect_directly(*place)).await {
+                Ok(Ok(stream)) => {
+                    // The others are for when it fails.
+                    places.send_if_modified(|places| match places.iter().position(|other| other == place) {
+                        Some(at @ 1..) => {
+                            places.swap(0, at);
+                            true
+                        }
+                        _ => false,
+                    });
+                    return Ok((stream, *place));
                 }
-            }
-            None
-        };
-        match timeout(PROXY_CONNECT, tries).await {
-            Ok(Some(reached)) => Ok(reached),
-            Ok(None) => {
-                // It may be elsewhere by the next time.
-                places.send_replace(Vec::new());
-                Err(error)
-            }
-            Err(_) => {
-                places.send_replace(Vec::new());
-                Err(ProxyError::NoConnection)
+                Ok(Err(why)) => error = ProxyError::Unreachable(why),
+                Err(_) => error = ProxyError::NoConnection,
             }
         }
+        // It may be elsewhere by the next time.
+        places.send_replace(Vec::new());
+        Err(error)
     }
 
     /// Keeps what is wrong with the proxy, and says so once.
     fn note(&self, error: Option<&ProxyError>) {
-        let trouble = error.filter(|error| !error.is_of_target()).map(ToString::to_string);
+        let Inner { speaks, serves, .. } = &*self.inner;
+        if error.is_none() {
+            serves.store(true, Ordering::Relaxed);
+        }
+        let shown = Shown { speaks: speaks.load(Ordering::Relaxed), serves: serves.load(Ordering::Relaxed) };
+        let trouble = error.filter(|error| !error.is_of_target(shown)).map(ToString::to_string);
         if error.is_some() && trouble.is_none() && self.inner.trouble.borrow().is_some() {
             // It works again, though not for this target; unless nobody knows.
             let knows = !matches!(error, Some(ProxyError::Lost(_) | ProxyError::NoAnswer));
@@ -435,9 +455,9 @@ impl Dialer {
 /// Has a SOCKS5 proxy do something. Reads its answers to their last byte, and no further.
 async fn socks5(
     stream: &mut TcpStream,
-    command: Command,
-    to: &Target,
+    (command, to): (Command, &Target),
     auth: Option<&Auth>,
+    speaks: &AtomicBool,
 ) -> Result<Target, ProxyError> {
     let mut out = Vec::new();
     let (mut client, mut progress) = Client::new(command, to, auth, &mut out)?;
@@ -454,11 +474,17 @@ async fn socks5(
         let some = some.get_mut(..needed).ok_or(Socks5Error::Malformed)?;
         stream.read_exact(some).await.map_err(ProxyError::Lost)?;
         progress = client.feed(some, &mut out)?;
+        speaks.store(true, Ordering::Relaxed);
     }
 }
 
 /// Has an HTTP proxy connect. Looks at what has come before it is taken, so that what follows the head stays there.
-async fn http_connect(stream: &mut TcpStream, to: &Target, auth: Option<&Auth>) -> Result<(), ProxyError> {
+async fn http_connect(
+    stream: &mut TcpStream,
+    to: &Target,
+    auth: Option<&Auth>,
+    speaks: &AtomicBool,
+) -> Result<(), ProxyError> {
     let request = http::connect(to, auth)?;
     stream.write_all(&request).await.map_err(ProxyError::Lost)?;
     let mut head = Vec::new();
@@ -474,8 +500,9 @@ async fn http_connect(stream: &mut TcpStream, to: &Target, auth: Option<&Auth>) 
         let taken = end.unwrap_or(head.len()).saturating_sub(before);
         stream.read_exact(some.get_mut(..taken).unwrap_or_default()).await.map_err(ProxyError::Lost)?;
         if let Some(end) = end {
-            let head = head.get(..end).unwrap_or_default();
-            return Ok(http::answer(head, auth.is_some())?);
+            let answer = http::answer(head.get(..end).unwrap_or_default(), auth.is_some());
+            speaks.fetch_or(answer != Err(HttpError::Malformed), Ordering::Relaxed);
+            return Ok(answer?);
         }
         if head.len() > http::MAX_HEAD {
             return Err(HttpError::Malformed.into());

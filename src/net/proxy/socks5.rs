@@ -280,7 +280,9 @@ fn take_target(kind: u8, bytes: &[u8]) -> Option<(Target, &[u8])> {
         IPV6 => {
             let (ip, rest) = bytes.split_first_chunk::<16>()?;
             let (port, rest) = port(rest)?;
-            Some((Target::Addr(SocketAddr::new(Ipv6Addr::from(*ip).into(), port)), rest))
+            // Some show senders of IPv4 so.
+            let ip = IpAddr::from(Ipv6Addr::from(*ip)).to_canonical();
+            Some((Target::Addr(SocketAddr::new(ip, port)), rest))
         }
         NAME => {
             let (length, rest) = bytes.split_first()?;
@@ -289,7 +291,7 @@ fn take_target(kind: u8, bytes: &[u8]) -> Option<(Target, &[u8])> {
             let name = String::from_utf8_lossy(name);
             // Some send addresses as text.
             let target = match name.parse::<IpAddr>() {
-                Ok(ip) => Target::Addr(SocketAddr::new(ip, port)),
+                Ok(ip) => Target::Addr(SocketAddr::new(ip.to_canonical(), port)),
                 Err(_) => Target::Name(name.into_owned(), port),
             };
             Some((target, rest))

@@ -23,12 +23,22 @@ struct Manner {
     auth: Option<(&'static str, &'static str)>,
     /// Instead of what it should answer to a request: these bytes, and the end of the connection.
     says: Option<Vec<u8>>,
+    /// Whom it reaches for nobody, and what it says then.
+    forbids: Option<(&'static str, Vec<u8>)>,
     /// What it says of where it takes packets.
     bound: Bound,
     /// Sends its answer in single bytes.
     dribbles: bool,
     /// The names that it knows all lead here; without, to nowhere.
     target: Option<SocketAddr>,
+}
+
+impl Manner {
+    /// Instead of what it should answer.
+    fn answer_to(&self, host: &str) -> Option<&Vec<u8>> {
+        let forbidden = self.forbids.as_ref().filter(|(name, _)| host.starts_with(name));
+        forbidden.map(|(_, says)| says).or(self.says.as_ref())
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -142,7 +152,7 @@ async fn serve_socks5(
     tell.send(format!("{} {host}:{port}", ["", "connect", "bind", "associate"][usize::from(command)]))
         .await
         .unwrap();
-    if let Some(says) = &manner.says {
+    if let Some(says) = manner.answer_to(&host) {
         return answer(&mut stream, says, &manner).await;
     }
     if command == 1 {
@@ -210,7 +220,7 @@ async fn serve_http(mut stream: TcpStream, manner: Manner, tell: mpsc::Sender<St
     let text = String::from_utf8(request).unwrap();
     let host = text.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).unwrap();
     tell.send(format!("connect {host}")).await.unwrap();
-    if let Some(says) = &manner.says {
+    if let Some(says) = manner.answer_to(host) {
         return answer(&mut stream, says, &manner).await;
     }
     let right = |(user, password): (&str, &str)| {
@@ -284,7 +294,7 @@ async fn each_failure_is_the_proxys_or_the_targets() {
         ),
         (Http, None, None, http("502 Bad Gateway"), true, "the proxy refused: Bad Gateway (502)"),
         (Http, None, None, http("403 Forbidden"), false, "the proxy refused: Forbidden (403)"),
-        (Http, None, None, Some(b"HTTP/1.1 200 OK\r\n".to_vec()), true, "the proxy ended the connection: "),
+        (Http, None, None, Some(b"HTTP/1.1 200 OK\r\n".to_vec()), false, "the proxy ended the connection: "),
         (Http, None, None, Some(vec![b'a'; 100_000]), false, "the answer isn't HTTP"),
         (Http, Some(("a", "b")), None, None, false, "the proxy wants a user's name and password"),
         (
@@ -300,14 +310,70 @@ async fn each_failure_is_the_proxys_or_the_targets() {
         let dialer = running.dialer(kind, with);
         let error = timeout(LIMIT, dialer.connect(&Target::of("a.invalid", 1))).await.unwrap().unwrap_err();
         assert!(error.to_string().starts_with(text), "{error}");
-        assert_eq!(error.is_of_target(), of_target, "{error}");
         assert_eq!(dialer.trouble().is_some(), !of_target, "{error}");
     }
     let running = start(ProxyKind::Http, Manner::default()).await;
     let error = running.dialer(ProxyKind::Http, None).associate().await.unwrap_err();
     assert_eq!(error.to_string(), "an HTTP proxy carries no packets");
-    let error = running.dialer(ProxyKind::Http, None).connect(&Target::of("a b", 1)).await.unwrap_err();
-    assert!(error.is_of_target(), "{error}");
+    let dialer = running.dialer(ProxyKind::Http, None);
+    dialer.connect(&Target::of("a b", 1)).await.unwrap_err();
+    assert_eq!(dialer.trouble(), None);
+}
+
+#[tokio::test]
+async fn who_never_spoke_may_be_no_proxy_and_who_serves_others_has_rules() {
+    use ProxyKind::{Http, Socks5};
+    // It takes connections and ends them.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let scope = TaskScope::root();
+    scope.spawn("no proxy", async move {
+        loop {
+            drop(listener.accept().await.unwrap());
+        }
+    });
+    let target = Target::of("a.invalid", 1);
+    for kind in [Socks5, Http] {
+        let proxy = Proxy { kind, host: at.ip().to_string(), port: at.port(), auth: None };
+        let dialer = Dialer::new(proxy, Sockets::default());
+        assert!(matches!(timeout(LIMIT, dialer.connect(&target)).await.unwrap(), Err(ProxyError::Lost(_))));
+        assert!(dialer.trouble().is_some_and(|why| why.starts_with("the proxy ended the connection")));
+    }
+    // Of a proxy by whose rules something goes, a refusal by rule says nothing of itself.
+    let forbids = |kind| match kind {
+        Socks5 => vec![5, 2, 0, 1, 0, 0, 0, 0, 0, 0],
+        Http => b"HTTP/1.1 403 Forbidden\r\n\r\n".to_vec(),
+    };
+    for kind in [Socks5, Http] {
+        let running =
+            start(kind, Manner { forbids: Some(("no.invalid", forbids(kind))), ..Manner::default() }).await;
+        let dialer = running.dialer(kind, None);
+        let refused = Target::of("no.invalid", 1);
+        dialer.connect(&refused).await.unwrap_err();
+        assert!(dialer.trouble().is_some(), "{kind:?}: nothing else went so far");
+        dialer.connect(&target).await.unwrap();
+        dialer.connect(&refused).await.unwrap_err();
+        assert_eq!(dialer.trouble(), None, "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_is_silent_takes_no_time_from_the_next() {
+    let running = start(ProxyKind::Socks5, Manner::default()).await;
+    // A queue that is full: whoever connects there waits.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    full.listen(0).unwrap();
+    let silent = full.local_addr().unwrap().as_socket().unwrap();
+    let mut first = Vec::new();
+    while let Ok(Ok(stream)) = timeout(Duration::from_millis(200), TcpStream::connect(silent)).await {
+        first.push(stream);
+    }
+    let dialer = running.dialer(ProxyKind::Socks5, None);
+    dialer.inner.places.send_replace(vec![silent, running.at]);
+    let target = Target::of("a.invalid", 1);
+    timeout(LIMIT, dialer.connect(&target)).await.unwrap().unwrap();
+    assert_eq!(*dialer.inner.places.borrow(), [running.at, silent], "the one that worked is tried first");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! Not here: opening one anew. Who has one that is closed asks the [`super::Dialer`] for another.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket};
@@ -47,13 +47,8 @@ fn with_port(mut addr: SocketAddr, port: u16) -> SocketAddr {
 impl Association {
     /// With the connection over which it was made.
     pub(super) async fn new(sockets: &Sockets, stream: TcpStream, relay: SocketAddr) -> io::Result<Self> {
-        let any: IpAddr = match relay {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let socket = sockets.udp(SocketAddr::new(any, 0))?;
         // Connected, so that the kernel drops what others send.
-        socket.connect(relay).await?;
+        let socket = sockets.udp_to(relay).await?;
         Ok(Self { socket, stream, relay })
     }
 

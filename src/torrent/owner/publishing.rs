@@ -22,6 +22,7 @@ impl Owner {
     /// Publishes the status as it is now, and says who wants more peers.
     pub(super) fn publish(&mut self, now: Instant) {
         self.published = Some(now);
+        self.torrent.eager.store(self.swarm.is_eager(), Ordering::Relaxed);
         let mut sums = self.past;
         for link in self.links.values() {
             sums.0 += link.counters.down.load(Ordering::Relaxed);
