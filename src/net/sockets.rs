@@ -90,6 +90,13 @@ impl Sockets {
             || self.source().is_none_or(|source| source.is_ipv4() == ip.to_canonical().is_ipv4())
     }
 
+    /// Where others reach us in a family: at one address of ours, or at all of them. `None` in a family that nobody listens
+    /// on.
+    pub fn listens(&self, v6: bool) -> Option<IpAddr> {
+        let any = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        Some(self.source.unwrap_or(any)).filter(|ip| ip.is_ipv6() == v6)
+    }
+
     /// The address of ours that all are bound to, if it is one.
     pub fn source(&self) -> Option<IpAddr> {
         self.source.filter(|ip| !ip.is_unspecified())
@@ -431,6 +438,20 @@ mod tests {
             Sockets::new(None, Some(ip("127.0.0.2"))).route("127.0.0.9:1".parse().unwrap()).await,
             Some(ip("127.0.0.2"))
         );
+    }
+
+    #[test]
+    fn others_reach_us_where_we_listen() {
+        for (source, v4, v6) in [
+            (None, Some("0.0.0.0"), Some("::")),
+            (Some("0.0.0.0"), Some("0.0.0.0"), None),
+            (Some("::"), None, Some("::")),
+            (Some("10.0.0.1"), Some("10.0.0.1"), None),
+            (Some("fd00::1"), None, Some("fd00::1")),
+        ] {
+            let sockets = Sockets::new(None, source.map(ip));
+            assert_eq!([false, true].map(|family| sockets.listens(family)), [v4, v6].map(|at| at.map(ip)));
+        }
     }
 
     #[test]

@@ -88,7 +88,8 @@ pub const UTP_END: Duration = Duration::from_millis(500);
 /// For one HTTP exchange with a router, its connection included: the slowest of them take seconds to change their tables,
 /// and nobody waits for it.
 pub const MAPPING_HTTP: Duration = Duration::from_secs(8);
-/// For the router to take its mappings back at shutdown: one that is left behind ends by itself.
+/// For the router to take its mappings back at shutdown. One that is left behind ends within the hour; that of a router
+/// that knows no end stays.
 pub const MAPPING_REMOVE: Duration = Duration::from_secs(2);
 /// To connect to the proxy: it is meant to be near, or at least well connected.
 pub const PROXY_CONNECT: Duration = Duration::from_secs(10);

@@ -41,7 +41,7 @@ pub use hostile::{
     Flood, Tale, Teller, Uses, be_let_in, connect, greet, handshake, is_closed, message, numbers, open_files,
 };
 pub use mount::{Mount, MountBuilder, STOP, is_mounted, program, torrentfs};
-pub use network::{Home, Homes, Host, Line};
+pub use network::{DEVICE, Home, Homes, Host, Line};
 pub use peers::{
     Leecher, Seeder, TorrentKind, command_on, lsd_listener, magnet, make_torrent, python, script,
 };

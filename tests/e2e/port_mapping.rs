@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::common::{Home, Mount, Proc, Sample, Tracker, python, ran, script, wait_until};
+use crate::common::{DEVICE, Home, Mount, Proc, Sample, Tracker, python, ran, script, wait_until};
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -113,6 +113,30 @@ fn a_nat_pmp_router_lets_the_internet_in_while_the_mount_is_there() {
 fn an_igd_lets_the_internet_in_while_the_mount_is_there() {
     needs!(Fuse, Libtorrent, Netns, Nft);
     mapped("upnp", "UPnP", 3600, 0);
+}
+
+#[test]
+fn peers_are_sent_to_the_address_that_we_have_by_now() {
+    needs!(Fuse, Libtorrent, Netns, Nft);
+    let sample = Sample::small();
+    let home = Home::new();
+    let _router = router(&home, "natpmp", 3600);
+    let mount = Mount::sample(&sample).inside(&home.line.near).listen(format!("0.0.0.0:{INSIDE}"));
+    let mount = mount.port_mapping().start();
+    let leads_to = |ip: Ipv4Addr| {
+        let nft = home.line.far.command("nft").args(["list", "table", "ip", "mapped"]).output().expect("nft");
+        String::from_utf8_lossy(&nft.stdout).contains(&format!("dnat to {ip}:{INSIDE}"))
+    };
+    wait_until("the port to be mapped", MINUTE, || leads_to(home.line.near.ip));
+    // The way out stays as it is.
+    let later = home.line.near.also(77);
+    let route = format!("route change 10.213.0.0/24 dev {DEVICE} proto kernel scope link src {later}");
+    let changed = home.line.near.command("ip").args(route.split(' ')).status().expect("ip");
+    assert!(changed.success());
+    // What the kernel tells of is an address that comes or goes.
+    home.line.near.also(78);
+    wait_until("it to lead there", MINUTE, || leads_to(later) && !leads_to(home.line.near.ip));
+    mount.stop();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What routers and proxies say: the targets.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant};
 
 use torrentfs::net::mapping::http::{MAX_ANSWER, Place, Response};
@@ -73,9 +73,10 @@ pub fn router_http(input: &[u8]) {
 /// All that decides, against a router that says these bytes: records of what is answered (a packet, what is found, a page, or
 /// nothing), a length and so many bytes. Little is asked in all, and it comes to its end.
 pub fn router(input: &[u8]) {
+    let link = SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 0, 0, 2);
     let place = Where {
         v4: Some((Ipv4Addr::new(192, 168, 1, 2), ROUTER)),
-        v6: Some(Ipv6Addr::new(0x2606, 0, 0, 0, 0, 0, 0, 1)),
+        v6: Some((Ipv6Addr::new(0x2606, 0, 0, 0, 0, 0, 0, 1), link)),
         direct: false,
         group: ssdp::GROUP,
     };

@@ -67,6 +67,8 @@ struct Lease {
     internal: u16,
     nonce: Nonce,
     held: Option<Held>,
+    /// It was asked for, so the router may have it, whatever was heard of it.
+    asked: bool,
     due: Instant,
     refused: Option<String>,
 }
@@ -95,14 +97,12 @@ struct Flight {
 }
 
 impl Control {
-    /// Asks nothing before [`Control::start`]. `local` is our address as the router sees it.
-    pub fn new(local: IpAddr, ports: Ports, dice: &mut Dice, now: Instant) -> Self {
+    /// Asks nothing before [`Control::start`]. `local` is our address as the router sees it. Nonces follow from the secret,
+    /// so that who comes back to a router has those that it knows.
+    pub fn new(local: IpAddr, ports: Ports, secret: u64, now: Instant) -> Self {
         let lease = |(protocol, internal)| {
-            let mut nonce = Nonce::default();
-            for part in nonce.chunks_mut(4) {
-                part.copy_from_slice(&dice.roll().to_be_bytes()[..4]);
-            }
-            Lease { protocol, internal, nonce, held: None, due: now, refused: None }
+            let nonce = nonce(secret, local.is_ipv6(), protocol, internal);
+            Lease { protocol, internal, nonce, held: None, asked: false, due: now, refused: None }
         };
         Self {
             local,
@@ -210,6 +210,11 @@ impl Control {
             _ => TRIES,
         };
         let packet = self.packet(job);
+        if let Job::Map(at) = job
+            && let Some(lease) = self.leases.get_mut(at)
+        {
+            lease.asked = true;
+        }
         self.flight = Some(Flight { job, packet: packet.clone(), tries, wait: FIRST, until: now + FIRST });
         Some(packet)
     }
@@ -221,11 +226,13 @@ impl Control {
                 map.or_else(|| (self.is_holding() && self.look <= now).then_some(Job::Look))
             }
             Stage::Stopping => {
+                // Those that the router is known to have first: there isn't much time.
                 let held = self.leases.iter().position(|lease| lease.held.is_some());
-                if held.is_none() {
+                let next = held.or_else(|| self.leases.iter().position(|lease| lease.asked));
+                if next.is_none() {
                     self.stage = Stage::Stopped;
                 }
-                held.map(Job::Remove)
+                next.map(Job::Remove)
             }
             Stage::Off | Stage::Failed(_) | Stage::Stopped => None,
         }
@@ -291,11 +298,7 @@ impl Control {
     fn failed(&mut self, job: Job, why: &str, again: Duration, now: Instant) {
         match job {
             Job::Look => self.look = now + LOOK,
-            Job::Remove(at) => {
-                if let Some(lease) = self.leases.get_mut(at) {
-                    lease.held = None;
-                }
-            }
+            Job::Remove(at) => self.removed(at),
             Job::Map(at) => {
                 let Some(lease) = self.leases.get_mut(at) else { return };
                 lease.refused = Some(why.to_owned());
@@ -345,7 +348,7 @@ impl Control {
             (None, Some(_)) => reply.refused.is_some(),
             (map, None) => map.is_none(),
         };
-        if !answers {
+        if !answers || reply.refused.is_none() && is_late(job, reply.lifetime) {
             return;
         }
         self.flight = None;
@@ -371,6 +374,9 @@ impl Control {
     fn received_natpmp(&mut self, job: Job, packet: &[u8], now: Instant) {
         let Some(reply) = natpmp::Reply::decode(packet) else { return };
         match (reply, job) {
+            // It answers what we asked in PCP, which may have been more than once, and by its operation that can't be told
+            // from an answer to what is under way. To its own version it doesn't say that.
+            (natpmp::Reply::Refused(NatPmpRefusal::Version), _) => {}
             (natpmp::Reply::Refused(why), _) => {
                 self.flight = None;
                 let again = if why == NatPmpRefusal::Network { Duration::from_secs(60) } else { REFUSED[0] };
@@ -387,7 +393,7 @@ impl Control {
                 Job::Map(at) | Job::Remove(at),
             ) => {
                 let Some(lease) = self.leases.get(at) else { return };
-                if (lease.protocol, lease.internal) != (protocol, internal) {
+                if (lease.protocol, lease.internal) != (protocol, internal) || is_late(job, lifetime) {
                     return;
                 }
                 self.flight = None;
@@ -421,7 +427,7 @@ impl Control {
 
     fn removed(&mut self, at: usize) {
         if let Some(lease) = self.leases.get_mut(at) {
-            lease.held = None;
+            (lease.held, lease.asked) = (None, false);
         }
     }
 
@@ -434,4 +440,20 @@ impl Control {
             self.renew(now);
         }
     }
+}
+
+/// What says that a mapping is ours.
+fn nonce(secret: u64, is_ipv6: bool, protocol: Protocol, internal: u16) -> Nonce {
+    let which = u64::from(is_ipv6) << 32 | u64::from(protocol.number()) << 16 | u64::from(internal);
+    let mut dice = Dice::new(secret ^ which);
+    let mut nonce = Nonce::default();
+    for part in nonce.chunks_mut(4) {
+        part.copy_from_slice(&dice.roll().to_be_bytes()[..4]);
+    }
+    nonce
+}
+
+/// Whether an answer is to the question for a mapping that is to be taken away by now.
+fn is_late(job: Job, lifetime: u32) -> bool {
+    matches!(job, Job::Remove(_)) && lifetime > 0
 }

@@ -186,6 +186,13 @@ impl Router {
         let Some(map) = map else {
             return Some(PcpReply { refused: None, lifetime: 0, epoch, map: None }.encode());
         };
+        let others = |((protocol, _), entry): (&(Protocol, u16), &Entry)| {
+            (*protocol, entry.client, entry.internal) == (map.protocol, from, map.internal)
+                && entry.nonce != map.nonce
+        };
+        if self.table.iter().any(others) {
+            return Some(no(pcp::Refusal::NotAuthorized));
+        }
         let lifetime = lifetime.min(self.life);
         let external = if lifetime == 0 {
             self.unmap(map.protocol, from, map.internal, map.nonce);

@@ -12,6 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 pub const MAX_ANSWER: usize = 64 << 10;
 /// The longest head of an answer.
 const MAX_HEAD: usize = 8 << 10;
+/// Interim answers (`100 Continue`) that are read over.
+const MAX_INTERIM: usize = 4;
 /// The longest path of an address.
 const MAX_PATH: usize = 1024;
 
@@ -126,8 +128,8 @@ enum Length {
 }
 
 impl Response {
-    /// Reads what has come so far; `None` wants more. `closed`: no more will come. Whoever calls stops at
-    /// [`MAX_ANSWER`] bytes, and so does this.
+    /// Reads what has come so far; `None` wants more, and is said of [`MAX_ANSWER`] bytes at most, whatever is in them.
+    /// `closed`: no more will come.
     ///
     /// # Errors
     /// See [`HttpError`].
@@ -137,24 +139,29 @@ impl Response {
             (None, false) if bytes.len() > MAX_ANSWER => Err(HttpError::TooLong),
             (response, _) => Ok(response),
         };
-        let Some((head, body)) = split_head(bytes) else {
-            if bytes.len() > MAX_HEAD {
-                return Err(HttpError::Malformed);
+        let mut rest = bytes;
+        for _ in 0..=MAX_INTERIM {
+            let Some((head, body)) = split_head(rest) else {
+                if rest.len() > MAX_HEAD {
+                    return Err(HttpError::Malformed);
+                }
+                return more(None);
+            };
+            let (status, length) = read_head(head)?;
+            if status < 200 {
+                // The answer itself comes behind it.
+                rest = body;
+                continue;
             }
-            return more(None);
-        };
-        let (status, length) = read_head(head)?;
-        if status < 200 {
-            // `100 Continue`: the answer itself comes behind it.
-            return Self::read(body, closed);
+            let whole = match length {
+                Length::Bytes(length) if length > MAX_ANSWER => return Err(HttpError::TooLong),
+                Length::Bytes(length) => body.get(..length).map(<[u8]>::to_vec),
+                Length::Chunked => unchunk(body)?,
+                Length::UntilClosed => closed.then(|| body.to_vec()),
+            };
+            return more(whole.map(|body| Self { status, body }));
         }
-        let whole = match length {
-            Length::Bytes(length) if length > MAX_ANSWER => return Err(HttpError::TooLong),
-            Length::Bytes(length) => body.get(..length).map(<[u8]>::to_vec),
-            Length::Chunked => unchunk(body)?,
-            Length::UntilClosed => closed.then(|| body.to_vec()),
-        };
-        more(whole.map(|body| Self { status, body }))
+        Err(HttpError::Malformed)
     }
 
     /// Its body as text; what isn't UTF-8 is replaced.
@@ -359,6 +366,23 @@ mod tests {
         }
         assert_eq!(Response::read(&[b'a'; MAX_HEAD + 1], false), Err(HttpError::Malformed));
         let mut long = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
+        long.resize(MAX_ANSWER + 1, b'a');
+        assert_eq!(Response::read(&long, false), Err(HttpError::TooLong));
+    }
+
+    #[test]
+    fn interim_answers_have_an_end() {
+        let interim = |count: usize, then: &str| format!("{}{then}", "HTTP/1.1 100 x\r\n\r\n".repeat(count));
+        let good = "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na";
+        let read = |text: String| Response::read(text.as_bytes(), false);
+        assert_eq!(read(interim(MAX_INTERIM, good)).unwrap().unwrap().body, b"a");
+        assert_eq!(read(interim(MAX_INTERIM, "")), Ok(None));
+        for count in [MAX_INTERIM + 1, 100_000] {
+            assert_eq!(read(interim(count, "")), Err(HttpError::Malformed));
+        }
+        // Nor does one make room for an answer that is longer than others.
+        let mut long =
+            "HTTP/1.1 100 x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 65536\r\n\r\n".as_bytes().to_vec();
         long.resize(MAX_ANSWER + 1, b'a');
         assert_eq!(Response::read(&long, false), Err(HttpError::TooLong));
     }

@@ -6,6 +6,9 @@
 //! same for TCP and UDP; one that leads to us already is ours. Routers that know no end of a mapping get one without, and
 //! that one above all is taken away in [`Igd::stop`]. Now and then it is looked whether the mapping still stands.
 //!
+//! What was mapped when the router was lost, or when our address changed ([`Igd::leave`]), may still be, or be another's by
+//! now: it is looked at, and taken away or kept if it is ours.
+//!
 //! One question is under way at a time: [`Igd::poll`] gives it, and [`Igd::answered`] must be called for each that goes
 //! over HTTP.
 //!
@@ -72,6 +75,8 @@ pub struct Igd {
     /// One that doesn't say whether it is connected.
     doubtful: Option<Service>,
     chosen: Option<Service>,
+    /// The last one that was chosen: who is searched for anew may still hold our ports.
+    known: Option<Service>,
     asked: Option<Step>,
     /// What follows from the last answer.
     next: Option<(Step, Action)>,
@@ -85,6 +90,8 @@ pub struct Igd {
     asked_any: bool,
     /// Ports that are ours and no longer wanted.
     stale: Vec<(Protocol, u16)>,
+    /// Ports that were ours, and may be still.
+    past: Vec<Past>,
     address: Option<IpAddr>,
     look: Instant,
     look_address: Instant,
@@ -117,6 +124,24 @@ struct Held {
     until: Option<Instant>,
 }
 
+/// A port that was mapped for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Past {
+    protocol: Protocol,
+    external: u16,
+    /// Where it led.
+    client: (Ipv4Addr, u16),
+    until: Option<Instant>,
+}
+
+/// What is left of one that was given up: see [`Igd::leave`].
+#[derive(Debug)]
+pub struct Left {
+    gateway: Ipv4Addr,
+    known: Option<Service>,
+    past: Vec<Past>,
+}
+
 /// What was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
@@ -130,6 +155,8 @@ enum Step {
     /// Whether a port that is taken is so by us.
     Whose(usize),
     Look(usize),
+    /// Whether a port that was ours is so still.
+    Past(Past),
     Delete,
 }
 
@@ -158,6 +185,7 @@ impl Igd {
             candidates: VecDeque::new(),
             doubtful: None,
             chosen: None,
+            known: None,
             asked: None,
             next: None,
             leases: ports.each().map(lease).collect(),
@@ -166,6 +194,7 @@ impl Igd {
             life: 0,
             asked_any: false,
             stale: Vec::new(),
+            past: Vec::new(),
             address: None,
             look: now,
             look_address: now,
@@ -181,11 +210,52 @@ impl Igd {
         }
         (self.stage, self.allowed, self.losses, self.life) = (Stage::On, false, 0, 0);
         (self.conflicts, self.asked_any) = (0, false);
-        self.port = self.leases.first().map_or(0, |lease| lease.internal);
+        self.let_go();
+        // Who was told the port that we had finds us there again.
+        let had = self.past.first().map(|past| past.external);
+        self.port = had.or(self.leases.first().map(|lease| lease.internal)).unwrap_or_default();
         for lease in &mut self.leases {
-            (lease.held, lease.due, lease.refused) = (None, Some(now), None);
+            (lease.due, lease.refused) = (Some(now), None);
         }
         self.search_again(now);
+    }
+
+    /// Gives it up, since our address or the router is another one: what it mapped is for the one that follows.
+    pub fn leave(mut self) -> Left {
+        self.let_go();
+        let asked = match self.asked {
+            Some(Step::Add { at, any: false }) => {
+                self.leases.get(at).map(|lease| (lease.protocol, self.port))
+            }
+            _ => None,
+        };
+        for (protocol, external) in std::mem::take(&mut self.stale).into_iter().chain(asked) {
+            let lease = self.leases.iter().find(|lease| lease.protocol == protocol);
+            self.past.extend(lease.map(|lease| Past {
+                protocol,
+                external,
+                client: (self.local, lease.internal),
+                until: None,
+            }));
+        }
+        Left { gateway: self.gateway, known: self.known, past: self.past }
+    }
+
+    /// Follows one that was given up. Only the same router has ports of ours.
+    pub fn follow(&mut self, left: Left) {
+        if left.gateway == self.gateway {
+            (self.known, self.past) = (left.known, left.past);
+        }
+    }
+
+    /// What is held counts no more, though the router may have it.
+    fn let_go(&mut self) {
+        let held = self.leases.iter_mut().filter_map(|lease| {
+            let Held { external, until } = lease.held.take()?;
+            let client = (self.local, lease.internal);
+            Some(Past { protocol: lease.protocol, external, client, until })
+        });
+        self.past.extend(held);
     }
 
     fn search_again(&mut self, now: Instant) {
@@ -224,8 +294,10 @@ impl Igd {
 
     /// From now on all that is ours is taken away, and nothing else asked.
     pub fn stop(&mut self) {
+        let is_left = self.is_holding() || !self.stale.is_empty() || !self.past.is_empty();
         self.stage = match self.stage {
             Stage::On | Stage::Stopping => Stage::Stopping,
+            Stage::Off | Stage::Failed(_) if is_left => Stage::Stopping,
             _ => Stage::Stopped,
         };
     }
@@ -275,6 +347,7 @@ impl Igd {
         for lease in &mut self.leases {
             lease.held = lease.held.filter(|held| held.until.is_none_or(|until| now < until));
         }
+        self.past.retain(|past| past.until.is_none_or(|until| now < until));
         if self.asked.is_some() {
             return None;
         }
@@ -335,6 +408,7 @@ impl Igd {
     }
 
     fn choose(&mut self, service: Service, now: Instant) {
+        self.known = Some(service.clone());
         self.chosen = Some(service);
         self.search = None;
         (self.look, self.look_address) = (now + LOOK, now);
@@ -346,6 +420,8 @@ impl Igd {
             next
         } else if let Some((protocol, external)) = self.stale.pop() {
             (Step::Delete, Action::Delete { protocol, external })
+        } else if let Some(past) = self.past.first() {
+            past.look()
         } else if let Some(at) = self.leases.iter().position(|lease| lease.due.is_some_and(|due| due <= now))
         {
             (Step::Add { at, any: false }, self.add(at, false)?)
@@ -363,7 +439,7 @@ impl Igd {
     }
 
     fn ask(&mut self, step: Step, action: Action) -> Option<Ask> {
-        let ask = ask(self.chosen.as_ref()?, action);
+        let ask = ask(self.chosen.as_ref().or(self.known.as_ref())?, action);
         self.asked = Some(step);
         Some(ask)
     }
@@ -381,18 +457,15 @@ impl Igd {
     }
 
     fn take_away(&mut self) -> Option<Ask> {
-        let held =
-            self.leases.iter_mut().find_map(|lease| Some((lease.protocol, lease.held.take()?.external)));
-        let next = self.stale.pop().or(held);
-        match next {
-            Some((protocol, external)) if self.chosen.is_some() => {
-                self.ask(Step::Delete, Action::Delete { protocol, external })
-            }
-            _ => {
-                self.stage = Stage::Stopped;
-                None
-            }
+        let leases = &mut self.leases;
+        let held = || leases.iter_mut().find_map(|lease| Some((lease.protocol, lease.held.take()?.external)));
+        let delete = |(protocol, external)| (Step::Delete, Action::Delete { protocol, external });
+        let next = self.stale.pop().or_else(held).map(delete).or_else(|| self.past.first().map(Past::look));
+        let ask = next.and_then(|(step, action)| self.ask(step, action));
+        if ask.is_none() {
+            self.stage = Stage::Stopped;
         }
+        ask
     }
 
     fn is_holding(&self) -> bool {
@@ -424,12 +497,16 @@ impl Igd {
             Ok(response) => Ok(Values::read(response)),
             Err(why) => Err(why.clone()),
         };
-        if self.stage != Stage::On {
-            // One that is mapped only now is to be taken away with the others.
-            if let (Stage::Stopping, Step::Add { at, .. }, Ok(Ok(_))) = (&self.stage, &step, values(&answer))
-            {
-                self.mapped(*at, 0, now);
+        if self.stage == Stage::Stopping {
+            match (step, values(&answer)) {
+                // One that is mapped only now is to be taken away with the others.
+                (Step::Add { at, any }, Ok(Ok(values))) => self.added(at, any, &values, now),
+                (Step::Past(past), values) => self.looked_back(&past, values, now),
+                _ => {}
             }
+            return;
+        }
+        if self.stage != Stage::On {
             return;
         }
         match step {
@@ -453,12 +530,7 @@ impl Igd {
                 }
             }
             Step::Add { at, any } => match values(&answer) {
-                Ok(Ok(values)) => {
-                    if let (true, Some(port)) = (any, values.reserved()) {
-                        self.port = port;
-                    }
-                    self.mapped(at, LIVES.get(self.life).copied().unwrap_or_default(), now);
-                }
+                Ok(Ok(values)) => self.added(at, any, &values, now),
                 Ok(Err(fault)) => self.not_added(at, any, &fault, now),
                 Err(why) => self.lost(at, &why, now),
             },
@@ -469,6 +541,7 @@ impl Igd {
                 Ok(_) => self.other_port(at, now),
                 Err(why) => self.lost(at, &why, now),
             },
+            Step::Past(past) => self.looked_back(&past, values(&answer), now),
             Step::Look(at) => {
                 self.look = now + LOOK;
                 match values(&answer) {
@@ -492,6 +565,34 @@ impl Igd {
         ours.is_some() && values.client() == ours
     }
 
+    /// What became of a port that was ours. One of which that can't be told is left alone.
+    fn looked_back(&mut self, past: &Past, values: Result<Result<Values, Fault>, String>, now: Instant) {
+        self.past.retain(|other| other != past);
+        let Ok(Ok(values)) = values else { return };
+        if values.client() != Some(past.client) {
+            return;
+        }
+        let wanted = self
+            .leases
+            .iter()
+            .position(|lease| (lease.protocol, (self.local, lease.internal)) == (past.protocol, past.client));
+        match wanted {
+            Some(at) if self.stage == Stage::On && past.external == self.port => {
+                self.mapped(at, values.lease().unwrap_or(0), now);
+            }
+            _ => self.stale.push((past.protocol, past.external)),
+        }
+    }
+
+    /// A router that was to choose the port itself says which.
+    fn added(&mut self, at: usize, any: bool, values: &Values, now: Instant) {
+        if any {
+            let Some(port) = values.reserved() else { return self.other_port(at, now) };
+            self.port = port;
+        }
+        self.mapped(at, LIVES.get(self.life).copied().unwrap_or_default(), now);
+    }
+
     fn mapped(&mut self, at: usize, life: u32, now: Instant) {
         self.losses = 0;
         let port = self.port;
@@ -505,6 +606,7 @@ impl Igd {
             }
         }
         let Some(lease) = self.leases.get_mut(at) else { return };
+        self.past.retain(|past| (past.protocol, past.external) != (lease.protocol, port));
         if let Some(held) = lease.held.filter(|held| held.external != port) {
             self.stale.push((lease.protocol, held.external));
         }
@@ -567,9 +669,7 @@ impl Igd {
 
     fn fail(&mut self, why: &str) {
         self.stage = Stage::Failed(why.to_owned());
-        for lease in &mut self.leases {
-            lease.held = None;
-        }
+        self.let_go();
     }
 
     /// The router doesn't answer any more where it did. It may have started anew, and be somewhere else now.
@@ -584,6 +684,12 @@ impl Igd {
             }
             self.search_again(now);
         }
+    }
+}
+
+impl Past {
+    fn look(&self) -> (Step, Action) {
+        (Step::Past(*self), Action::Look { protocol: self.protocol, external: self.external })
     }
 }
 

@@ -10,6 +10,9 @@
 //! Routers are strangers' work, and what answers in the local network may be anybody: each answer is bounded in bytes and
 //! time, is believed only from the address that was asked, and leads nowhere else.
 //!
+//! Where we are is looked at now and then, and whenever our addresses change: a router is asked from the address that it is
+//! to send peers to, which is the one of `--listen` if there is one, and what was asked from another begins anew.
+//!
 //! A machine whose own address is one of the internet asks nobody: there is no router to ask, and a provider's network is
 //! no place to search in.
 //!
@@ -49,7 +52,8 @@ use super::sockets::Sockets;
 use crate::sync::tasks::TaskScope;
 use crate::sync::timeouts::MAPPING_HTTP;
 
-/// How long a mapping is asked for. It is renewed at half of that; one that we leave behind is gone by the end of it.
+/// How long a mapping is asked for. It is renewed at half of that; one that we leave behind is gone by the end of it, unless
+/// the router knows no end.
 const LEASE: Duration = Duration::from_secs(3600);
 /// Between two looks whether all is as it was.
 const LOOK: Duration = Duration::from_secs(5 * 60);
@@ -268,9 +272,10 @@ type Asking = Pin<Box<dyn Future<Output = Result<Response, String>> + Send>>;
 /// The sockets to the routers of the moment.
 #[derive(Default)]
 struct Lines {
+    /// With our address, and the router's.
     v4: Option<(UdpSocket, Ipv4Addr, Ipv4Addr)>,
-    v6: Option<(UdpSocket, Ipv6Addr)>,
     search: Option<UdpSocket>,
+    v6: Option<(UdpSocket, Ipv6Addr, SocketAddrV6)>,
     /// Our address is one of the internet.
     direct: bool,
 }
@@ -287,24 +292,14 @@ enum Came {
 
 impl Task {
     async fn run(mut self) {
-        let mut routes = (self.setup.routes)();
-        // What was mapped was so by a router that is no longer ours.
-        while let Some(others) = self.follow(routes).await {
-            routes = others;
-        }
+        self.keep().await;
         self.stopped.send_replace(true);
     }
 
-    /// Keeps ports mapped by these routers, until there are others. `None` when it is to end, and all is taken back.
-    async fn follow(&mut self, routes: Routes) -> Option<Routes> {
-        let lines = Lines::open(&self.sockets, &self.setup, &routes).await;
-        let place = Where {
-            v4: lines.v4.as_ref().map(|(_, local, gateway)| (*local, *gateway)),
-            v6: lines.v6.as_ref().map(|(_, local)| *local),
-            direct: lines.direct,
-            group: self.setup.group,
-        };
-        let mut plan = Plan::new(self.setup.ports, place, rand::random(), now());
+    /// Keeps ports mapped until it is to end, and all is taken back.
+    async fn keep(&mut self) {
+        let mut lines = self.look().await;
+        let mut plan = Plan::new(self.setup.ports, lines.place(self.setup.group), rand::random(), now());
         let mut asking: Option<Asking> = None;
         let mut look = now() + ROUTES_LOOK;
         let (mut buffers, mut found) = ([[0; MAX_PACKET]; 2], [0; MAX_PACKET]);
@@ -322,7 +317,7 @@ impl Task {
                 self.publish(plan.status());
             }
             if plan.is_stopped() {
-                return None;
+                return;
             }
             let wake = plan.due().map_or(look, |due| due.min(look));
             let [first, second] = &mut buffers;
@@ -331,7 +326,7 @@ impl Task {
                 () = self.refresh.notified() => Came::Refresh,
                 answer = answered(&mut asking) => Came::Answer(answer),
                 n = receive(lines.v4.as_ref().map(|(socket, ..)| socket), first) => Came::Control(Line::V4, n),
-                n = receive(lines.v6.as_ref().map(|(socket, _)| socket), second) => Came::Control(Line::V6, n),
+                n = receive(lines.v6.as_ref().map(|(socket, ..)| socket), second) => Came::Control(Line::V6, n),
                 n = receive_from(lines.search.as_ref(), &mut found) => Came::Found(n),
                 () = sleep_until(wake.into()) => Came::Due,
             };
@@ -356,16 +351,26 @@ impl Task {
                 Came::Due if now < look => {}
                 Came::Due | Came::Refresh => {
                     look = now + ROUTES_LOOK;
-                    let others = (self.setup.routes)();
-                    if others != routes && !plan.is_stopping() {
-                        return Some(others);
+                    if plan.is_stopping() {
+                        continue;
                     }
+                    if lines.replace(self.look().await) {
+                        // It went to a router, or from an address, that isn't ours any more.
+                        asking = None;
+                    }
+                    plan.moved(lines.place(self.setup.group), now);
                     if matches!(came, Came::Refresh) {
                         plan.renew(now);
                     }
                 }
             }
         }
+    }
+
+    /// Where we are now. Sends nothing.
+    async fn look(&self) -> Lines {
+        let routes = (self.setup.routes)();
+        Lines::open(&self.sockets, self.setup.control_port, &routes).await
     }
 
     /// Says what has come of it, if that is something else than before.
@@ -403,34 +408,62 @@ fn now() -> Instant {
 
 impl Lines {
     /// Sockets to these routers. One that can't be had is left out.
-    async fn open(sockets: &Sockets, setup: &Setup, routes: &Routes) -> Self {
+    async fn open(sockets: &Sockets, control_port: u16, routes: &Routes) -> Self {
         let mut lines = Self::default();
         for router in routes.routers() {
             let mut at = router;
-            at.set_port(setup.control_port);
-            let from = if router.is_ipv6() { outward(sockets, router).await } else { Some(any_like(router)) };
-            let Some(from) = from else { continue };
-            match connected(sockets, from, at).await {
+            at.set_port(control_port);
+            let Some(from) = outward(sockets, router).await else { continue };
+            match (connected(sockets, from, at).await, router) {
                 // Nothing stands between us and the internet; and whom we would search for isn't ours to search for.
-                Ok((_, local)) if local.is_ipv4() && !is_private(local) => lines.direct = true,
-                Ok((socket, IpAddr::V4(local))) => {
-                    let IpAddr::V4(gateway) = router.ip() else { continue };
+                (Ok((_, IpAddr::V4(local))), _) if !is_private(local.into()) => lines.direct = true,
+                (Ok((socket, IpAddr::V4(local))), SocketAddr::V4(router)) => {
                     // Where the kernel sends what goes to a group follows from where it comes from.
                     lines.search = sockets.udp(SocketAddrV4::new(local, 0).into()).ok();
-                    lines.v4 = Some((socket, local, gateway));
+                    lines.v4 = Some((socket, local, *router.ip()));
                 }
-                Ok((socket, IpAddr::V6(local))) => lines.v6 = Some((socket, local)),
-                Err(error) => tracing::debug!("the router {router} can't be asked: {error}"),
+                (Ok((socket, IpAddr::V6(local))), SocketAddr::V6(router)) => {
+                    lines.v6 = Some((socket, local, router));
+                }
+                // Both ends are of one family.
+                (Ok(_), _) => {}
+                (Err(error), _) => tracing::debug!("the router {router} can't be asked: {error}"),
             }
         }
         lines
+    }
+
+    /// Where they begin and lead to.
+    fn place(&self, group: SocketAddr) -> Where {
+        Where { v4: self.ends_v4(), v6: self.ends_v6(), direct: self.direct, group }
+    }
+
+    fn ends_v4(&self) -> Option<(Ipv4Addr, Ipv4Addr)> {
+        self.v4.as_ref().map(|(_, local, gateway)| (*local, *gateway))
+    }
+
+    fn ends_v6(&self) -> Option<(Ipv6Addr, SocketAddrV6)> {
+        self.v6.as_ref().map(|(_, local, router)| (*local, *router))
+    }
+
+    /// Takes of others those of a family that has moved. True if that is IPv4.
+    fn replace(&mut self, others: Self) -> bool {
+        let moved = self.ends_v4() != others.ends_v4();
+        self.direct = others.direct;
+        if self.ends_v6() != others.ends_v6() {
+            self.v6 = others.v6;
+        }
+        if moved {
+            (self.v4, self.search) = (others.v4, others.search);
+        }
+        moved
     }
 
     /// One that can't be sent is lost, as others are on the way.
     async fn send(&self, line: Line, packet: &[u8]) {
         let socket = match line {
             Line::V4 => self.v4.as_ref().map(|(socket, ..)| socket),
-            Line::V6 => self.v6.as_ref().map(|(socket, _)| socket),
+            Line::V6 => self.v6.as_ref().map(|(socket, ..)| socket),
         };
         let Some(socket) = socket else { return };
         if let Err(error) = socket.send(packet).await {
@@ -448,19 +481,16 @@ impl Lines {
     }
 }
 
-/// Any address of ours, of the family of another.
-fn any_like(other: SocketAddr) -> SocketAddr {
-    SocketAddr::new(pcp::any_like(other.ip()), 0)
-}
-
-/// Our address that a firewall is to let through. A router of IPv6 is known by an address of its link, and would see ours
-/// of that link, which is of no use; so it is asked from the one that we have in the internet. `None` without one.
+/// From where a router is asked: what it lets through leads there, so it is where we listen. `None` in a family in which we
+/// don't, and in IPv6 without an address of the internet: a router of IPv6 is known by an address of its link, and would see
+/// ours of that link, which is of no use.
 async fn outward(sockets: &Sockets, router: SocketAddr) -> Option<SocketAddr> {
-    if router.ip().is_loopback() {
-        return Some(any_like(router));
+    let from = SocketAddr::new(sockets.listens(router.is_ipv6())?, 0);
+    if router.is_ipv4() || router.ip().is_loopback() {
+        return Some(from);
     }
     // Connecting sends nothing: it has the kernel choose.
-    let (_, ours) = connected(sockets, any_like(router), SOMEWHERE).await.ok()?;
+    let (_, ours) = connected(sockets, from, SOMEWHERE).await.ok()?;
     (!is_private(ours)).then_some(SocketAddr::new(ours, 0))
 }
 

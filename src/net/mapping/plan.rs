@@ -5,16 +5,19 @@
 //! searches meanwhile, and has its turn when they fail. When both have failed, and when the way that had worked no longer
 //! does, all begins again after a pause that grows. For IPv6 there is PCP alone, which opens the firewall.
 //!
+//! With another router or another address of ours ([`Plan::moved`]) a family begins anew, and the other one isn't touched.
+//! What counts there is taken along: nonces, and the ports that a router over UPnP may still map.
+//!
 //! Flow: [`Plan::poll`] gives what is to be sent, [`Plan::due`] when to poll again; what comes is given to
 //! [`Plan::received`], [`Plan::found`] and [`Plan::answered`]. After [`Plan::stop`] what is ours is taken away, until
 //! [`Plan::is_stopped`].
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant};
 
 use super::control::Control;
 use super::http::Response;
-use super::igd::{self, Igd};
+use super::igd::{self, Igd, Left};
 use super::{Dice, Ports, Protocol, Standing, Status};
 use crate::net::hosts::is_private;
 
@@ -51,8 +54,8 @@ pub enum Ask {
 pub struct Where {
     /// In IPv4: our address, and the router's.
     pub v4: Option<(Ipv4Addr, Ipv4Addr)>,
-    /// In IPv6: our address.
-    pub v6: Option<Ipv6Addr>,
+    /// In IPv6, likewise.
+    pub v6: Option<(Ipv6Addr, SocketAddrV6)>,
     /// In IPv4 there is nothing to ask for: our address is one of the internet.
     pub direct: bool,
     /// Where to search for UPnP.
@@ -62,9 +65,15 @@ pub struct Where {
 /// See the module's text.
 #[derive(Debug)]
 pub struct Plan {
+    ports: Ports,
+    place: Where,
     v4: Option<Four>,
     v6: Option<Six>,
-    direct: bool,
+    /// Of the last router over UPnP, while there is none.
+    left: Option<Left>,
+    /// From which the nonces follow.
+    secret: u64,
+    dice: Dice,
     stopping: bool,
 }
 
@@ -116,22 +125,41 @@ impl Pause {
 }
 
 impl Plan {
-    /// Begins with the first [`Plan::poll`].
+    /// Begins with the first [`Plan::poll`]. Who knows the seed knows what says that mappings are ours.
     pub fn new(ports: Ports, place: Where, seed: u64, now: Instant) -> Self {
         let mut dice = Dice::new(seed);
-        let v4 = place.v4.map(|(local, gateway)| {
-            let mut control = Control::new(local.into(), ports, &mut dice, now);
-            let mut igd = Igd::new(local, gateway, place.group, ports, &mut dice, now);
-            control.start(now);
-            igd.start(now);
-            Four { control, igd, turn: Turn::Control, pause: Pause::new(), first: String::new(), why: None }
-        });
-        let v6 = place.v6.map(|local| {
-            let mut control = Control::new(local.into(), ports, &mut dice, now);
-            control.start(now);
-            Six { control, pause: Pause::new() }
-        });
-        Self { v4, v6, direct: place.direct, stopping: false }
+        let nowhere = Where { v4: None, v6: None, ..place };
+        let secret = dice.roll();
+        let (v4, v6, left) = (None, None, None);
+        let mut plan = Self { ports, place: nowhere, v4, v6, left, secret, dice, stopping: false };
+        plan.moved(place, now);
+        plan
+    }
+
+    /// We may be somewhere else: whoever is asked now is asked as if nothing were known of him.
+    pub fn moved(&mut self, place: Where, now: Instant) {
+        let before = std::mem::replace(&mut self.place, place);
+        if before.v4 != place.v4 {
+            self.left = self.v4.take().map(|four| four.igd.leave()).or(self.left.take());
+            self.v4 = place.v4.map(|(local, gateway)| {
+                let mut control = Control::new(local.into(), self.ports, self.secret, now);
+                let mut igd = Igd::new(local, gateway, place.group, self.ports, &mut self.dice, now);
+                if let Some(left) = self.left.take() {
+                    igd.follow(left);
+                }
+                control.start(now);
+                igd.start(now);
+                let (pause, first) = (Pause::new(), String::new());
+                Four { control, igd, turn: Turn::Control, pause, first, why: None }
+            });
+        }
+        if before.v6 != place.v6 {
+            self.v6 = place.v6.map(|(local, _)| {
+                let mut control = Control::new(local.into(), self.ports, self.secret, now);
+                control.start(now);
+                Six { control, pause: Pause::new() }
+            });
+        }
     }
 
     /// Looks again at what is mapped, and begins again where nothing is: something may have changed.
@@ -236,7 +264,7 @@ impl Plan {
             |address: &IpAddr| address.is_ipv4() && (address.is_unspecified() || is_private(*address));
         let double_nat = mappings.iter().filter_map(|mapping| mapping.address).find(mapped_v4);
         let trouble = match (&self.v4, double_nat) {
-            (None, _) if self.v6.is_none() && !self.direct => Some("there is no router".to_owned()),
+            (None, _) if self.v6.is_none() && !self.place.direct => Some("there is no router".to_owned()),
             (_, Some(address)) if address.is_unspecified() => Some("the router has no connection".to_owned()),
             (_, Some(address)) => Some(format!(
                 "the router's own address, {address}, is a private one: another router stands before it"
@@ -244,7 +272,7 @@ impl Plan {
             (Some(four), None) if mappings.is_empty() => four.why.clone(),
             _ => None,
         };
-        Status { mappings, trouble, direct: self.direct }
+        Status { mappings, trouble, direct: self.place.direct }
     }
 }
 

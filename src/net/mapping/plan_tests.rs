@@ -4,17 +4,20 @@
 
 use proptest::prelude::*;
 
-use super::super::for_tests::{Entry, Router};
-use super::super::{LEASE, LOOK, Method, ssdp};
+use super::super::for_tests::{Entry, Router, Table};
+use super::super::{LEASE, LOOK, Mapping, Method, ssdp};
 use super::*;
 
 const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 7);
+const LATER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 8);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
+const ROUTER_V6: SocketAddrV6 = SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 0, 0, 2);
 const PORT: u16 = 6881;
 const HOUR: Duration = Duration::from_secs(3600);
 
 struct Sim {
     plan: Plan,
+    place: Where,
     router: Router,
     now: Instant,
     begun: Instant,
@@ -35,9 +38,37 @@ impl Sim {
         let now = Instant::now() + Duration::from_secs(1_000_000);
         let router = Router { booted: now - Duration::from_secs(100_000), ..router };
         let ports = Ports { tcp: PORT, udp: Some(PORT) };
+        let v6 = v6.map(|local| (local, ROUTER_V6));
         let place = Where { v4, v6, direct: false, group: ssdp::GROUP };
         let plan = Plan::new(ports, place, 7, now);
-        Self { plan, router, now, begun: now, asked: 0, http_gone: false, always: true }
+        Self { plan, place, router, now, begun: now, asked: 0, http_gone: false, always: true }
+    }
+
+    /// We are somewhere else.
+    fn moved(&mut self, v4: Option<(Ipv4Addr, Ipv4Addr)>, v6: Option<Ipv6Addr>) {
+        self.place = Where { v4, v6: v6.map(|local| (local, ROUTER_V6)), ..self.place };
+        self.plan.moved(self.place, self.now);
+    }
+
+    /// Our address.
+    fn local(&self, line: Line) -> IpAddr {
+        match line {
+            Line::V4 => self.place.v4.unwrap().0.into(),
+            Line::V6 => self.place.v6.unwrap().0.into(),
+        }
+    }
+
+    /// Does so much of what there is to do, one thing after another.
+    fn steps(&mut self, count: usize) {
+        for _ in 0..count {
+            let asks = self.plan.poll(self.now);
+            if asks.is_empty() {
+                self.now = self.plan.due().unwrap();
+            }
+            for ask in asks {
+                self.carry(ask);
+            }
+        }
     }
 
     /// Sends all that is to be sent now, and has it answered.
@@ -59,11 +90,7 @@ impl Sim {
         let now = self.now;
         match ask {
             Ask::Control(line, packet) => {
-                let from = match line {
-                    Line::V4 => IpAddr::from(LOCAL),
-                    Line::V6 => "2001:db8::7".parse().unwrap(),
-                };
-                if let Some(reply) = self.router.control(from, &packet, now) {
+                if let Some(reply) = self.router.control(self.local(line), &packet, now) {
                     self.plan.received(line, &reply, now);
                 }
             }
@@ -116,7 +143,8 @@ impl Sim {
     /// Mappings at the router that lead to us.
     fn ours(&self) -> usize {
         let live = |entry: &&Entry| entry.until.is_none_or(|until| self.now < until);
-        let ours = |entry: &&Entry| entry.client == IpAddr::from(LOCAL) && entry.internal == PORT;
+        let local = self.place.v4.map(|(local, _)| IpAddr::from(local));
+        let ours = |entry: &&Entry| Some(entry.client) == local && entry.internal == PORT;
         self.router.table.values().filter(live).filter(ours).count()
     }
 
@@ -416,30 +444,210 @@ fn a_firewall_for_ipv6_is_opened() {
 
 #[test]
 fn stopping_is_right_at_any_time() {
-    for method in [Method::Pcp, Method::NatPmp, Method::Upnp] {
-        for steps in 0..40 {
-            let mut sim = Sim::new(router(method));
-            for _ in 0..steps {
-                let asks = sim.plan.poll(sim.now);
-                if asks.is_empty() {
-                    sim.now = sim.plan.due().unwrap();
-                    continue;
-                }
-                for ask in asks {
-                    sim.carry(ask);
-                }
-            }
-            // One question is out when it is told to stop; it is answered all the same.
+    for (method, upnp, taken) in [
+        (Method::Pcp, 0, None),
+        (Method::NatPmp, 0, None),
+        (Method::Upnp, 1, None),
+        (Method::Upnp, 1, Some(Protocol::Tcp)),
+        (Method::Upnp, 1, Some(Protocol::Udp)),
+        (Method::Upnp, 2, Some(Protocol::Tcp)),
+        (Method::Upnp, 2, Some(Protocol::Udp)),
+    ] {
+        let taken: Table =
+            taken.map(|of| ((of, PORT), Entry::of("192.168.1.99", PORT))).into_iter().collect();
+        for (steps, lost) in (0..60).flat_map(|steps| [(steps, false), (steps, true)]) {
+            let mut sim = Sim::new(Router { upnp, table: taken.clone(), ..router(method) });
+            sim.steps(steps);
+            // One question is out when it is told to stop; it is answered all the same, or the answer is lost.
             let asks = sim.plan.poll(sim.now);
             sim.plan.stop();
             for ask in asks {
-                if matches!(ask, Ask::Http { .. }) {
-                    sim.carry(ask);
+                match ask {
+                    Ask::Control(_, packet) if lost => _ = sim.router.control(LOCAL.into(), &packet, sim.now),
+                    ask => sim.carry(ask),
                 }
             }
             sim.stop();
-            assert!(sim.router.table.is_empty(), "{method:?} {steps}: {:?}", sim.router.asked);
+            assert_eq!(sim.router.table, taken, "{method:?} {upnp} {steps} {lost}: {:?}", sim.router.asked);
         }
+    }
+}
+
+#[test]
+fn what_is_without_end_is_taken_away_also_where_the_router_was_lost() {
+    let other = Entry::of("192.168.1.99", PORT);
+    let endless = || Router { permanent_only: true, ..router(Method::Upnp) };
+    // It was just lost, is searched for, is given up, and was found again; for a moment, or so long that it is given up twice.
+    for minutes in [1, 4, 6, 7, 20, 200] {
+        for back in [0, 1, 70] {
+            let mut sim = Sim::new(endless());
+            sim.router.table.insert((Protocol::Tcp, PORT), other);
+            sim.run_until_mapped();
+            sim.run(Duration::from_secs(10));
+            let port = sim.plan.status().port(Protocol::Tcp);
+            sim.http_gone = true;
+            sim.plan.renew(sim.now);
+            sim.run(Duration::from_secs(minutes * 60));
+            sim.http_gone = false;
+            sim.run(Duration::from_secs(back * 60));
+            if back == 70 {
+                assert_eq!(sim.plan.status().port(Protocol::Tcp), port, "the port stays");
+                assert_eq!((sim.ours(), sim.router.table.len()), (2, 3));
+            }
+            sim.stop();
+            let left: Vec<_> = sim.router.table.into_iter().collect();
+            assert_eq!(left, [((Protocol::Tcp, PORT), other)], "{minutes} {back}");
+        }
+    }
+    // The router starts anew meanwhile, and gives the port to another.
+    for back in [0, 70] {
+        let mut sim = Sim::new(endless());
+        sim.run_until_mapped();
+        sim.http_gone = true;
+        sim.plan.renew(sim.now);
+        sim.run(HOUR);
+        assert!(sim.plan.status().mappings.is_empty());
+        sim.http_gone = false;
+        sim.router.restart(sim.now);
+        sim.router.table.insert((Protocol::Tcp, PORT), other);
+        sim.run(Duration::from_secs(back * 60));
+        assert_eq!(sim.ours(), if back == 0 { 0 } else { 2 });
+        sim.stop();
+        assert_eq!(sim.router.table.into_iter().collect::<Vec<_>>(), [((Protocol::Tcp, PORT), other)]);
+    }
+}
+
+#[test]
+fn a_version_that_is_refused_twice_answers_nothing_else() {
+    // In the operation of an answer routers differ: some take that of the question.
+    for operation in [128, 129] {
+        let mut sim = Sim::new(router(Method::NatPmp));
+        let asked = |sim: &mut Sim| {
+            let control = |ask| if let Ask::Control(_, packet) = ask { Some(packet) } else { None };
+            sim.plan.poll(sim.now).into_iter().find_map(control).unwrap()
+        };
+        let refused = |sim: &mut Sim| {
+            let packet = asked(sim);
+            let mut reply = sim.router.control(LOCAL.into(), &packet, sim.now).unwrap();
+            reply[1] = operation;
+            reply
+        };
+        let first = refused(&mut sim);
+        sim.now += Duration::from_millis(250);
+        let second = refused(&mut sim);
+        sim.plan.received(Line::V4, &first, sim.now);
+        let map = asked(&mut sim);
+        sim.plan.received(Line::V4, &second, sim.now);
+        let reply = sim.router.control(LOCAL.into(), &map, sim.now).unwrap();
+        sim.plan.received(Line::V4, &reply, sim.now);
+        assert_eq!(sim.run_until_mapped(), Duration::from_millis(250));
+        assert_eq!(sim.methods(), [Method::NatPmp; 2]);
+    }
+}
+
+#[test]
+fn a_family_that_moves_begins_anew_and_the_other_goes_on() {
+    let (v4, v6) = (Some((LOCAL, GATEWAY)), "2001:db8::7".parse::<Ipv6Addr>().ok());
+    let mut sim = Sim::of(router(Method::Pcp), v4, None);
+    let of = |sim: &Sim, client: IpAddr| {
+        let all = sim.router.table.iter().filter(|(_, entry)| entry.client == client);
+        all.map(|(key, entry)| (*key, *entry)).collect::<Vec<_>>()
+    };
+    sim.settle();
+    let (mapped, asked) = (of(&sim, LOCAL.into()), sim.asked);
+    // Nothing has changed.
+    sim.moved(v4, None);
+    sim.settle();
+    assert_eq!((mapped.len(), sim.asked), (2, asked));
+    // An address of the internet comes after the route to it has, and then it is another one.
+    sim.now += Duration::from_secs(60);
+    sim.moved(v4, v6);
+    sim.settle();
+    assert_eq!((sim.plan.status().mappings.len(), of(&sim, v6.unwrap().into()).len()), (4, 2));
+    let other = "2001:db8::8".parse::<Ipv6Addr>().unwrap();
+    sim.moved(v4, Some(other));
+    sim.settle();
+    let four = |mapping: &&Mapping| mapping.address.is_some_and(|address| address.is_ipv4());
+    assert_eq!(sim.plan.status().mappings.iter().filter(four).count(), 2);
+    assert_eq!((of(&sim, other.into()).len(), of(&sim, LOCAL.into())), (2, mapped));
+    // The router of IPv4 goes: that of IPv6 isn't asked again for it.
+    let six = of(&sim, other.into());
+    sim.moved(None, Some(other));
+    sim.settle();
+    assert_eq!((sim.plan.status().mappings.len(), of(&sim, other.into())), (2, six));
+}
+
+#[test]
+fn who_comes_back_to_a_router_is_known_there() {
+    for (name, router) in [
+        ("PCP", router(Method::Pcp)),
+        ("NAT-PMP", router(Method::NatPmp)),
+        ("UPnP", router(Method::Upnp)),
+        ("without end", Router { permanent_only: true, ..router(Method::Upnp) }),
+        ("strict", Router { strict: true, ..router(Method::Upnp) }),
+        ("version 2", Router { upnp: 2, ..router(Method::Upnp) }),
+    ] {
+        let mut sim = Sim::new(router);
+        sim.run_until_mapped();
+        sim.settle();
+        sim.moved(None, None);
+        sim.settle();
+        assert!(sim.plan.status().mappings.is_empty());
+        sim.now += Duration::from_secs(30);
+        sim.moved(Some((LOCAL, GATEWAY)), None);
+        sim.run_until_mapped();
+        sim.settle();
+        assert_eq!((sim.ours(), sim.router.table.len()), (2, 2), "{name}");
+        assert_eq!(sim.plan.status().port(Protocol::Tcp), Some(PORT), "{name}");
+        sim.stop();
+        assert!(sim.router.table.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn another_address_of_ours_is_where_peers_are_sent() {
+    let moved = |router: Router, through_none: bool| {
+        let mut sim = Sim::new(router);
+        sim.run_until_mapped();
+        sim.settle();
+        if through_none {
+            sim.moved(None, None);
+            sim.settle();
+        }
+        sim.moved(Some((LATER, GATEWAY)), None);
+        sim
+    };
+    for method in [Method::Pcp, Method::NatPmp] {
+        let mut sim = moved(router(method), false);
+        sim.settle();
+        assert_eq!((sim.plan.status().mappings.len(), sim.ours()), (2, 2), "{method:?}");
+        sim.stop();
+        assert_eq!(sim.ours(), 0, "{method:?}");
+    }
+    // Who takes orders over UPnP takes those, too, of the address that we had.
+    for (permanent_only, through_none) in [(false, false), (true, false), (true, true)] {
+        let router = || Router { permanent_only, ..router(Method::Upnp) };
+        let mut sim = moved(router(), through_none);
+        sim.run_until_mapped();
+        sim.settle();
+        assert_eq!((sim.ours(), sim.router.table.len()), (2, 2));
+        assert_eq!(sim.plan.status().port(Protocol::Tcp), Some(PORT), "the port stays");
+        sim.stop();
+        assert!(sim.router.table.is_empty());
+        for steps in 0..50 {
+            let mut sim = moved(router(), through_none);
+            sim.steps(steps);
+            sim.stop();
+            assert!(sim.router.table.is_empty(), "{permanent_only} {steps}: {:?}", sim.router.asked);
+        }
+        // Another router there is told nothing of it.
+        let mut sim = moved(router(), through_none);
+        sim.moved(Some((LATER, Ipv4Addr::new(192, 168, 1, 254))), None);
+        sim.router.asked.clear();
+        sim.router.upnp = 0;
+        sim.run(HOUR / 2);
+        sim.stop();
+        assert_eq!((sim.router.asked.len(), sim.router.table.len()), (0, 2), "{:?}", sim.router.asked);
     }
 }
 

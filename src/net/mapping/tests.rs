@@ -120,6 +120,10 @@ impl Running {
         PortMapping::start(&self.scope, Sockets::default(), self.setup.clone())
     }
 
+    fn map_from(&self, ours: IpAddr) -> Arc<PortMapping> {
+        PortMapping::start(&self.scope, Sockets::new(None, Some(ours)), self.setup.clone())
+    }
+
     async fn until(&self, mapping: &PortMapping, what: impl FnMut(&Status) -> bool) -> Status {
         let mut changed = mapping.changed();
         let status = timeout(LIMIT, changed.wait_for(what)).await.expect("in time").unwrap();
@@ -205,6 +209,27 @@ async fn a_firewall_for_ipv6_is_opened() {
     assert_eq!(status.port(Protocol::Tcp), None, "no port of IPv4's");
     assert!(mapping.remove(LIMIT).await);
     timeout(LIMIT, table.wait_for(Table::is_empty)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn peers_are_sent_to_the_address_that_we_listen_at() {
+    let ours = IpAddr::from([127, 0, 0, 5]);
+    for (method, orders) in [(Method::Pcp, true), (Method::NatPmp, true), (Method::Upnp, false)] {
+        let mut running = start(Router::of(method, now()), orders, Broken::Not).await;
+        let mapping = running.map_from(ours);
+        running.until(&mapping, is_mapped).await;
+        let table = running.until_table(|table| table.len() == 2).await;
+        assert!(table.values().all(|entry| entry.client == ours), "{method:?}: {table:?}");
+        assert!(mapping.remove(LIMIT).await);
+        running.until_table(Table::is_empty).await;
+    }
+    // In a family in which we don't listen nobody is asked.
+    for elsewhere in ["::", "::1"] {
+        let running = start(Router::of(Method::Pcp, now()), true, Broken::Not).await;
+        let mapping = running.map_from(elsewhere.parse().unwrap());
+        running.until(&mapping, |status| status.trouble.as_deref() == Some("there is no router")).await;
+        assert!(mapping.remove(LIMIT).await);
+    }
 }
 
 #[tokio::test]
