@@ -54,15 +54,16 @@ impl Host {
         more
     }
 
-    /// One more interface, with an address. Whatever goes out there is lost.
+    /// One more interface, with an address and the way to the internet. Whatever goes out there is lost.
     #[track_caller]
-    pub fn lead_nowhere(&self, name: &str, addr: Ipv4Addr) {
+    pub fn lead_nowhere(&self, name: &str, addr: Ipv4Addr, router: Ipv4Addr) {
         let host = &self.name;
         ip(&["-n", host, "link", "add", name, "type", "veth", "peer", "name", "nowhere0"]);
         ip(&["-n", host, "link", "set", "nowhere0", "up"]);
         // Nobody is asked who has an address there, so packets do leave.
         ip(&["-n", host, "link", "set", name, "up", "arp", "off"]);
         ip(&["-n", host, "addr", "add", &format!("{addr}/24"), "dev", name]);
+        ip(&["-n", host, "route", "add", "default", "via", &router.to_string(), "dev", name]);
     }
 
     /// A command that runs there.

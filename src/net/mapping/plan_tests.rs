@@ -572,6 +572,7 @@ fn a_family_that_moves_begins_anew_and_the_other_goes_on() {
     assert_eq!((of(&sim, other.into()).len(), of(&sim, LOCAL.into())), (2, mapped));
     // The router of IPv4 goes: that of IPv6 isn't asked again for it.
     let six = of(&sim, other.into());
+    sim.now += Duration::from_secs(60);
     sim.moved(None, Some(other));
     sim.settle();
     assert_eq!((sim.plan.status().mappings.len(), of(&sim, other.into())), (2, six));
