@@ -1,12 +1,10 @@
 //! The plan against the tests' router, with a clock of their own: no sockets, and hours in a moment.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
-
-use proptest::prelude::*;
-
 use super::super::for_tests::{Entry, Router, Table};
 use super::super::{LEASE, LOOK, Mapping, Method, ssdp};
 use super::*;
+use proptest::prelude::*;
 
 const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 7);
 const LATER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 8);
