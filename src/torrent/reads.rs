@@ -19,7 +19,7 @@ use torrentfs_fs::lock::{Rank, RankedMutex};
 use super::inbox::{Demand, Inbox};
 use super::notifier::{self, Desk, Notifier};
 use super::recent::{self, Member, Recent};
-use super::table::PieceTable;
+use super::table::{PieceTable, Pins};
 use super::track::Track;
 use super::work::Right;
 use crate::metainfo::geometry::{FileIndex, PieceIndex};
@@ -243,15 +243,26 @@ impl Shared {
     /// Fills `buf` if all of it is complete and in memory. Never waits.
     pub fn try_here(&self, offset: u64, buf: &mut [u8]) -> bool {
         let pieces = self.info.geometry.pieces_of(offset, buf.len() as u64);
-        let Some(_pins) = self.table.pin(pieces.clone()) else { return false };
+        let Some(pins) = self.table.pin(pieces) else { return false };
         let read = self.fill(offset, buf, |at, part| self.store.try_read(at, part)).unwrap_or(false);
-        read && self.still_here(pieces)
+        read && pins.undisturbed()
     }
 
-    /// Whether what was read of these pieces is what was verified. Eviction passes over what is held; but what a disk
-    /// turns out to have lost, or somebody to have changed, goes under the reader's hands.
-    fn still_here(&self, pieces: Range<u32>) -> bool {
-        self.table.all_complete(pieces)
+    /// Reads what is verified: with `read`, while `hold` holds the pieces. Eviction passes over what is held; but what a
+    /// disk turns out to have lost, or somebody to have changed, goes under the reader's hands, and then it is read anew.
+    /// `None` when they can't be held, since some aren't complete.
+    pub(super) fn while_held<'a, T>(
+        &self,
+        hold: impl Fn() -> Option<Pins<'a>>,
+        mut read: impl FnMut() -> T,
+    ) -> Option<T> {
+        loop {
+            let pins = hold()?;
+            let result = read();
+            if pins.undisturbed() {
+                return Some(result);
+            }
+        }
     }
 
     /// Reads what is complete with a storage worker, for a reader for whom nothing is fetched.
@@ -259,15 +270,11 @@ impl Shared {
         let shared = self.clone();
         let job = Box::new(move |scratch: &mut crate::storage::pool::Scratch| {
             let pieces = shared.info.geometry.pieces_of(offset, len as u64);
-            let Some(pins) = shared.table.pin(pieces.clone()) else { return done(Err(ReadError::NotHere)) };
             let buf = scratch.buffer(len);
-            let read = shared.fetch(offset, buf);
-            let still_here = shared.still_here(pieces);
-            drop(pins);
-            match read {
-                Ok(()) if !still_here => done(Err(ReadError::NotHere)),
-                Ok(()) => done(Ok(buf)),
-                Err(error) => {
+            match shared.while_held(|| shared.table.pin(pieces.clone()), || shared.fetch(offset, buf)) {
+                None => done(Err(ReadError::NotHere)),
+                Some(Ok(())) => done(Ok(buf)),
+                Some(Err(error)) => {
                     shared.suspect(offset, len, &error);
                     done(Err(error.into()));
                 }
@@ -404,13 +411,10 @@ impl Shared {
         }
         let read = &waiter.read;
         let (offset, pieces) = (read.offset, self.pieces(read));
-        let Some(pins) = self.table.pin(pieces.clone()) else { return self.take_up(waiter) };
         let buf = scratch.buffer(read.len);
-        let fetched = self.fetch(offset, buf);
-        let still_here = self.still_here(pieces.clone());
-        drop(pins);
+        let fetched = self.while_held(|| self.table.pin(pieces.clone()), || self.fetch(offset, buf));
+        let Some(fetched) = fetched else { return self.take_up(waiter) };
         let result = match fetched {
-            Ok(()) if !still_here => return self.take_up(waiter),
             Ok(()) => Ok(&*buf),
             Err(StorageError::Closed) if self.is_removed() => Err(ReadError::Removed),
             Err(StorageError::Closed) => Err(ReadError::Closed),
@@ -733,15 +737,21 @@ mod tests {
 
     #[test]
     fn s1_what_goes_under_the_readers_hands_is_not_answered() {
-        /// The first time, the piece turns out to be lost while it is read.
+        /// The first time, the piece turns out to be lost while it is read; and may come again before that ends.
         #[derive(Default)]
-        struct Loses(OnceLock<Arc<Shared>>, AtomicUsize);
+        struct Loses {
+            shared: OnceLock<Arc<Shared>>,
+            reads: AtomicUsize,
+            comes_again: bool,
+        }
         impl Loses {
             fn fill(&self, buf: &mut [u8]) {
-                let again = self.1.fetch_add(1, Ordering::SeqCst) > 0;
+                let again = self.reads.fetch_add(1, Ordering::SeqCst) > 0;
                 buf.fill(if again { 7 } else { 9 });
-                if let Some(shared) = self.0.get().filter(|_| !again) {
-                    shared.table.set(PieceIndex(0), PieceState::Missing);
+                let Some(shared) = self.shared.get().filter(|_| !again) else { return };
+                shared.table.set(PieceIndex(0), PieceState::Missing);
+                if self.comes_again {
+                    shared.table.set(PieceIndex(0), PieceState::Complete);
                 }
             }
         }
@@ -770,14 +780,14 @@ mod tests {
         }
         let workers = Workers::start(1).unwrap();
         let plain = shared(&workers, 2);
-        let losing = || {
-            let store = Arc::new(Loses::default());
+        let losing = |comes_again| {
+            let store = Arc::new(Loses { comes_again, ..Loses::default() });
             let (info, table) = (plain.info.clone(), Arc::new(PieceTable::new(2, PieceState::Complete)));
             let shared = Arc::new(Shared::new(info, table, store.clone(), workers.clone(), Arc::default()));
-            assert!(store.0.set(shared.clone()).is_ok());
+            assert!(store.shared.set(shared.clone()).is_ok());
             shared
         };
-        let shared = losing();
+        let shared = losing(false);
         let reader = Reader::open(shared.clone(), FileIndex(0)).unwrap();
         let (_ticket, answers) = read(&reader, 0, 10);
         while shared.notifier.waiters().is_empty() {
@@ -786,10 +796,19 @@ mod tests {
         }
         complete(&shared, 0);
         assert_eq!(answers.recv_timeout(LONG).unwrap().unwrap(), vec![7; 10]);
-        assert!(!losing().try_here(0, &mut [0; 10]));
-        let (told, answers) = channel();
-        losing().read_here(0, 10, Box::new(move |r| _ = told.send(r.map(<[u8]>::to_vec))));
-        assert_eq!(answers.recv_timeout(LONG).unwrap(), Err(ReadError::NotHere));
+        let read_here = |shared: Arc<Shared>| {
+            let (told, answers) = channel();
+            shared.read_here(0, 10, Box::new(move |r| _ = told.send(r.map(<[u8]>::to_vec))));
+            answers.recv_timeout(LONG).unwrap()
+        };
+        assert!(!losing(false).try_here(0, &mut [0; 10]));
+        assert_eq!(read_here(losing(false)), Err(ReadError::NotHere));
+        // It is complete again: all the same, what was read is what lay there before.
+        let reader = Reader::open(losing(true), FileIndex(0)).unwrap();
+        let (_ticket, answers) = read(&reader, 0, 10);
+        assert_eq!(answers.recv_timeout(LONG).unwrap().unwrap(), vec![7; 10]);
+        assert!(!losing(true).try_here(0, &mut [0; 10]));
+        assert_eq!(read_here(losing(true)).unwrap(), vec![7; 10]);
         workers.stop(LONG);
     }
 

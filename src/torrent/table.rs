@@ -12,10 +12,14 @@
 //! **Pins.** Who reads a piece holds it ([`PieceTable::pin`]): a count beside its state, in the same cell. A piece is
 //! evicted ([`PieceTable::evict`]) by one exchange of "complete, held by nobody" for "missing", so either the reader
 //! or the eviction comes first, and neither waits.
+//!
+//! **Losses.** A disk that fails, or somebody who was at a file, takes a piece away though it is held, and it may have
+//! been fetched again before whoever reads it looks. So losses are counted, and a reader that sees the same count before
+//! and after read what was verified ([`Pins::undisturbed`]).
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::metainfo::geometry::PieceIndex;
 use crate::storage::lru::Victim;
@@ -70,6 +74,8 @@ pub struct PieceTable {
     /// When each was read last, by the clock; 0 for never.
     stamps: Box<[AtomicU64]>,
     clock: ReadClock,
+    /// How often a complete piece became anything else, other than by eviction.
+    losses: AtomicU64,
     complete: AtomicU32,
     /// The complete ones of each group of [`GROUP`]. Changed after the state: it lags by moments.
     groups: Box<[AtomicU32]>,
@@ -87,7 +93,8 @@ impl PieceTable {
         let stamps = (0..pieces).map(|_| AtomicU64::new(0)).collect();
         let complete = |pieces| AtomicU32::new(if state == PieceState::Complete { pieces } else { 0 });
         let groups = (0..pieces).step_by(GROUP as usize).map(|first| complete((pieces - first).min(GROUP)));
-        Self { cells, stamps, clock, groups: groups.collect(), complete: complete(pieces) }
+        let (groups, losses) = (groups.collect(), AtomicU64::new(0));
+        Self { cells, stamps, clock, losses, groups, complete: complete(pieces) }
     }
 
     /// Number of pieces.
@@ -145,6 +152,10 @@ impl PieceTable {
         let before = match cell.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |cell| Some(with(cell))) {
             Ok(cell) | Err(cell) => PieceState::of(cell),
         };
+        if before == PieceState::Complete && state != before {
+            // Release: whoever finds what came in its place finds this, too.
+            self.losses.fetch_add(1, Ordering::AcqRel);
+        }
         self.count(piece, before, state);
     }
 
@@ -171,7 +182,9 @@ impl PieceTable {
 
     /// As [`PieceTable::pin`], for whoever isn't a reader: they don't count as read.
     pub fn hold(&self, pieces: Range<u32>) -> Option<Pins<'_>> {
-        let mut pins = Pins { table: self, held: pieces.start..pieces.start };
+        // Before any state is looked at: a loss that comes later is seen.
+        let losses = self.losses.load(Ordering::Acquire);
+        let mut pins = Pins { table: self, held: pieces.start..pieces.start, losses };
         for piece in pieces {
             let cell = self.cells.get(piece as usize)?;
             // Acquire pairs with the Release in `set`, as in `state`. Held before the state is looked at: an
@@ -266,6 +279,17 @@ fn evictable(cell: u32) -> bool {
 pub struct Pins<'a> {
     table: &'a PieceTable,
     held: Range<u32>,
+    losses: u64,
+}
+
+impl Pins<'_> {
+    /// Whether nothing of the torrent was lost since it was held, so that what was read of it meanwhile is what was
+    /// verified. After a false the reader begins anew, even if all is complete: it may have been fetched again.
+    pub fn undisturbed(&self) -> bool {
+        // What was read before isn't read after the count.
+        fence(Ordering::Acquire);
+        self.table.losses.load(Ordering::Acquire) == self.losses
+    }
 }
 
 impl Drop for Pins<'_> {

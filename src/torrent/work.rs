@@ -517,14 +517,12 @@ pub(super) fn serve(
         let mut served = Served { to, request, data: None };
         let buf = scratch.buffer(request.len as usize);
         let offset = job_shared.info.geometry.piece_offset(request.piece) + u64::from(request.begin);
-        let Some(_pins) = job_shared.table.hold(request.piece.0..request.piece.0 + 1) else { return };
-        match job_shared.fetch_to_serve(offset, buf) {
-            // Unless it has gone meanwhile, as what a disk has lost does.
-            Ok(()) if job_shared.table.is_complete(request.piece) => {
-                served.data = Some(Bytes::copy_from_slice(buf));
-            }
-            Ok(()) => {}
-            Err(error) => job_shared.suspect(offset, request.len as usize, &error),
+        let hold = || job_shared.table.hold(request.piece.0..request.piece.0 + 1);
+        match job_shared.while_held(hold, || job_shared.fetch_to_serve(offset, buf)) {
+            Some(Ok(())) => served.data = Some(Bytes::copy_from_slice(buf)),
+            Some(Err(error)) => job_shared.suspect(offset, request.len as usize, &error),
+            // It has gone meanwhile.
+            None => {}
         }
     });
     shared.workers.submit(Class::Serve, job).is_ok()

@@ -133,7 +133,8 @@ impl FileStore {
         }
     }
 
-    /// Puts an opened file into the table, in place of the one that is there.
+    /// Puts an opened file into the table, in place of the one that is there. Not one that was harmed: whoever found it
+    /// among the open ones would take what is in it for what was verified.
     fn keep(&self, turn: &Turn<'_>, opened: Opened) -> Result<Arc<dyn VolumeFile>, StorageError> {
         let file = turn.file;
         let stat = opened.file.stat().map_err(|e| self.error(file, "looking at", e))?;
@@ -145,6 +146,10 @@ impl FileStore {
             table.alone.insert(file);
         }
         table.usable()?;
+        if table.harmed.contains(&file) {
+            drop(table);
+            return Err(StorageError::Changed { path: self.path(file) });
+        }
         let before = table.standing.get(&file).copied();
         if before.is_none() && opened.name == Name::Own {
             table.lent.insert(file);

@@ -71,8 +71,8 @@ pub(super) struct Table {
     pub(super) turns: HashSet<u32>,
     /// Bytes that files have had since the store was opened, or since they were reopened: with fewer, they were cut.
     pub(super) had: HashMap<u32, u64>,
-    /// Files that somebody was at, which was told: nothing of them is read before they are reopened, since whoever
-    /// believes in what was in them hasn't heard of it yet.
+    /// Files that somebody was at, which was told: nothing of them is read, and none is open, before they are reopened,
+    /// since whoever believes in what was in them hasn't heard of it yet.
     pub(super) harmed: HashSet<u32>,
     /// Files that the kernel was given to read by itself, or may have been before the store was opened.
     pub(super) lent: HashSet<u32>,
