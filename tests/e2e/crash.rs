@@ -200,9 +200,8 @@ fn s3_killed_while_fetching_many_files() {
 #[test]
 fn s4_killed_while_evicting() {
     needs!(Fuse, Libtorrent);
-    // What was recorded is often evicted before the next record, so with some seeds lives are long until one of them is
-    // killed with something recorded, and this takes minutes.
-    killed(&Sample::big(), &["--cache-size=24M", "--download-limit=16M"], true);
+    // So slow that what was recorded isn't all evicted before the next record, or it would be luck to kill one with any.
+    killed(&Sample::big(), &["--cache-size=24M", "--download-limit=6M"], true);
 }
 
 #[test]
