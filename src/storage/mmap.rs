@@ -41,7 +41,7 @@ use nix::unistd::Pid;
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
 use super::file::{FileStore, StoredFile};
-use super::volume::VolumeFile;
+use super::volume::{InodeId, VolumeFile};
 use super::{FileState, StorageError, Store};
 use crate::metainfo::geometry::{FileIndex, Geometry, Span};
 
@@ -309,7 +309,7 @@ impl Table {
 #[derive(Debug)]
 struct Window {
     map: MmapRaw,
-    inode: (u64, u64),
+    inode: InodeId,
 }
 
 impl Window {
@@ -507,8 +507,8 @@ mod tests {
             assert!(buf == other);
         }
         let metadata = std::fs::metadata(&path).unwrap();
-        let inode = (metadata.dev(), metadata.ino());
-        assert_eq!(store.find(FileIndex(0), 0).unwrap().inode, inode, "mapped anew");
+        let inode = store.find(FileIndex(0), 0).unwrap().inode;
+        assert_eq!((inode.device, inode.number), (metadata.dev(), metadata.ino()), "mapped anew");
     }
 
     #[test]

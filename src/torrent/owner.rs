@@ -368,6 +368,10 @@ impl Owner {
                     self.apply(Event::Ours(known));
                 }
                 () = tokio::time::sleep_until(next) => {
+                    // What has ended by now has ended in time, however late we look.
+                    while let Ok(work) = done.try_recv() {
+                        self.work_ended(work);
+                    }
                     self.try_backlog();
                     if self.swarm.round_is_due(Instant::now()) {
                         let sent = |l: &Link| l.counters.up.load(Ordering::Relaxed);

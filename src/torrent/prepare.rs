@@ -196,6 +196,8 @@ fn open(
     // Nothing to tidy up after an end in good order, or without a record: then nothing is missing that has data.
     let unclean = found.as_ref().is_some_and(|data| !data.clean);
     let states = sides.first().map_or(&[][..], |own| &own.states);
+    // Of data that isn't ours nothing is given back, and what is known of its files stays known.
+    let unclean = unclean && (record.adopted.is_none() || sides.len() > 1);
     tidy(&*store, geometry, states, &record, unclean, name);
     Ok(Open { store, layers, record, clean })
 }

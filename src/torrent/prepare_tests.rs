@@ -515,6 +515,20 @@ fn adopted_data_is_used_where_it_lies_and_missed_when_it_is_gone() {
         assert_eq!((states(&prepared).as_str(), prepared.clean), ("CCCC", true), "{read_only}");
         assert!((0..PIECES).all(|p| World::new(&prepared, false).is_right(p)));
         prepared.shared.store.close();
+        // After a kill, too, nobody takes what is put in its place for what was there.
+        if !read_only {
+            let clean = place.load();
+            place.save(&ResumeData { complete: vec![0xd0], clean: false, ..clean.clone() });
+            let (_, prepared) = place.open(true);
+            assert_eq!(states(&prepared), "CC-C");
+            let other = theirs.with_extension("other");
+            std::fs::write(&other, vec![0xee; data.len()]).unwrap();
+            std::fs::rename(&other, &theirs).unwrap();
+            let read = prepared.shared.store.read_at(0, &mut [0; 10]);
+            assert!(matches!(read, Err(StorageError::Changed { .. })), "{read:?}");
+            prepared.shared.store.close();
+            place.save(&clean);
+        }
         // Somebody is at it.
         let file = std::fs::File::options().write(true).open(&theirs).unwrap();
         file.set_modified(SystemTime::now() + Duration::from_secs(5)).unwrap();

@@ -287,6 +287,13 @@ impl Shared {
         }
     }
 
+    /// As [`Shared::suspect`], when something else was done to a range and it turned out that somebody was at its file.
+    pub(super) fn heed(&self, offset: u64, len: u64, error: &StorageError) {
+        if let StorageError::Changed { .. } = error {
+            self.suspect(offset, len as usize, error);
+        }
+    }
+
     /// Has the pieces of a range checked, whose bytes the store couldn't give.
     pub(super) fn suspect(&self, offset: u64, len: usize, error: &StorageError) {
         let geometry = &self.info.geometry;
@@ -305,7 +312,7 @@ impl Shared {
             | StorageError::Unsynced { .. }
             | StorageError::ReadOnly { .. } => return,
         };
-        tracing::warn!(torrent = %self.info.name, "reading failed, so it is checked: {error}");
+        tracing::warn!(torrent = %self.info.name, "its pieces are checked: {error}");
         let pieces = geometry.pieces_of(offset, len as u64);
         self.inbox.post(Demand::Suspect { pieces, files });
     }

@@ -246,6 +246,11 @@ pub(super) fn check(shared: &Arc<Shared>, piece: PieceIndex, why: Check, to: &mp
             Err(StorageError::Closed) if why == Check::Recorded => Looked::Nothing,
             Err(error) => {
                 tracing::warn!(torrent = %info.name, "a piece could not be checked, so it is fetched: {error}");
+                job_shared.heed(
+                    info.geometry.piece_offset(piece),
+                    info.geometry.piece_len(piece).into(),
+                    &error,
+                );
                 looked(false)
             }
         };
@@ -385,6 +390,9 @@ fn finish(shared: &Shared, record: &Record) {
             && let Err(error) = shared.store.finish(file)
         {
             tracing::warn!(torrent = %shared.info.name, "a file is whole, and can't be given its name: {error}");
+            if let Some(extent) = geometry.files().get(file.0 as usize) {
+                shared.heed(extent.offset, extent.len, &error);
+            }
         }
     }
 }
@@ -458,7 +466,7 @@ fn give_back(shared: &Shared, pieces: &[PieceIndex]) -> Work {
             }
         }
         let pieces = run.iter().copied().map(PieceIndex);
-        match shared.store.discard(range, around) {
+        match shared.store.discard(range.clone(), around) {
             Ok(()) => freed.extend(pieces),
             Err(error) => {
                 // Once for all parts of a file.
@@ -468,6 +476,7 @@ fn give_back(shared: &Shared, pieces: &[PieceIndex]) -> Work {
                     said = why;
                 }
                 never |= matches!(error, StorageError::Unsupported { .. });
+                shared.heed(range.start, range.end - range.start, &error);
                 kept.extend(pieces);
             }
         }
@@ -537,6 +546,7 @@ mod tests {
     use crate::peer::PeerKey;
     use crate::storage::Store;
     use crate::storage::quota::Quota;
+    use crate::torrent::inbox::Demand;
     use crate::torrent::recent::Recent;
     use crate::torrent::table::{PieceState, PieceTable};
 
@@ -564,7 +574,7 @@ mod tests {
     }
 
     /// Takes all pieces but the second, which finds the disk full, and panics at the fourth. Gives back all but the
-    /// second; remembers what it was to adopt.
+    /// second, and the seventh, at whose file somebody was; remembers what it was to adopt.
     struct Picky(std::sync::mpsc::Sender<std::ops::Range<u64>>);
 
     impl Store for Picky {
@@ -591,9 +601,10 @@ mod tests {
             self.0.send(range).unwrap();
         }
         fn discard(&self, range: std::ops::Range<u64>, _: std::ops::Range<u64>) -> Result<(), StorageError> {
-            match range.contains(&PIECE) {
-                true => Err(StorageError::Full { path: "/x".into() }),
-                false => Ok(()),
+            match (range.contains(&PIECE), range.contains(&(6 * PIECE))) {
+                (true, _) => Err(StorageError::Full { path: "/x".into() }),
+                (_, true) => Err(StorageError::Changed { path: "/x".into() }),
+                (false, false) => Ok(()),
             }
         }
         fn files(&self) -> Result<Vec<crate::storage::FileState>, StorageError> {
@@ -633,6 +644,13 @@ mod tests {
         assert_eq!(outcome(&shared), (vec![4, 5], vec![0, 1, 2, 3]), "one can't be, and its run with it");
         drop(pins);
         assert_eq!(outcome(&shared), (vec![], vec![0, 1, 2, 3, 4, 5]));
+        assert!(shared.inbox.take().is_empty());
+        give_back(&shared, &[PieceIndex(6)]);
+        let told = shared.inbox.take();
+        assert!(
+            matches!(&told[..], [Demand::Suspect { pieces, files }] if *pieces == (6..7) && files[..] == [FileIndex(0)]),
+            "what else is in the file is checked"
+        );
         workers.stop(std::time::Duration::from_secs(20));
     }
 

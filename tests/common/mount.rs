@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Host, Sample, wait_for, wait_until};
+use super::{Host, Sample, ran, wait_for, wait_until};
 
 /// For the mount to show; a start takes well under a second.
 const START: Duration = Duration::from_secs(30);
@@ -329,6 +329,14 @@ impl Mount {
             .output()
             .expect("getfattr runs");
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Waits until its first tracker has answered: from then on it is told when the mount ends.
+    pub fn wait_tracker(&self) {
+        let point = self.point().display().to_string();
+        let state =
+            || ran(["status", &point, "--json"]).json()["torrents"][0]["trackers"][0]["state"].clone();
+        wait_until("the tracker's answer", Duration::from_secs(60), || state() == "working");
     }
 
     /// Sends the program a signal.

@@ -300,9 +300,9 @@ fn an_end_without_peers_says_so() {
 fn a_slow_peer_is_no_time_out() {
     needs!(Libtorrent);
     let sample = Sample::small();
-    let behaviour = Behaviour { rate: Some(1 << 20), ..Behaviour::default() };
+    let behaviour = Behaviour { rate: Some(512 << 10), ..Behaviour::default() };
     let peer = ScriptedPeer::start(sample.clone(), behaviour);
-    let cat = Cat::new().peer(peer.addr()).args(&["--read-timeout", "500ms", "--length", "3M"]);
+    let cat = Cat::new().peer(peer.addr()).args(&["--read-timeout", "1s", "--length", "3M"]);
     let out = cat.arg(&sample.torrent).prints();
     assert!(out == bytes_at(sample.seed, 0, 3 << 20));
 }

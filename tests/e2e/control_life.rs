@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{Ended, Mount, Place, Proc, STOP, Sample, magnet, ran, torrentfs, wait_until};
+use crate::common::{Ended, Mount, Place, Proc, STOP, Sample, Tracker, magnet, ran, torrentfs, wait_until};
 use crate::needs;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -41,13 +41,13 @@ impl Client {
     }
 }
 
-/// A tracker that never answers is told that we leave: two seconds in which a mount ends.
-fn slow_to_end(sample: &Sample) -> (Mount, std::net::TcpListener) {
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let tracker = format!("http://{}/announce", silent.local_addr().expect("bound"));
-    let mount = Mount::sample(sample).arg("--tracker").arg(&tracker).start();
-    mount.wait_log(&["ready"], MINUTE);
-    (mount, silent)
+/// A tracker that knows us doesn't answer when it is told that we leave: two seconds in which a mount ends.
+fn slow_to_end(sample: &Sample) -> (Mount, Tracker) {
+    let tracker = Tracker::start(&[]);
+    let mount = Mount::sample(sample).arg("--tracker").arg(tracker.http_url()).start();
+    mount.wait_tracker();
+    tracker.fall_silent();
+    (mount, tracker)
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn o7_an_end_that_is_asked_for_twice_is_not_forced() {
     needs!(Fuse, Libtorrent, Attr);
     let sample = Sample::small();
     for signal_first in [true, false] {
-        let (mut mount, _silent) = slow_to_end(&sample);
+        let (mut mount, _tracker) = slow_to_end(&sample);
         let mut client = Client::to(&socket(&mount));
         let mut other = Client::to(&socket(&mount));
         let pid = u64::from(mount.pid());

@@ -40,7 +40,7 @@ fn a_ratio_is_kept_over_runs_and_nothing_is_sent_beyond_it() {
     drop(crowd);
     assert_eq!(told(&first), (0, None));
     let takers = Takers::start(&torrent, addr, 2);
-    wait_until("more than half of it to be sent", MINUTE, || told(&first).0 > 7 * MIB);
+    wait_until("much of it to be sent", MINUTE, || told(&first).0 > 5 * MIB);
     first.stop();
     drop(takers);
 
@@ -51,8 +51,8 @@ fn a_ratio_is_kept_over_runs_and_nothing_is_sent_beyond_it() {
     let (sent, why) = told(&second);
     assert_eq!(why.as_deref(), Some("the ratio 1.5 is reached"));
     assert!(
-        sent > 0 && sent < 8 * MIB,
-        "with more than 7 MiB before, 12 MiB in all and what was on its way: {sent}"
+        sent > 0 && sent < 10 * MIB,
+        "with more than 5 MiB before, 12 MiB in all and what was on its way: {sent}"
     );
     let point = second.point().display().to_string();
     ran(["status", &point]).said(0, &["seeding has ended: the ratio 1.5 is reached"]);

@@ -93,7 +93,9 @@ fn every_socket_keeps_to_the_interface_that_is_named() {
     found.check_sums(&sample);
     drop(far.within(|| TcpStream::connect((near.ip, PORT))).expect("somebody listens"));
     found.stop();
-    let past: Vec<_> = sent(&mut seen).into_iter().filter(|sent| sent.ends_with(OTHER)).collect();
+    // The kernel takes its time to say there that the first has left its group.
+    let past = |sent: &String| sent.ends_with(OTHER) && !sent.starts_with("IGMP ");
+    let past: Vec<_> = sent(&mut seen).into_iter().filter(past).collect();
     assert!(past.is_empty(), "{past:?}");
     assert!(
         tracker.announces().iter().any(|said| said.udp) && tracker.announces().iter().any(|said| !said.udp)

@@ -112,9 +112,7 @@ fn o7_a_second_signal_forces_an_end_that_hangs() {
     let tracker = Tracker::start(&[]);
     let mut mount = Mount::sample(&sample).arg("--tracker").arg(tracker.http_url()).start();
     let told = |event: &str| tracker.announces().iter().any(|announce| announce.event == event);
-    wait_until("the tracker to be told", MINUTE, || told("started"));
-    // Its answer came with that; the program has it a moment later.
-    mount.wait_log(&["ready"], MINUTE);
+    mount.wait_tracker();
     tracker.fall_silent();
     mount.signal(Signal::SIGTERM);
     wait_until("the tracker to be told again", MINUTE, || told("stopped"));

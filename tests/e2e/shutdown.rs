@@ -52,7 +52,7 @@ fn o7_sigterm_under_load_twice() {
     let mut mount = Mount::sample(&sample).peer(seeder.addr).args(&["--tracker", &url]).start();
     let path = mount.path(&sample.name);
     let mut readers: Vec<_> = (0..8).map(|_| Proc::start("sha256sum", [&path])).collect();
-    crate::common::wait_until("the tracker to know us", DEADLINE, || told("started"));
+    mount.wait_tracker();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _stops = Stops::new(&stop, mount.pid());

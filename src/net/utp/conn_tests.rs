@@ -81,6 +81,7 @@ impl Line {
         if let Some(serial) = (len as u64 + 28).saturating_mul(1_000_000_000).checked_div(self.rate) {
             let start = self.free_at.unwrap_or(now).max(now);
             if start - now > self.queue {
+                self.lost += 1;
                 return Vec::new();
             }
             self.waited.push(start - now);

@@ -521,7 +521,8 @@ impl Store for FileStore {
         self.lend(file.0)
     }
 
-    /// A file that isn't what it was when it was finished or first seen is told once, as [`StorageError::Changed`].
+    /// A file that isn't what it was when it was finished or first seen is told as [`StorageError::Changed`] until it is
+    /// reopened.
     fn files(&self) -> Result<Vec<FileState>, StorageError> {
         self.table.lock().usable()?;
         let mut found = self.look()?;
@@ -562,9 +563,13 @@ impl Store for FileStore {
 
 impl FileStore {
     /// Whether a file that was looked at is what is known of it. What isn't known yet is learnt. Unless it was looked
-    /// at in its turn, another's turn may be giving it its other name, and what is known of it is forgotten meanwhile.
+    /// at in its turn, another's turn may be giving it its other name, and what is known of it is forgotten meanwhile. One
+    /// that somebody was at is known as nothing before it is reopened: it would pass for what was verified.
     fn is_as_known(&self, file: u32, found: Option<(Name, Stat)>, in_turn: bool) -> bool {
         let mut table = self.table.lock();
+        if table.harmed.contains(&file) {
+            return false;
+        }
         let elsewhere = !in_turn && table.turns.contains(&file);
         let is_open = table.open.contains_key(&file);
         let standing = table.standing.get(&file);

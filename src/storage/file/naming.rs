@@ -215,13 +215,19 @@ impl FileStore {
 
     fn try_open(&self, turn: &Turn<'_>, write: bool, create: bool) -> io::Result<Option<Opened>> {
         let file = turn.file;
-        let (known, had) = {
+        let (standing, had) = {
             let table = self.table.lock();
-            (table.standing.get(&file).map(|standing| standing.name), table.had.get(&file).copied())
+            (table.standing.get(&file).copied(), table.had.get(&file).copied())
         };
-        match self.find(file, known, write)? {
+        match self.find(file, standing.map(|standing| standing.name), write)? {
             // Nothing is written to a file under its own name, except where there is no other.
             Some((Name::Own, own)) if write && self.names.layout == Layout::Cache => {
+                // Somebody else has written to it: nobody would know once we have. Whoever keeps it tells.
+                if let Some(mark) = standing.and_then(|standing| standing.mark)
+                    && mark != Mark::from(&own.stat()?)
+                {
+                    return Ok(Some(Opened { file: own, name: Name::Own, writable: false, created: false }));
+                }
                 self.rename_to_part(file, &*own)?;
                 let part = self.open_for(&self.names.path(file, Name::Part), true)?;
                 Ok(Some(Opened { file: part, name: Name::Part, writable: true, created: false }))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::layout::Name;
 use crate::storage::StorageError;
-use crate::storage::volume::{Stat, VolumeFile};
+use crate::storage::volume::{InodeId, Stat, VolumeFile};
 
 /// A file that is open.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Open {
 /// By what a file is known again that nobody should write to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Mark {
-    inode: (u64, u64),
+    inode: InodeId,
     len: u64,
     modified: i64,
 }
@@ -39,8 +39,8 @@ impl From<&Stat> for Mark {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Standing {
     pub(super) name: Name,
-    /// Device and number of its inode, once it was looked at: what was verified is in that one.
-    pub(super) inode: Option<(u64, u64)>,
+    /// Its inode, once it was looked at: what was verified is in that one.
+    pub(super) inode: Option<InodeId>,
     /// Set while nobody is to write to it, we neither.
     pub(super) mark: Option<Mark>,
     /// Whether it was finished, and that is durable.

@@ -5,7 +5,7 @@ use crate::storage::suite;
 use crate::storage::volume::faulty::Faulty;
 use crate::storage::volume::model::Model;
 use std::fs::File;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::sync::atomic::Ordering;
 
 /// A store that looks at its files when told to, not by the clock.
@@ -407,6 +407,8 @@ fn a_sync_whose_file_or_folder_is_gone_says_so_once() {
     std::fs::remove_dir_all(dir.path().join("data")).unwrap();
     assert!(matches!(store.sync(), Err(StorageError::Short { found: 0, .. })));
     store.sync().unwrap();
+    assert!(matches!(store.files(), Err(StorageError::Changed { .. })), "and what was in them is doubted");
+    (0..2).for_each(|file| store.reopen(FileIndex(file)).unwrap());
     assert_eq!(lens(&store), [None, None]);
 }
 
@@ -475,14 +477,15 @@ fn s1_a_file_changed_from_outside_is_noticed_and_not_read_before_it_is_reopened(
                 other => assert!(other.is_none() && !noticed, "{case}: {other:?}"),
             }
             store.look_every = Duration::MAX;
-            assert_eq!(lens(&store), [*len, Some(100)], "{case}");
             // Who believes in what was in it has yet to hear of it.
             assert_eq!(store.read_at(0, &mut buf).is_ok(), !noticed && len.is_some(), "{case}");
+            assert_eq!(store.files().is_ok(), !noticed, "{case}");
             store.read_at(100, &mut buf).unwrap();
             // What was lost is never made zeros of unasked.
             let written = write(&store, 90, &[3; 5]);
             assert_eq!(written.is_ok(), !noticed && *len == Some(100), "{case}: {written:?}");
             store.reopen(FileIndex(0)).unwrap();
+            assert_eq!(lens(&store), [*len, Some(100)], "{case}");
             write(&store, 0, &[8; 100]).unwrap();
             store.read_at(80, &mut buf).unwrap();
             assert_eq!((buf, lens(&store)), ([8; 20], vec![Some(100); 2]), "{case}");
@@ -535,8 +538,9 @@ fn s1_a_file_replaced_while_it_is_incomplete_is_noticed_by_whoever_opens_it_next
         }),
     ];
     for (what, opening) in rows {
-        for seen_by_name in [true, false] {
-            let case = format!("{what}, seen by name {seen_by_name}");
+        // Seen by name: it was never open. Then one that is made after it was removed may get its inode's number.
+        for (seen_by_name, removed) in [(true, false), (true, true), (false, false)] {
+            let case = format!("{what}, seen by name {seen_by_name}, removed {removed}");
             let dir = tempfile::tempdir().unwrap();
             let geometry = Arc::new(Geometry::contiguous(16, &[100]));
             write(&open(dir.path(), geometry.clone(), &named(&["a"])), 0, &[7; 100]).unwrap();
@@ -549,11 +553,24 @@ fn s1_a_file_replaced_while_it_is_incomplete_is_noticed_by_whoever_opens_it_next
                 false => store.read_at(0, &mut buf).unwrap(),
             }
             let part = dir.path().join("data/a.part");
-            std::fs::write(part.with_extension("other"), [9; 100]).unwrap();
-            std::fs::rename(part.with_extension("other"), &part).unwrap();
+            let born = || part.metadata().unwrap().created().ok();
+            let (before, mut tries) = (born(), 0);
+            while removed && (tries == 0 || before.is_some_and(|before| Some(before) == born())) {
+                tries += 1;
+                std::fs::remove_file(&part).unwrap();
+                std::fs::write(&part, [9; 100]).unwrap();
+            }
+            if !removed {
+                std::fs::write(part.with_extension("other"), [9; 100]).unwrap();
+                std::fs::rename(part.with_extension("other"), &part).unwrap();
+            }
             let told = opening(&store);
             assert!(matches!(told, Err(StorageError::Changed { .. })), "{case}: {told:?}");
-            // Whoever believes in what was in it may not have heard of it yet: nothing is read or written.
+            // Whoever believes in what was in it may not have heard of it yet: nothing is read, written or recorded.
+            for _ in 0..2 {
+                let found = store.files();
+                assert!(matches!(found, Err(StorageError::Changed { .. })), "{case}: {found:?}");
+            }
             let written = write(&store, 90, &[3; 5]);
             assert!(matches!(written, Err(StorageError::Changed { .. })), "{case}: {written:?}");
             let at_once = store.try_read(0, &mut buf);
@@ -565,6 +582,40 @@ fn s1_a_file_replaced_while_it_is_incomplete_is_noticed_by_whoever_opens_it_next
             write(&store, 90, &[3; 5]).unwrap();
             store.read_at(80, &mut buf).unwrap();
             assert_eq!((&buf[..10], &buf[10..15]), (&[9; 10][..], &[3; 5][..]), "{case}");
+        }
+    }
+}
+
+#[test]
+fn s1_what_was_written_into_a_finished_file_is_noticed_before_we_write_to_it() {
+    /// What makes it incomplete again.
+    type Opening = fn(&FileStore) -> Result<(), StorageError>;
+    let rows: &[(&str, Opening)] =
+        &[("a write", |store| write(store, 90, &[3; 5])), ("a discard", |store| store.discard(0..16, 0..16))];
+    for (what, opening) in rows {
+        for harmed in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut store = open(dir.path(), Arc::new(Geometry::contiguous(16, &[100])), &named(&["a"]));
+            // Nobody looks while it is read on.
+            store.look_every = Duration::MAX;
+            write(&store, 0, &[7; 100]).unwrap();
+            store.finish(FileIndex(0)).unwrap();
+            let path = dir.path().join("data/a");
+            if harmed {
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+                let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+                file.write_all_at(&[9; 5], 50).unwrap();
+                file.set_modified(std::time::SystemTime::now() + Duration::from_secs(5)).unwrap();
+            }
+            let told = opening(&store);
+            assert_eq!(matches!(told, Err(StorageError::Changed { .. })), harmed, "{what}: {told:?}");
+            assert!(harmed || told.is_ok(), "{what}: {told:?}");
+            let mut buf = [0; 20];
+            let read = store.read_at(45, &mut buf);
+            assert_eq!(matches!(read, Err(StorageError::Changed { .. })), harmed, "{what}: {read:?}");
+            assert!(harmed || buf == [7; 20], "{what}: {buf:?}");
+            store.reopen(FileIndex(0)).unwrap();
+            store.read_at(45, &mut buf).unwrap();
         }
     }
 }

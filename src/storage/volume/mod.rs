@@ -179,6 +179,17 @@ pub struct Flags {
     pub let_go: bool,
 }
 
+/// One file among all there are and were: the number of its inode is given to another once nobody has it open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct InodeId {
+    /// The device it is on.
+    pub device: u64,
+    /// Its number there.
+    pub number: u64,
+    /// When it was made, in nanoseconds since the epoch; 0 where that isn't told.
+    pub born: i64,
+}
+
 /// What is known of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stat {
@@ -188,8 +199,8 @@ pub struct Stat {
     pub allocated: u64,
     /// When its content was changed last, in nanoseconds since the epoch.
     pub modified: i64,
-    /// Device and number of its inode: the same file as long as it is open somewhere.
-    pub inode: (u64, u64),
+    /// Which file it is, by whatever name.
+    pub inode: InodeId,
     /// Names it has; 0 once it is removed.
     pub links: u64,
     /// Permission bits.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use torrentfs_fs::lock::{Rank, RankedMutex};
 
-use super::{Access, Flags, Stat, Volume, VolumeFile};
+use super::{Access, Flags, InodeId, Stat, Volume, VolumeFile};
 
 /// Bytes that are written all or not at all.
 const SECTOR: usize = 512;
@@ -240,7 +240,7 @@ impl State {
             len: file.seen.len() as u64,
             allocated: file.seen.len() as u64,
             modified: file.modified,
-            inode: (1, inode as u64),
+            inode: InodeId { device: 1, number: inode as u64, born: 0 },
             links: self.names.values().filter(|i| **i == inode).count() as u64,
             mode: file.mode,
             block: SECTOR as u64,

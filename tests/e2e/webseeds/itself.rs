@@ -10,7 +10,9 @@ use crate::common::{Sample, wait_until};
 use crate::needs;
 
 /// Silence for so long counts as hanging.
-const SILENCE: Duration = Duration::from_millis(300);
+const SILENCE: Duration = Duration::from_millis(600);
+/// What isn't silence.
+const PAUSE: Duration = Duration::from_millis(30);
 
 /// How a connection went on after what came.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,7 +71,7 @@ fn each_act_does_what_it_says() {
     };
     let right = |body: &[u8]| body == part;
     check(Act::Serve, &["206 partial", &said, &count], &right, Open);
-    check(Act::Late(SILENCE / 10), &["206 partial", &said, &count], &right, Open);
+    check(Act::Late(PAUSE), &["206 partial", &said, &count], &right, Open);
     check(Act::status(410), &["410 gone"], &<[u8]>::is_empty, Open);
     check(Act::later(503, 7), &["503 ", "retry-after: 7\r\n"], &<[u8]>::is_empty, Open);
     check(Act::redirect(302, "/x"), &["302 ", "location: /x\r\n"], &<[u8]>::is_empty, Open);
@@ -102,7 +104,7 @@ fn each_act_does_what_it_says() {
     check(Act::Chunked, &["206 ", "transfer-encoding: chunked\r\n"], &|body| body.len() > length, Open);
     check(Act::Hang, &[], &<[u8]>::is_empty, Open);
     check(Act::Stall(70_000), &["206 ", &count], &|body| body == &part[..70_000], Open);
-    check(Act::Trickle(50_000, SILENCE / 10), &["206 ", &count], &right, Open);
+    check(Act::Trickle(50_000, PAUSE), &["206 ", &count], &right, Open);
     check(Act::Close(true), &["206 ", "connection: close\r\n"], &right, Closed);
     check(Act::Close(false), &["206 ", &count], &right, Closed);
     check(Act::Reset, &[], &<[u8]>::is_empty, Closed);

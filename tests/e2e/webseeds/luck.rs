@@ -282,8 +282,8 @@ fn right_bytes_or_a_clear_error_from_webseeds_that_do_anything() {
     assert!(locks * took < LOCKS_EACH * work + LOCKS_TICKING * took, "{locks:.0} locks taken a second");
     for (server, busiest) in servers.iter().zip(&busiest) {
         let peak = server.peak();
-        // Those that were cut end when the server hears of it: all that a removed torrent had, besides those of its heirs.
-        assert!(peak <= 16, "{peak} requests under way at one host");
+        // Those that were cut end when the server hears of it: some generations of eight, besides those of their heirs.
+        assert!(peak <= 32, "{peak} requests under way at one host");
         assert!(*busiest <= 1_000, "{busiest} requests in a second at one host");
     }
     // Each has a reason who doesn't work.
