@@ -969,10 +969,13 @@ mod tests {
         let (end, ended) = channel();
         let last = reader.read(0, 1, Box::new(move |_| end.send(()).unwrap()));
         ended.recv_timeout(LONG).unwrap();
-        drop((tickets, last));
+        // The other worker may still be at one that came before; dropping its ticket would withdraw it.
+        let until = Instant::now() + LONG;
         while count.load(Ordering::SeqCst) < 100 {
+            assert!(Instant::now() < until, "{count:?} of 100 were answered");
             std::thread::yield_now();
         }
+        drop((tickets, last));
         assert!(workers.stop(LONG).is_empty());
         assert_eq!(count.load(Ordering::SeqCst), 100);
     }
